@@ -1,0 +1,99 @@
+"""What an adapter is: the only code that knows the inside of a timm model.
+
+Shapes: B batch, P prefix tokens, N patch tokens, L = P + N, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+_ADAPTERS: dict[type[nn.Module], type[BackboneAdapter]] = {}
+_A = TypeVar("_A", bound="type[BackboneAdapter]")
+
+
+class BackboneAdapter(ABC):
+    """Runs one timm backbone step by step, without changing it.
+
+    ``context`` is whatever a family needs beside the tokens (rotary embeddings, relative positions);
+    it is made by :meth:`embed`, shortened by :meth:`gather` and read by :meth:`block`.
+
+    Raises:
+        TypeError: the backbone has a part that this adapter cannot drive; the message names it.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        self.backbone: Any = backbone
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """P: class, distillation and register tokens, which are never scored nor dropped."""
+        return self.backbone.num_prefix_tokens
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.backbone.blocks)
+
+    @property
+    @abstractmethod
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches at the configured image size."""
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> tuple[Tensor, Any]:
+        """Turn images ``(B, 3, H, W)`` into tokens ``(B, L, D)`` and their context."""
+
+    @abstractmethod
+    def gather(self, context: Any, index: Tensor) -> Any:
+        """Keep the context of the patches at ``index`` ``(B, k)``, counted among those present."""
+
+    @abstractmethod
+    def block(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> Tensor:
+        """Run one block on ``(B, L, D)``; the mask is as scaled-dot-product attention takes it."""
+
+    @abstractmethod
+    def norm(self, x: Tensor) -> Tensor:
+        """Apply what follows the last block and precedes pooling."""
+
+    @abstractmethod
+    def head(self, x: Tensor, mask: Tensor | None, training: bool, pre_logits: bool) -> Any:
+        """Pool and classify normalised tokens ``(B, L, D)``.
+
+        ``mask`` ``(B, N)`` weighs the patches; None means that all of them count fully.
+        """
+
+
+def register_adapter(*backbones: type[nn.Module]) -> Callable[[_A], _A]:
+    """Use an adapter class for these timm classes and everything that inherits from them."""
+
+    def register(cls: _A) -> _A:
+        for backbone in backbones:
+            _ADAPTERS[backbone] = cls
+        return cls
+
+    return register
+
+
+def create_adapter(backbone: nn.Module) -> BackboneAdapter:
+    """Return the adapter for a backbone, by its class or the nearest base class.
+
+    Raises:
+        TypeError: no adapter; the message lists the supported classes.
+    """
+    for base in type(backbone).__mro__:
+        if base in _ADAPTERS:
+            return _ADAPTERS[base](backbone)
+    supported = ", ".join(sorted(cls.__name__ for cls in _ADAPTERS))
+    raise TypeError(
+        f"{type(backbone).__name__} cannot be pruned: dynavit supports timm's {supported} and their "
+        f"subclasses. Others can be added with dynavit.models.adapters.register_adapter."
+    )

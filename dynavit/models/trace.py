@@ -1,0 +1,50 @@
+"""What happened to the tokens in one forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Trace:
+    """Record of a pruned forward. B batch, N original patches, S stages run, n patches at the end.
+
+    Attributes:
+        masks: S tensors ``(B, N)`` bool: which original patches were kept after each stage.
+        expected: S tensors ``(B,)`` fp32: expected fraction of the original patches kept, by the
+            selector's probabilities; what a keep-ratio loss reads.
+        features: ``(B, n, D)`` patch tokens after the last norm.
+        positions: ``(B, n)`` their original patch indices.
+        mask: ``(B, n)`` their final mask, or None where all count fully.
+        aux: auxiliary losses of the selectors, by name.
+    """
+
+    masks: list[Tensor] = field(default_factory=list)
+    expected: list[Tensor] = field(default_factory=list)
+    features: Tensor | None = None
+    positions: Tensor | None = None
+    mask: Tensor | None = None
+    aux: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> list[Tensor]:
+        """Number of patches kept after each stage: S tensors ``(B,)`` int64."""
+        return [mask.sum(dim=1) for mask in self.masks]
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """Original patch indices kept after each stage: S tensors ``(B, k)`` int64.
+
+        Ascending; rows with fewer than the largest count are padded with -1.
+        """
+        return [_indices(mask) for mask in self.masks]
+
+
+def _indices(mask: Tensor) -> Tensor:
+    n = mask.shape[1]
+    position = torch.arange(n, device=mask.device)
+    ordered = torch.where(mask, position, n).sort(dim=1).values[:, : int(mask.sum(dim=1).max())]
+    return torch.where(ordered < n, ordered, -1)

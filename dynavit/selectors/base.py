@@ -1,0 +1,126 @@
+"""What a selector is: logits in, a :class:`Selection` out.
+
+Shapes: B batch, N patch tokens.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dynavit.selectors.functional import hard_topk
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of one stage.
+
+    Attributes:
+        keep: ``(B, N)`` bool, the hard decision, a subset of the alive tokens. Gathering and
+            inference read nothing else.
+        mask: ``(B, N)`` fp32, what training multiplies by, hard or soft. It carries the gradient
+            and is zero on tokens that are not alive.
+        probs: ``(B, N)`` fp32, marginal probability of being kept; budget losses read this.
+        log_prob: ``(B,)`` fp32, log-probability of ``keep``, where a selector knows it.
+        aux: named auxiliary losses.
+    """
+
+    keep: Tensor
+    mask: Tensor
+    probs: Tensor
+    log_prob: Tensor | None = None
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def indices(self, k: int) -> Tensor:
+        """Return the kept positions ``(B, k)`` int64, ascending.
+
+        ``k`` is the number kept in every row; a static number, so that the graph exports.
+        """
+        n = self.keep.shape[1]
+        position = torch.arange(n, device=self.keep.device)
+        return torch.where(self.keep, position, n).topk(k, dim=1, largest=False, sorted=True).indices
+
+
+class Selector(nn.Module):
+    """Base class: a stateless rule that turns one logit per token into a decision.
+
+    Subclasses implement :meth:`sample`, used while training. In eval every selector keeps exactly
+    ``k`` tokens, those with the largest logits (:meth:`decide`): no noise, no temperature. So one
+    checkpoint runs at any ratio, batches stay rectangular, and export is static.
+
+    Attributes:
+        budget: ``"k"`` keeps a given number of tokens; ``"expected"`` lets a budget loss on
+            ``probs`` set their number during training.
+        soft: the training forward uses a fractional mask and therefore removes no token.
+        stochastic: the training forward draws noise.
+        trains_predictor: the task loss reaches the logits.
+        needs_scores: reads the logits at all; if not, the model skips its predictors in eval.
+    """
+
+    budget: ClassVar[Literal["k", "expected"]] = "k"
+    soft: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+    trains_predictor: ClassVar[bool] = True
+    needs_scores: ClassVar[bool] = True
+
+    def forward(
+        self,
+        logits: Tensor,
+        alive: Tensor,
+        k: int | Tensor | None = None,
+        temperature: float | Tensor = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Selection:
+        """Select tokens.
+
+        Args:
+            logits: ``(B, N)`` raw scores of any float dtype; fp32 inside.
+            alive: ``(B, N)`` bool, the tokens that earlier stages left.
+            k: tokens to keep per image: an int, or an int64 tensor of shape ``()`` or ``(B,)``.
+            temperature: smoothness of the gradient (and of a soft forward), above 0.
+            generator: source of the noise; the global one if None.
+
+        Raises:
+            ValueError: ``k`` is missing where it is needed.
+        """
+        if k is None and (self.budget == "k" or not self.training):
+            when = "always" if self.budget == "k" else "in eval mode"
+            raise ValueError(f"{type(self).__name__} needs k, the number of tokens to keep, {when}.")
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            # a dead token's logit may be anything, NaN included: it must not reach sums or sorts
+            logits = logits.masked_fill(~alive, 0.0)
+            if self.training:
+                return self.sample(logits, alive, k, temperature, generator)
+            assert k is not None
+            return self.decide(logits, alive, k)
+
+    @abstractmethod
+    def sample(
+        self,
+        logits: Tensor,
+        alive: Tensor,
+        k: int | Tensor | None,
+        temperature: float | Tensor,
+        generator: torch.Generator | None,
+    ) -> Selection:
+        """Select during training; arguments as in :meth:`forward`, logits in fp32."""
+
+    def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
+        """Select in eval: the ``k`` largest alive logits."""
+        keep = hard_topk(logits, alive, k)
+        return Selection(keep, keep.to(logits.dtype), logits.sigmoid() * alive)
+
+    def at(self, stage: int, positions: Tensor) -> Selector:
+        """Return the selector to call at a stage; itself, unless its rule depends on the place.
+
+        Args:
+            stage: 0-based number of the stage.
+            positions: ``(B, n)`` original patch index of each of the ``n`` logits to come.
+        """
+        return self

@@ -1,0 +1,139 @@
+"""Selectors that do not learn: a random choice to compare with, and a replay of given decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dynavit.errors import InputError
+from dynavit.selectors.base import Selection, Selector
+from dynavit.selectors.functional import hard_topk
+from dynavit.selectors.registry import register_selector
+
+
+class _NotLearned(Selector):
+    """Ignores the logits; chooses alike in training and in eval."""
+
+    trains_predictor = False
+    needs_scores = False
+
+    def sample(
+        self,
+        logits: Tensor,
+        alive: Tensor,
+        k: int | Tensor | None,
+        temperature: float | Tensor,
+        generator: torch.Generator | None,
+    ) -> Selection:
+        assert k is not None
+        return self.decide(logits, alive, k)
+
+
+@register_selector("random")
+class Random(_NotLearned):
+    """A random choice, the same for every image: one permutation per (seed, stage). A baseline."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def at(self, stage: int, positions: Tensor) -> Selector:
+        return _Ranked(self._rank(stage, positions))
+
+    def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
+        positions = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
+        return self.at(0, positions)(logits, alive, k)
+
+    def _rank(self, stage: int, positions: Tensor) -> Tensor:
+        """Hash each original position, so that its rank does not depend on who else is alive."""
+        key = positions.to(torch.int64) + 1
+        for salt in (self.seed + 1, stage + 1):
+            key = (key * 0x9E3779B1 + salt * 0x85EBCA6B) & 0xFFFFFFFF
+            key = ((key ^ (key >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
+            key = key ^ (key >> 13)
+        return (key >> 8).float()  # 24 bits: exact in fp32
+
+
+class _Ranked(_NotLearned):
+    """Keeps the k best of a given ranking ``(B, n)``."""
+
+    def __init__(self, rank: Tensor) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
+        keep = hard_topk(self.rank, alive, k)
+        chosen = keep.to(logits.dtype)
+        return Selection(keep, chosen, chosen)
+
+
+@register_selector("fixed")
+class Fixed(_NotLearned):
+    """Replays given decisions: one ``(B, N)`` tensor a stage, over the original patches.
+
+    For tests and comparisons. While training the decisions are used as they are (floats may carry a
+    gradient, counts may differ between images); in eval each row must keep exactly k tokens.
+
+    Raises:
+        InputError: fewer decisions than stages, another shape, or in eval another count than k.
+    """
+
+    budget = "expected"
+
+    def __init__(self, decisions: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.decisions = list(decisions)
+
+    def at(self, stage: int, positions: Tensor) -> Selector:
+        if stage >= len(self.decisions):
+            raise InputError(
+                f"selector 'fixed' holds decisions for {len(self.decisions)} stages, but stage "
+                f"{stage} was reached; pass Fixed(decisions=[...]) with one tensor a stage."
+            )
+        decision = self.decisions[stage].to(positions.device)
+        if decision.shape[0] != positions.shape[0] or int(positions.max()) >= decision.shape[1]:
+            raise InputError(
+                f"selector 'fixed': the decisions of stage {stage} have shape "
+                f"{tuple(decision.shape)}, which does not cover a batch of {positions.shape[0]}."
+            )
+        return _Replayed(decision.gather(1, positions)).train(self.training)
+
+    def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
+        positions = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
+        return self.at(0, positions)(logits, alive, k)
+
+
+class _Replayed(_NotLearned):
+    """Replays the decision ``(B, n)`` of one stage."""
+
+    budget = "expected"
+
+    def __init__(self, decision: Tensor) -> None:
+        super().__init__()
+        self.decision = decision
+
+    def sample(
+        self,
+        logits: Tensor,
+        alive: Tensor,
+        k: int | Tensor | None,
+        temperature: float | Tensor,
+        generator: torch.Generator | None,
+    ) -> Selection:
+        keep = (self.decision > 0.5) & alive
+        # as given, dead tokens included: the running product of masks silences those
+        mask = self.decision.to(logits.dtype)
+        return Selection(keep, mask, keep.to(logits.dtype))
+
+    def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
+        keep = (self.decision > 0.5) & alive
+        counts = keep.sum(dim=1)
+        if not bool((counts == torch.as_tensor(k, device=counts.device)).all()):
+            raise InputError(
+                f"selector 'fixed': the decisions keep {counts.tolist()} tokens but the keep ratio "
+                f"asks for {k}; set the model's keep ratios to match the decisions."
+            )
+        chosen = keep.to(logits.dtype)
+        return Selection(keep, chosen, chosen)

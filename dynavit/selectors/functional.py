@@ -1,0 +1,137 @@
+"""The mathematics of choosing k of N tokens: noise, straight-through, hard and soft top-k.
+
+Shapes: B batch, N patch tokens. Everything is computed in fp32 (or fp64, when given) with autocast
+off, because a gate's sigmoid saturates in half precision at ordinary logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NEVER = -1e30
+_BISECTIONS = 64
+
+
+def num_keep(num_tokens: int, keep_ratio: float) -> int:
+    """Return how many of ``num_tokens`` a ratio keeps, at least one.
+
+    Ratios are thousandths and the arithmetic is on integers, so that exported graphs with a dynamic
+    image size can trace it; for 196 tokens it gives DynamicViT's counts.
+
+    Example:
+        >>> [num_keep(196, ratio) for ratio in (0.7, 0.49, 0.343)]
+        [137, 96, 67]
+    """
+    permille = round(keep_ratio * 1000)
+    return max(1, num_tokens * permille // 1000)
+
+
+def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw standard logistic noise shaped like ``like``: fp32, always finite (|x| < 16.7)."""
+    u = _open_uniform(like, generator)
+    return u.log() - torch.log1p(-u)
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw standard Gumbel noise shaped like ``like``: fp32, always finite."""
+    return -(-_open_uniform(like, generator).log()).log()
+
+
+def _open_uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform on the open interval (0, 1): ``torch.rand`` alone may return 0."""
+    u = torch.rand(like.shape, dtype=torch.float32, device=like.device, generator=generator)
+    edge = 2.0**-24
+    return u * (1 - 2 * edge) + edge
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """Return the value of ``hard`` with the gradient of ``soft``.
+
+    Bengio et al. 2013, https://arxiv.org/abs/1308.3432. This spelling is exact for unbounded
+    ``soft`` too; ``hard - soft.detach() + soft`` is not.
+    """
+    return hard + (soft - soft.detach())
+
+
+def hard_topk(logits: Tensor, alive: Tensor, k: int | Tensor) -> Tensor:
+    """Mark the ``k`` largest alive logits of each row; ties go to the lowest index.
+
+    Args:
+        logits: ``(B, N)``.
+        alive: ``(B, N)`` bool; only these can be kept, however large ``k`` is.
+        k: one count for all rows, or ``(B,)`` int64, or a 0-dim int64 tensor.
+
+    Returns:
+        ``(B, N)`` bool with ``min(k, alive)`` True in each row.
+    """
+    order = logits.masked_fill(~alive, _NEVER).argsort(dim=1, descending=True, stable=True)
+    if isinstance(k, Tensor):
+        chosen = torch.arange(logits.shape[1], device=logits.device) < k.reshape(-1, 1)
+        chosen = chosen.expand(logits.shape)
+        return torch.zeros_like(alive).scatter(1, order, chosen) & alive
+    return torch.zeros_like(alive).scatter(1, order[:, :k], True) & alive
+
+
+def soft_topk(logits: Tensor, alive: Tensor, k: int | Tensor, temperature: float | Tensor) -> Tensor:
+    """Relax "the k largest": ``m_i = sigmoid((l_i + c) / temperature)`` with ``sum(m) = k``.
+
+    This is entropic optimal transport to the two anchors keep and drop (SOFT top-k, Xie et al.
+    2020, https://arxiv.org/abs/2002.06504, with regularisation ``2 * temperature``), solved by
+    bisection on ``c`` instead of Sinkhorn iterations. The gradient is the closed form
+    ``(v g - v (v.g) / sum(v)) / temperature`` with ``v = m (1 - m)``.
+
+    Args:
+        logits: ``(B, N)``.
+        alive: ``(B, N)`` bool; dead tokens get 0, and k is capped at the number alive.
+        k: as in :func:`hard_topk`.
+        temperature: above 0; small values approach the hard choice.
+
+    Returns:
+        ``(B, N)`` in [0, 1]; a row with no token alive is all zero.
+    """
+    return _SoftTopK.apply(logits, alive, k, temperature)
+
+
+class _SoftTopK(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, alive: Tensor, k: int | Tensor, temperature: float | Tensor
+    ) -> Tensor:
+        num_alive = alive.sum(dim=1, keepdim=True)
+        count = k.reshape(-1, 1) if isinstance(k, Tensor) else torch.full_like(num_alive, k)
+        count = torch.minimum(count, num_alive)
+        # Saturate instead of searching where nothing or everything is kept.
+        clean = logits.masked_fill(~alive, 0.0)
+        low = -logits.masked_fill(~alive, _NEVER).amax(dim=1, keepdim=True) - 40 * temperature
+        high = -logits.masked_fill(~alive, -_NEVER).amin(dim=1, keepdim=True) + 40 * temperature
+        for _ in range(_BISECTIONS):
+            shift = (low + high) / 2
+            mass = torch.sigmoid((clean + shift) / temperature).masked_fill(~alive, 0.0).sum(1, True)
+            low = torch.where(mass < count, shift, low)
+            high = torch.where(mass < count, high, shift)
+        mask = torch.sigmoid((clean + (low + high) / 2) / temperature).masked_fill(~alive, 0.0)
+        mask = torch.where(count >= num_alive, alive.to(mask.dtype), mask)
+        ctx.save_for_backward(mask)
+        ctx.temperature = temperature
+        return mask
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (mask,) = ctx.saved_tensors
+        v = mask * (1 - mask)
+        total = v.sum(dim=1, keepdim=True)
+        mean = (v * grad).sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
+        return v * (grad - mean) / ctx.temperature, None, None, None
+
+
+def log_mask(mask: Tensor, eps: float = 1e-6) -> Tensor:
+    """Return ``log(m (1 - eps) + eps)`` in fp32: the additive attention bias of a mask.
+
+    Through the softmax it multiplies attention weights by ``m`` and renormalises, with the gradient
+    of that product. Never replace it by ``-(1 - m) * BIG``: same value at 0 and 1, but a gradient
+    ``BIG`` times too large. Nor by ``log(clamp(m, eps))``: no gradient to dropped tokens.
+    """
+    return (mask.float() * (1 - eps) + eps).log()

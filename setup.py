@@ -1,0 +1,54 @@
+"""Packaging of dynavit; settings of the development tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+?)"', (here / "dynavit/__init__.py").read_text())
+
+extras = {
+    "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    "search": ["optuna>=4.0"],
+    "reid": ["pytorch-metric-learning>=2.8"],
+}
+extras["dev"] = [
+    *extras["export"],
+    "hypothesis>=6.100",
+    "import-linter>=2.1",
+    "mypy>=1.15",
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.11",
+]
+
+setup(
+    name="dynavit",
+    version=version.group(1) if version else "0",
+    description="Make Vision Transformers cheaper by dropping tokens while they run",
+    long_description=(here / "README.md").read_text() if (here / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["dynavit", "dynavit.*"]),
+    package_data={"dynavit": ["py.typed", "report/*.html"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.9",
+        "torchvision>=0.24",
+        "timm>=1.0.22",
+        "accelerate>=1.10",
+        "tensorboard>=2.18",
+        "huggingface_hub>=0.34",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "numpy>=1.26",
+        "omegaconf>=2.3",
+        "pillow>=10",
+        "safetensors>=0.4.5",
+        "scikit-learn>=1.5",
+        "tqdm>=4.66",
+    ],
+    extras_require=extras,
+    entry_points={"console_scripts": ["dynavit = dynavit.cli:main"]},
+)
