@@ -12,7 +12,8 @@ can see whether a selector keeps the right tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ _FRAGMENT = 10
 _TEST_EVERY = 5
 
 
-class ClutteredDigits(Dataset):
+class ClutteredDigits(Dataset[tuple[Any, int]]):
     """Digits on cluttered canvases, drawn on demand from ``(seed, epoch, index)`` alone.
 
     Training canvases are new in every epoch (:meth:`set_epoch`); test canvases never change. The
@@ -38,7 +39,14 @@ class ClutteredDigits(Dataset):
         transform: applied to the PIL image.
     """
 
-    def __init__(self, train, size=None, fragments=6, seed=0, transform=None) -> None:
+    def __init__(
+        self,
+        train: bool,
+        size: int | None = None,
+        fragments: int = 6,
+        seed: int = 0,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ) -> None:
         from sklearn.datasets import load_digits  # a large import, needed by this data set alone
 
         digits = load_digits()
@@ -60,7 +68,7 @@ class ClutteredDigits(Dataset):
         """Draw new training canvases; the test split ignores it."""
         self.epoch = epoch if self.train else 0
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         canvas, _, label = self.draw(index)
         image = Image.fromarray(canvas)
         return (self.transform(image) if self.transform else image), label
@@ -90,12 +98,12 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     ramp = np.linspace(-1, 1, CANVAS)[:, None]
     canvas = (base + (ramp * slope_y)[:, None] + (ramp * slope_x)[None]).astype(np.float32)
     canvas += 0.03 * rng.standard_normal((CANVAS, CANVAS, 1), dtype=np.float32)
-    return canvas.clip(0, 1)
+    return np.asarray(canvas.clip(0, 1))
 
 
 def _render(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Enlarge an 8 x 8 digit to 28-36 pixels with a random angle and shear; returns alpha."""
-    size = int(rng.integers(28, 37))
+    """Enlarge an 8 x 8 digit to 34-42 pixels with a random angle and shear; returns alpha."""
+    size = int(rng.integers(34, 43))
     angle, shear = rng.uniform(-0.25, 0.25), rng.uniform(-0.2, 0.2)
     scale = 8 / size
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale

@@ -51,14 +51,18 @@ def create_model(
         >>> model.keep_ratios
         (0.5, 0.25)
     """
-    if not timm.is_model(timm.models.parse_model_name(architecture)[1].partition(".")[0]):
+    try:
+        source, name = timm.models.parse_model_name(architecture)
+    except ValueError as error:  # names a source that timm does not know, or looks like a path
+        raise InputError(str(error)) from None
+    if source is None and not timm.is_model(name.partition(".")[0]):
         raise InputError(
             f"timm has no model {architecture!r}.{did_you_mean(architecture, timm.list_models())} "
             f"timm.list_models('*vit*') lists what there is."
         )
-    size = model_kwargs.get("img_size")
-    if isinstance(size, list):  # as JSON and YAML hand it over
-        model_kwargs = {**model_kwargs, "img_size": tuple(size)}
+    for key in {"img_size", "patch_size"} & model_kwargs.keys():
+        if isinstance(model_kwargs[key], list):  # as JSON and YAML hand it over
+            model_kwargs[key] = tuple(model_kwargs[key])
     backbone = timm.create_model(architecture, pretrained=pretrained, **model_kwargs)
     return prune(
         backbone,
@@ -124,15 +128,10 @@ def load(path: str | Path, **kwargs: Any) -> PrunedViT:
         The model in eval mode.
 
     Raises:
-        InputError: no such folder, or files that are missing, damaged or of another model.
+        InputError: no such folder or repository, or files that are missing, damaged or of another
+            model.
     """
-    if not Path(path).is_dir() and (Path(path).exists() or str(path).count("/") != 1):
-        raise InputError(
-            f"{path} is no folder: give the folder that a training run or save_pretrained wrote."
-        )
-    if "keep_ratio" in kwargs:
-        kwargs["keep_ratios"] = None
-    return PrunedViT.from_pretrained(str(path), **kwargs)
+    return PrunedViT.from_pretrained(path, **kwargs)
 
 
 def default_stages(depth: int) -> tuple[int, ...]:

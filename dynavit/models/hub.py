@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,6 +17,8 @@ from dynavit.selectors.registry import selector_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+_REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
+_OPTIONAL = {"reducer", "global_pool", "metadata"}
 
 
 class _Savable(Protocol):
@@ -44,6 +47,44 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
     model_kwargs: dict[str, Any]
     metadata: dict[str, Any]
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        config: Any = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write the model into a folder. What an earlier save left there stays whole until replaced.
+
+        Args:
+            save_directory: made if missing.
+            config: ignored: the model describes itself.
+            repo_id: Hub repository to push to; the folder's name if None.
+            push_to_hub: push it there as well.
+            model_card_kwargs: for the README.md written where there is none.
+            push_to_hub_kwargs: passed to ``push_to_hub``.
+
+        Returns:
+            Where it was pushed to, or None.
+
+        Raises:
+            InputError: it is not known how the backbone was made, or an option is not plain data.
+        """
+        # not huggingface_hub's, which deletes config.json before anything else
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(folder)
+        if not (folder / "README.md").exists():
+            self.generate_model_card(**(model_card_kwargs or {})).save(folder / "README.md")
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(
+            repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
+        )
+
     def _save_pretrained(self, save_directory: Path) -> None:
         config = json.dumps(model_config(cast(_Savable, self)), indent=2) + "\n"
         state = {name: value.contiguous() for name, value in cast(nn.Module, self).state_dict().items()}
@@ -55,40 +96,60 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         (save_directory / (CONFIG + ".partial")).replace(save_directory / CONFIG)
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
         force_download: bool = False,
-        local_files_only: bool = False,
         token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
         map_location: str = "cpu",
         strict: bool = True,
         **overrides: Any,
     ) -> Any:
+        """Load what ``save_pretrained`` wrote; see :func:`dynavit.load`."""
+        # not huggingface_hub's, which reads config.json itself and knows no InputError
         from dynavit.models.factory import create_model  # the factory builds this class
 
+        folder = Path(pretrained_model_name_or_path)
+
         def locate(name: str) -> Path:
-            if Path(model_id).is_dir():
-                return Path(model_id) / name
-            return Path(
-                hf_hub_download(
-                    model_id,
-                    name,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
+            if folder.is_dir():
+                return folder / name
+            try:
+                if folder.exists() or str(folder).count("/") != 1:
+                    raise HFValidationError
+                return Path(
+                    hf_hub_download(
+                        str(pretrained_model_name_or_path),
+                        name,
+                        revision=revision,
+                        cache_dir=cache_dir,
+                        force_download=force_download,
+                        local_files_only=local_files_only,
+                        token=token,
+                    )
                 )
+            except HFValidationError:
+                reason = "and no name of a Hugging Face Hub repository"
+            except OSError as error:
+                reason = f"and the Hugging Face Hub did not give its {name} ({str(error).splitlines()[0]})"
+            raise InputError(
+                f"{folder} is no folder, {reason}; give the folder that a training run or "
+                f"save_pretrained wrote."
             )
 
         config = _read_config(locate(CONFIG))
         metadata = config.pop("metadata", {})
         kwargs = config.pop("model_kwargs")
+        pool = config.pop("global_pool", None)
+        if "keep_ratio" in overrides:
+            del config["keep_ratios"]
         model = create_model(config.pop("architecture"), **{**config, **kwargs, **overrides})
+        if pool != model.backbone.global_pool and "global_pool" not in overrides and pool is not None:
+            model.reset_classifier(model.num_classes, pool)  # as was done to the saved one
         model.metadata = metadata
         path = locate(WEIGHTS)
         try:
@@ -117,12 +178,14 @@ def model_config(model: _Savable) -> dict[str, Any]:
             "dynavit.prune."
         )
     kwargs = {**model.model_kwargs, "num_classes": model.backbone.num_classes}
-    size = getattr(model.backbone.patch_embed, "img_size", None)
-    if size is not None:
-        kwargs["img_size"] = list(size)
+    for key in ("img_size", "patch_size"):  # set_input_size may have changed them
+        size = getattr(model.backbone.patch_embed, key, None)
+        if size is not None:
+            kwargs[key] = list(size)
     config = {
         "architecture": model.architecture,
         "model_kwargs": kwargs,
+        "global_pool": model.backbone.global_pool,  # reset_classifier may have changed it
         "stages": list(model.stages),
         "keep_ratios": list(model.keep_ratios),
         "selector": selector_config(model.selector),
@@ -140,12 +203,15 @@ def model_config(model: _Savable) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
-        missing = {"architecture", "model_kwargs", "stages", "selector"} - config.keys()
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: {path.parent} is no dynavit model folder.") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): save the model again.") from None
+    keys = config.keys() if isinstance(config, dict) else set()
+    missing, unknown = _REQUIRED - keys, keys - _REQUIRED - _OPTIONAL
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by dynavit.")
+    if unknown:
+        raise InputError(f"{path} holds {', '.join(sorted(unknown))}, which this dynavit does not know.")
     return config

@@ -6,6 +6,7 @@ Shapes: B batch, P prefix tokens, N patch tokens, D width, S stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -53,8 +54,7 @@ class PrunedViT(nn.Module, HubMixin):
         self.adapter: BackboneAdapter = create_adapter(backbone)
         self.stages = _checked_stages(stages, self.adapter.depth)
         self.set_keep_ratio(keep_ratios)
-        dim = int(self.backbone.embed_dim)
-        self.predictors = nn.ModuleList(ScorePredictor(dim) for _ in self.stages)
+        self.predictors = nn.ModuleList(ScorePredictor(self.embed_dim) for _ in self.stages)
         self.selector = selector
         self.reducer = reducer
         self.model_kwargs: dict[str, Any] = {}
@@ -90,11 +90,15 @@ class PrunedViT(nn.Module, HubMixin):
             return_trace: also return what happened to the tokens.
             temperature: passed to the selector; training only.
             keep_counts: tokens to keep at each stage, in place of the keep ratios. Tensors let a
-                schedule move them without recompiling.
+                schedule move them without recompiling; in mask execution ``(B,)`` ones differ by image.
             generator: source of the selector's noise; training only.
 
         Returns:
             Logits ``(B, num_classes)``, or ``(logits, Trace)``.
+
+        Raises:
+            InputError: ``keep_counts`` of another length than the stages, or of shape ``(B,)`` in
+                gather execution.
         """
         x, trace = self._forward(images, temperature, keep_counts, generator)
         output = self.adapter.head(x, trace.mask, self.training, pre_logits=False)
@@ -120,7 +124,9 @@ class PrunedViT(nn.Module, HubMixin):
         Raises:
             InputError: the tokens were masked, the model pools over them, and no mask is given.
         """
-        unweighted = mask is None and self._executes() == "mask" and bool(self.stages)
+        # as in _forward: in eval a stage at ratio 1.0 masks nothing, and then there is no mask
+        prunes = bool(self.stages) if self.training else any(ratio < 1 for ratio in self.keep_ratios)
+        unweighted = mask is None and self._executes() == "mask" and prunes
         if unweighted and self.backbone.global_pool not in ("token", ""):
             raise InputError(
                 "forward_head: dropped tokens are only masked here (training mode, or "
@@ -141,14 +147,17 @@ class PrunedViT(nn.Module, HubMixin):
         kind = GatheredTokens if gathers else MaskedTokens
         x, context = self.adapter.embed(images)
         tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
+        always = self.training or keep_counts is not None
         if keep_counts is None:
             keep_counts = [num_keep(tokens.num_patches, ratio) for ratio in self.keep_ratios]
+        elif len(keep_counts) != len(self.stages):
+            raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
 
         for number in range(self.adapter.depth):
             if number in self.stages:
                 stage = self.stages.index(number)
                 k = keep_counts[stage]
-                if self.training or self.keep_ratios[stage] < 1:
+                if always or self.keep_ratios[stage] < 1:
                     self._prune(tokens, stage, k, temperature, generator, trace)
                 trace.masks.append(tokens.kept)
             tokens.x = self.adapter.block(number, tokens.x, tokens.context, tokens.attention_mask())
@@ -174,6 +183,10 @@ class PrunedViT(nn.Module, HubMixin):
         selector = self.selector.at(stage, tokens.positions)
         selection = selector(logits, tokens.alive, k, temperature, generator)
         if isinstance(tokens, GatheredTokens):
+            if isinstance(k, Tensor) and k.numel() != 1:
+                raise InputError(
+                    "keep_counts that differ by image leave no rectangular batch: use execution='mask'."
+                )
             tokens.remove(selection, int(k), self.reducer)
         else:
             tokens.apply(selection, soft=self.training and self.selector.soft)
@@ -256,7 +269,10 @@ def _prefixed(pattern: Any) -> Any:
 
 
 def _checked_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
-    stages = tuple(int(stage) for stage in stages)
+    try:
+        stages = tuple(index(stage) for stage in stages)
+    except TypeError:
+        raise InputError(f"stages={stages!r}: give a list of block numbers, such as (3, 6, 9).") from None
     if list(stages) != sorted(set(stages)) or any(not 0 <= stage < depth for stage in stages):
         raise InputError(
             f"stages={list(stages)}: stages are block numbers in rising order, each from 0 to "

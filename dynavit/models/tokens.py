@@ -79,8 +79,8 @@ class GatheredTokens(MaskedTokens):
     """
 
     def remove(self, selection: Selection, k: int, reducer: Reducer) -> None:
-        """Remove what a stage did not keep; ``k`` tokens remain in every row."""
-        index = selection.indices(k)
+        """Remove what a stage did not keep; ``k`` tokens, or all there are, remain in every row."""
+        index = selection.indices(min(k, self.positions.shape[1]))
         num_prefix = self.adapter.num_prefix_tokens
         prefix = torch.arange(num_prefix, device=index.device).expand(index.shape[0], -1)
         self.x = reducer(self.x, torch.cat([prefix, index + num_prefix], dim=1))

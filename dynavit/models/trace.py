@@ -14,8 +14,9 @@ class Trace:
 
     Attributes:
         masks: S tensors ``(B, N)`` bool: which original patches were kept after each stage.
-        expected: S tensors ``(B,)`` fp32: expected fraction of the original patches kept, by the
-            selector's probabilities; what a keep-ratio loss reads.
+        expected: ``(B,)`` fp32 for each stage that selected (in eval one at ratio 1.0 does not):
+            expected fraction of the original patches kept, by the selector's probabilities; what a
+            keep-ratio loss reads.
         features: ``(B, n, D)`` patch tokens after the last norm.
         positions: ``(B, n)`` their original patch indices.
         mask: ``(B, n)`` their final mask, or None where all count fully.

@@ -50,7 +50,7 @@ class Random(_NotLearned):
         """Hash each original position, so that its rank does not depend on who else is alive."""
         key = positions.to(torch.int64) + 1
         for salt in (self.seed + 1, stage + 1):
-            key = (key * 0x9E3779B1 + salt * 0x85EBCA6B) & 0xFFFFFFFF
+            key = (key * 0x9E3779B1 + (salt * 0x85EBCA6B & 0xFFFFFFFF)) & 0xFFFFFFFF
             key = ((key ^ (key >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
             key = key ^ (key >> 13)
         return (key >> 8).float()  # 24 bits: exact in fp32

@@ -128,10 +128,11 @@ class _SoftTopK(torch.autograd.Function):
 
 
 def log_mask(mask: Tensor, eps: float = 1e-6) -> Tensor:
-    """Return ``log(m (1 - eps) + eps)`` in fp32: the additive attention bias of a mask.
+    """Return ``log(m (1 - eps) + eps)`` in fp32 (fp64, when given): a mask's additive attention bias.
 
     Through the softmax it multiplies attention weights by ``m`` and renormalises, with the gradient
     of that product. Never replace it by ``-(1 - m) * BIG``: same value at 0 and 1, but a gradient
     ``BIG`` times too large. Nor by ``log(clamp(m, eps))``: no gradient to dropped tokens.
     """
-    return (mask.float() * (1 - eps) + eps).log()
+    mask = mask if mask.dtype == torch.float64 else mask.float()
+    return (mask * (1 - eps) + eps).log()

@@ -60,10 +60,14 @@ class VisionTransformerAdapter(BackboneAdapter):
 
     def block(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> Tensor:
         block = self.backbone.blocks[number]
-        with _backend_for(x, attention_mask):
-            if self.backbone.grad_checkpointing and self.backbone.training:
-                return checkpoint(block, x, attn_mask=attention_mask)
-            return block(x) if attention_mask is None else block(x, attn_mask=attention_mask)
+
+        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+            with _backend_for(x, attention_mask):  # inside, so that a recomputation has it too
+                return block(x) if attention_mask is None else block(x, attn_mask=attention_mask)
+
+        if self.backbone.grad_checkpointing and self.backbone.training:
+            return checkpoint(run, x, attention_mask)
+        return run(x, attention_mask)
 
     def norm(self, x: Tensor) -> Tensor:
         return self.backbone.norm(x)

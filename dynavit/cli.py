@@ -1,0 +1,216 @@
+"""The command line: ``dynavit train|evaluate|...`` and, the same, ``python tools/train.py ...``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dynavit.errors import InputError
+
+_RUN_HELP = "folder of a trained model, such as checkpoints/quickstart"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 2, with one line on standard error, for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="dynavit", description="Make Vision Transformers cheaper by dropping tokens while they run."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_train, _add_evaluate, _add_visualize, _add_predict, _add_selectors):
+        add(commands)
+    options = parser.parse_args(arguments)
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        options.run(options)
+    except (InputError, TypeError) as error:
+        if isinstance(error, TypeError) and "dynavit" not in str(error):
+            raise  # a TypeError of ours says what dynavit supports; any other is a bug
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; continue a training with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "train", _train, "train a pruned (or, with model.stages=[], a dense) model")
+    parser.add_argument("--config", required=True, metavar="YAML", help="settings of the run; see configs/")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in its folder, or start it if there is none"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.subkey=value", help="replace settings, e.g. model.keep_ratio=0.5"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from dynavit.config import load_config
+    from dynavit.engine.monitor import Diverged
+    from dynavit.engine.trainer import Trainer
+
+    trainer = Trainer(load_config(options.config, options.overrides), resume=options.resume)
+    try:
+        trainer.fit()
+    except Diverged as error:
+        raise InputError(
+            f"stopped, {error} The last good checkpoint is in {trainer.config.run_dir}."
+        ) from None
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "accuracy against MACs against measured speed, at several keep ratios",
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=_RUN_HELP)
+    parser.add_argument(
+        "--keep-ratios", type=_numbers(float), metavar="1.0,0.7,0.5", help="ratios to evaluate"
+    )
+    parser.add_argument("--batch-sizes", type=_numbers(int), metavar="1,32", help="measure speed at these")
+    parser.add_argument("--no-timing", action="store_true", help="do not measure speed")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: RUN_DIR)")
+    _add_device(parser)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dynavit.engine.evaluator import evaluate_run
+    from dynavit.engine.run import open_run
+    from dynavit.report.table import format_table
+
+    run = open_run(options.run_dir, device=options.device)
+    if not run.model.stages:
+        print(f"{run.path} holds a dense model: it has no pruning stages, so there is one row.")
+    batch_sizes = [] if options.no_timing else options.batch_sizes
+    rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output)
+    print(format_table(rows))
+    print(
+        f"\nWritten to {options.output or run.path}: report.html, evaluation.json, evaluation.csv, pareto.png"
+    )
+
+
+def _add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "visualize", _visualize, "draw which tokens are kept on your own images")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=_RUN_HELP)
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder with images, or one image")
+    parser.add_argument("--keep-ratio", type=float, metavar="R", help="(default: the one trained with)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where pictures go (default: RUN_DIR/kept_tokens)"
+    )
+    _add_device(parser)
+
+
+def _visualize(options: argparse.Namespace) -> None:
+    from dynavit.engine.evaluator import draw_kept_tokens
+    from dynavit.engine.run import list_images, open_run, read_images
+
+    run = open_run(options.run_dir, options.keep_ratio, options.device)
+    if not run.model.stages:
+        raise InputError(f"{run.path} holds a dense model: every token is kept, so there is nothing to draw.")
+    output: Path = options.output or run.path / "kept_tokens"
+    output.mkdir(parents=True, exist_ok=True)
+    page = 0
+    for paths, images, problems in read_images(run, list_images(options.images), batch_size=8):
+        _report(problems)
+        if paths:
+            page += 1
+            picture = draw_kept_tokens(run, images, [path.name for path in paths])
+            picture.save(output / f"kept_tokens_{page:03}.png")
+    print(f"{page} picture(s) of up to 8 images each written to {output}")
+
+
+def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "predict", _predict, "label the images of a folder")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=_RUN_HELP)
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder with images, or one image")
+    parser.add_argument("--keep-ratio", type=float, metavar="R", help="(default: the one trained with)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=".csv or .json (default: the terminal)")
+    _add_device(parser)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    import torch
+
+    from dynavit.engine.run import list_images, open_run, read_images
+
+    if options.output is not None and options.output.suffix not in (".csv", ".json"):
+        raise InputError(f"--output {options.output}: the name must end in .csv or .json.")
+    run = open_run(options.run_dir, options.keep_ratio, options.device)
+    rows: list[dict[str, str | float]] = []
+    for paths, images, problems in read_images(run, list_images(options.images), max(options.batch_size, 1)):
+        _report(problems)
+        if not paths:
+            continue
+        with torch.inference_mode():
+            probabilities, labels = run.model(images).float().softmax(dim=1).max(dim=1)
+        for path, probability, label in zip(paths, probabilities.tolist(), labels.tolist(), strict=True):
+            name = run.class_names[label]
+            rows.append({"image": str(path), "label": name, "probability": round(probability, 4)})
+    if options.output is None:
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        return
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with options.output.open("w", newline="") as file:
+        if options.output.suffix == ".json":
+            json.dump(rows, file, indent=2)
+        else:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    print(f"{len(rows)} images labelled in {options.output}")
+
+
+def _add_selectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _command(commands, "selectors", _selectors, "list the selectors, those of other packages included")
+
+
+def _selectors(options: argparse.Namespace) -> None:
+    from dynavit.selectors import list_selectors
+
+    for name, summary in list_selectors().items():
+        print(f"{name:<16}{summary}")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="cpu|cuda", help="(default: cuda if there is one)")
+
+
+def _numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
+    def parse(text: str) -> list[float]:
+        try:
+            return [kind(part) for part in text.split(",") if part.strip()]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: numbers with commas between them, such as 1,8"
+            ) from None
+
+    return parse
+
+
+def _report(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)

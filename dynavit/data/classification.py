@@ -1,0 +1,160 @@
+"""Classification data by name: made up, in folders, of torchvision, or whatever timm reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import Dataset, IterableDataset
+
+from dynavit.data.quickstart import CLASS_NAMES
+from dynavit.data.samples import Samples, StreamSamples, as_label, collate
+from dynavit.data.sources import LAYOUT, Request, few, open_split
+from dynavit.data.transforms import Transform
+from dynavit.errors import InputError
+
+__all__ = ["ClassificationData", "Samples", "StreamSamples", "collate", "create_classification_data"]
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """What there is to train on and to evaluate on.
+
+    Attributes:
+        train: yields ``(image, label, index)``; a :class:`Samples`, or a :class:`StreamSamples` for
+            data that can only be read in order. None where no training split was asked for.
+        validation: the same.
+        class_names: in the order of the labels.
+    """
+
+    train: Dataset[Any] | None
+    validation: Dataset[Any]
+    class_names: tuple[str, ...]
+
+
+def create_classification_data(
+    name: str,
+    root: str | None = None,
+    *,
+    transforms: tuple[Transform, Transform],
+    seed: int = 0,
+    train_split: str | None = "train",
+    validation_split: str = "val",
+    download: bool = False,
+    corrupt: str = "stop",
+    options: Mapping[str, Any] | None = None,
+) -> ClassificationData:
+    """Open the training and the validation split of a data set.
+
+    Args:
+        name: one of
+
+            - ``"quickstart"``: :class:`ClutteredDigits`, which needs no files; ``options`` are
+              ``fragments``, ``train_size`` and ``validation_size``;
+            - ``"folder"``: images in ``root/split/class/``;
+            - ``"torchvision/NAME"``: a data set of torchvision, such as ``"torchvision/CIFAR10"``;
+              ``options`` are more of its arguments. Those that only tell training from test images
+              validate on the test images;
+            - anything else with a slash: as ``timm.data.create_dataset`` understands it, such as
+              ``"hfds/NAME"`` or ``"wds/NAME"`` (which download by themselves), or ``"torch/NAME"``;
+              ``options`` are more arguments of that function.
+        root: where the files are, or where to put them.
+        transforms: of training and of validation images, see :func:`create_transforms`.
+        seed: of everything random in the data, not negative.
+        train_split: name of the training split; None opens the validation split alone.
+        validation_split: name of the validation split.
+        download: fetch what is missing, where the data set knows how.
+        corrupt: ``"stop"`` or ``"skip"``, see :class:`Samples`. What streams do about such images is
+            timm's decision.
+        options: see ``name``. For data that does not know its classes, ``num_classes`` is understood
+            for every set of torchvision and timm.
+
+    Raises:
+        InputError: unknown name or option, missing files, or splits that do not fit each other.
+
+    Example:
+        >>> from dynavit.data.transforms import create_transforms
+        >>> transforms = create_transforms(64, (0.5,) * 3, (0.5,) * 3)
+        >>> data = create_classification_data("quickstart", transforms=transforms)
+        >>> image, label, index = data.train[7]
+        >>> image.shape, label, index
+        (torch.Size([3, 64, 64]), 1, 7)
+    """
+    if seed < 0:
+        raise InputError(f"seed must not be negative, got {seed}.")
+
+    def request(split: str, is_train: bool) -> Request:
+        return Request(name, root, split, is_train, seed, download, options or {})
+
+    train = None if train_split is None else open_split(request(train_split, True))
+    validation = open_split(request(validation_split, False))
+    if name == "quickstart":
+        class_names = tuple(CLASS_NAMES)
+    else:
+        class_names = _common_classes(name, train, validation, options or {})
+    return ClassificationData(
+        None if train is None else _wrap(train, transforms[0], seed, True, corrupt),
+        _wrap(validation, transforms[1], seed, False, corrupt),
+        class_names,
+    )
+
+
+def _wrap(dataset: Dataset[Any], transform: Transform, seed: int, train: bool, corrupt: str) -> Dataset[Any]:
+    if isinstance(dataset, IterableDataset):
+        return StreamSamples(dataset, transform, seed, train)
+    return Samples(dataset, transform, seed, train, corrupt)
+
+
+def _common_classes(
+    name: str, train: Dataset[Any] | None, validation: Dataset[Any], options: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return the class names that both splits have.
+
+    Raises:
+        InputError: they differ, or are not known.
+    """
+    splits = [_source(split) for split in (train, validation) if split is not None]
+    first, last = splits[0], splits[-1]
+    if train is not None and hasattr(first, "samples") and first.root == last.root:
+        # timm reads everything in the root where it finds no folder of the split's name
+        raise InputError(f"{name}: training and validation would both read all of {first.root}; {LAYOUT}.")
+    first, last = _class_names(first), _class_names(last)
+    if first is None or last is None:
+        count = options.get("num_classes")
+        if count is None:
+            count = 1 + max(label for split in splits for label in _labels(name, split))
+        return tuple(str(label) for label in range(count))
+    if first != last:
+        raise InputError(
+            f"the classes of {name} differ; only in the training split: {few(sorted({*first} - {*last}))}; "
+            f"only in the validation split: {few(sorted({*last} - {*first}))}."
+        )
+    return first
+
+
+def _source(dataset: Any) -> Any:
+    """Return what knows the files and classes: timm's reader, or the data set itself."""
+    return getattr(dataset, "reader", dataset)
+
+
+def _class_names(source: Any) -> tuple[str, ...] | None:
+    if classes := getattr(source, "classes", None):
+        return tuple(name if isinstance(name, str) else ", ".join(name) for name in classes)
+    if labels := getattr(source, "class_to_idx", None):
+        names = {label: name for name, label in labels.items()}
+        return tuple(str(names.get(label, label)) for label in range(max(names) + 1))
+    return None
+
+
+def _labels(name: str, source: Any) -> list[int]:
+    """Return the labels of a data set without reading its images."""
+    if hasattr(source, "iter_targets"):
+        labels: Iterable[Any] = source.iter_targets()
+    elif hasattr(source, "_samples"):
+        labels = (label for _, label in source._samples)
+    elif hasattr(source, "targets") or hasattr(source, "labels"):
+        labels = source.targets if hasattr(source, "targets") else source.labels
+    else:
+        raise InputError(f"{name} does not say which classes it has: give data.options.num_classes.")
+    return [as_label(label) for label in labels]

@@ -1,0 +1,217 @@
+"""Labelled images as ``(image, label, index)``, random in a reproducible way."""
+
+from __future__ import annotations
+
+import operator
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
+
+from dynavit.data.transforms import Transform, to_rgb
+from dynavit.errors import InputError
+
+Sample = tuple[torch.Tensor, int, int]
+
+# what Pillow raises for files that are missing, cut short, altered, or no images at all
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+class Samples(Dataset[Sample | None]):
+    """A map-style data set of ``(PIL image, label)`` that yields ``(tensor, label, index)``.
+
+    The randomness of a sample, whether it comes from ``random``, ``numpy.random`` or ``torch``,
+    depends on ``(seed, epoch, index)`` alone: not on the number of workers, nor on what was read
+    before; and it leaves the caller's generators as they were.
+
+    Args:
+        dataset: may also have ``set_epoch(epoch)``, ``path(index)`` to name a file in messages, and
+            ``foreground(index)``, which this class then has too.
+        transform: applied to the image, which is RGB.
+        seed: not negative.
+        train: whether ``set_epoch`` changes the randomness; otherwise epochs are all alike.
+        corrupt: ``"stop"`` raises an error that names an image that cannot be read; ``"skip"`` warns
+            of it once and returns None, which :func:`collate` drops.
+    """
+
+    foreground: Callable[[int], np.ndarray]
+    """The wrapped data set's; absent where that has none."""
+
+    def __init__(
+        self, dataset: Dataset[Any], transform: Transform, seed: int, train: bool, corrupt: str = "stop"
+    ) -> None:
+        if corrupt not in ("stop", "skip"):
+            raise InputError(f"data.corrupt is 'stop' or 'skip', got {corrupt!r}.")
+        self.dataset: Any = dataset
+        self.transform = transform
+        self.seed = seed
+        self.train = train
+        self.corrupt = corrupt
+        self._epoch = _shared_zeros(1, torch.int64)
+        self._warned = _shared_zeros(len(self), torch.bool)
+        if hasattr(dataset, "foreground"):
+            self.foreground = dataset.foreground
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, here, in workers that already run, and in the wrapped data set."""
+        self._epoch.fill_(epoch)
+        _forward_epoch(self.dataset, epoch)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        epoch = int(self._epoch)
+        _forward_epoch(self.dataset, epoch)
+        with reproducible(self.seed, int(self.train), epoch if self.train else 0, index):
+            try:
+                image, label = self.dataset[index]
+                image = to_rgb(_checked_image(image))
+            except InputError:
+                raise
+            except _UNREADABLE as error:
+                self._report(index, error)
+                return None
+            return self.transform(image), as_label(label), index
+
+    def _report(self, index: int, error: Exception) -> None:
+        path = _path(self.dataset, index) or f"image {index}"
+        if self.corrupt == "stop":
+            raise InputError(
+                f"{path} cannot be read: {error}. Replace or remove it, or set data.corrupt=skip."
+            ) from error
+        if not self._warned[index]:
+            self._warned[index] = True
+            warnings.warn(f"{path} is skipped, it cannot be read: {error}", stacklevel=3)
+
+
+class StreamSamples(IterableDataset[Sample]):
+    """A stream of ``(PIL image, label)`` that yields ``(tensor, label, index)``.
+
+    The index is unique over the loader's workers and over processes, provided that the stream hands
+    each of them a part of its own, as timm's do. The randomness of a sample depends on
+    ``(seed, epoch, index)``, so it changes with the number of workers. There is no length: how many
+    samples a stream gives is known for certain only at its end.
+    """
+
+    def __init__(self, dataset: IterableDataset[Any], transform: Transform, seed: int, train: bool) -> None:
+        self.dataset: Any = dataset
+        self.transform = transform
+        self.seed = seed
+        self.train = train
+        self._epoch = _shared_zeros(1, torch.int64)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._rank = torch.distributed.get_rank() if distributed else 0
+        self._processes = torch.distributed.get_world_size() if distributed else 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, here, in workers that already run, and in the wrapped stream."""
+        self._epoch.fill_(epoch)
+        _forward_epoch(self.dataset, epoch)
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        epoch = int(self._epoch) if self.train else 0
+        for position, (image, label) in enumerate(self.dataset):
+            index = (position * self._processes + self._rank) * workers + number
+            with reproducible(self.seed, int(self.train), epoch, index):
+                tensor = self.transform(to_rgb(_checked_image(image)))
+            yield tensor, as_label(label), index
+
+
+@contextmanager
+def reproducible(*entropy: int) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and torch's CPU; put them back on leaving.
+
+    Example:
+        >>> with reproducible(0, 1):
+        ...     first = random.random()
+        >>> with reproducible(0, 1):
+        ...     random.random() == first
+        True
+    """
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    seeds = [int(word) for word in np.random.SeedSequence(entropy).generate_state(3)]
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])  # noqa: NPY002  transforms of timm draw from it
+    torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would seed the caller's GPU too
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(pytorch)
+
+
+def collate(samples: Sequence[Sample | None]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Stack samples into images ``(B, 3, H, W)``, labels ``(B,)`` and indices ``(B,)``, without skipped ones.
+
+    Raises:
+        InputError: every sample was skipped.
+
+    Example:
+        >>> _, labels, _ = collate([(torch.zeros(3, 2, 2), 4, 0), None, (torch.ones(3, 2, 2), 7, 2)])
+        >>> labels
+        tensor([4, 7])
+    """
+    readable = [sample for sample in samples if sample is not None]
+    if not readable:
+        raise InputError(f"none of the {len(samples)} images of a batch can be read; see the warnings above.")
+    images, labels, indices = default_collate(readable)
+    return images, labels, indices
+
+
+def as_label(value: Any) -> int:
+    """Return a class label as int.
+
+    Raises:
+        InputError: it is something else than one whole number.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(
+            f"a label is one whole number, but this data set gives {type(value).__name__}: {value!r}."
+        ) from None
+
+
+def _checked_image(image: object) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        raise InputError(f"this data set gives {type(image).__name__} where a PIL image was expected.")
+    return image
+
+
+def _shared_zeros(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return zeros that workers share: those that persist over epochs keep their copy of a data set."""
+    zeros = torch.zeros(size, dtype=dtype)
+    zeros.untyped_storage().share_memory_()
+    return zeros
+
+
+def _forward_epoch(dataset: Any, epoch: int) -> None:
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(epoch)
+
+
+def _path(dataset: Any, index: int) -> str | None:
+    if callable(getattr(dataset, "path", None)):
+        path = dataset.path(index)
+        return None if path is None else str(path)
+    # where the data sets of torchvision keep their paths, alone or with labels
+    for attribute in ("samples", "_samples", "imgs", "_image_files", "_images", "images", "data"):
+        entries = getattr(dataset, attribute, None)
+        if isinstance(entries, Sequence) and index < len(entries):
+            entry = entries[index][0] if isinstance(entries[index], tuple) else entries[index]
+            if isinstance(entry, str | PathLike):
+                return str(entry)
+    return None

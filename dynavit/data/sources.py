@@ -1,0 +1,238 @@
+"""Finding and opening data sets of labelled images by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torchvision.datasets
+from PIL import Image
+from timm.data.dataset import ImageDataset
+from timm.data.dataset_factory import create_dataset
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder, VisionDataset
+
+from dynavit.data.quickstart import ClutteredDigits
+from dynavit.errors import InputError, did_you_mean
+
+LAYOUT = "expected ROOT/SPLIT/CLASS/*.jpg (or .png, .webp, ...)"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One split of one data set."""
+
+    name: str
+    root: str | None
+    split: str
+    train: bool
+    seed: int
+    download: bool
+    options: Mapping[str, Any]
+
+
+def open_split(request: Request) -> Dataset[Any]:
+    """Return the data set of ``(PIL image, label)``; an IterableDataset where it can only be streamed.
+
+    Raises:
+        InputError: unknown name or option, or files that are missing or not laid out as expected.
+    """
+    if request.name == "quickstart":
+        return _open_quickstart(request)
+    if request.name == "folder":
+        return _open_folder(request)
+    if request.name.startswith("torchvision/"):
+        return _open_torchvision(request)
+    if "/" in request.name:
+        return _open_timm(request)
+    raise InputError(
+        f"unknown data set {request.name!r}.{did_you_mean(request.name, ('quickstart', 'folder'))} "
+        f"data.name is quickstart, folder, torchvision/NAME, or a name of timm such as hfds/NAME."
+    )
+
+
+def _open_quickstart(request: Request) -> Dataset[Any]:
+    _check_options(request, ("fragments", "train_size", "validation_size"))
+    options = request.options
+    key = "train_size" if request.train else "validation_size"
+    size = options.get(key)
+    if size is not None and size < 1:
+        raise InputError(f"data.options.{key} must be at least 1, got {size}.")
+    return ClutteredDigits(request.train, size, options.get("fragments", 6), request.seed)
+
+
+def _open_folder(request: Request) -> Dataset[Any]:
+    _check_options(request, ())
+    if request.root is None:
+        raise InputError(f"data.name=folder needs data.root; {LAYOUT}.")
+    root, folder = Path(request.root), Path(request.root) / request.split
+    if not root.is_dir():
+        raise InputError(f"the folder {root} does not exist; {LAYOUT}.")
+    if not folder.is_dir():
+        others = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        usual = [other for other in ("train", "val", "validation", "test") if other in others]
+        nearest = [other for other in usual if request.train == (other == "train")]
+        hint = f" There is {nearest[0]!r}: set data.{_split_key(request)}={nearest[0]}." if nearest else ""
+        raise InputError(f"the folder {folder} does not exist; {LAYOUT}.{hint} Found: {few(others)}.")
+    try:
+        dataset: Dataset[Any] = ImageFolder(folder, loader=_load, allow_empty=True)
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no class folders; {LAYOUT}.") from None
+    if empty := [str(folder / name) for name in _empty_classes(dataset)]:
+        raise InputError(f"no images in {few(empty)}; {LAYOUT}. Fill or remove such folders.")
+    return dataset
+
+
+def _empty_classes(dataset: Any) -> list[str]:
+    images = Counter(dataset.targets)
+    return [name for name, label in dataset.class_to_idx.items() if not images[label]]
+
+
+def _load(path: Any) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def _open_torchvision(request: Request) -> Dataset[Any]:
+    cls = _torchvision_class(request.name)
+    arguments = _arguments(cls)
+    if "train" in arguments:
+        given: dict[str, Any] = {"train": request.train}
+    elif "split" in arguments:
+        given = {"split": request.split}
+    elif request.train:
+        raise InputError(
+            f"{request.name} has no training and validation split, so it could only be validated on what "
+            f"it was trained on; put its images in folders and use data.name=folder."
+        )
+    else:
+        given = {}
+    if "root" in arguments:
+        if request.root is None:
+            raise InputError(f"{request.name} needs data.root, the folder of its files.")
+        given["root"] = request.root
+    if "download" in arguments:
+        given["download"] = request.download
+    reserved = {*given, "root", "transform", "target_transform", "transforms", "loader"}
+    _check_options(request, [*(name for name in arguments if name not in reserved), "num_classes"])
+    given.update((key, value) for key, value in request.options.items() if key in arguments)
+    if missing := [name for name, needed in arguments.items() if needed and name not in given]:
+        raise InputError(f"{request.name} needs {', '.join(f'data.options.{name}' for name in missing)}.")
+    try:
+        dataset: Dataset[Any] = cls(**given)
+    except Exception as error:  # their answers to missing files and wrong arguments have no common type
+        hint = ""
+        if given.get("download") is False and isinstance(error, RuntimeError | OSError):
+            hint = f" Set data.download=true to fetch it into {request.root}."
+        elif "split" in given and isinstance(error, ValueError):
+            hint = f" Set data.{_split_key(request)}."
+        raise InputError(f"{request.name} cannot be opened: {_line(error)}{hint}") from error
+    return dataset
+
+
+def _torchvision_class(name: str) -> Any:
+    known = {
+        name.lower(): cls
+        for name in torchvision.datasets.__all__
+        if inspect.isclass(cls := getattr(torchvision.datasets, name)) and issubclass(cls, VisionDataset)
+    }
+    wanted = name.partition("/")[2].lower()
+    if wanted not in known:
+        nearest = did_you_mean(wanted, known)
+        raise InputError(
+            f"torchvision has no data set {name!r}.{nearest} "
+            f"They are listed at https://docs.pytorch.org/vision/stable/datasets.html."
+        )
+    return known[wanted]
+
+
+def _arguments(cls: type) -> dict[str, bool]:
+    """Return a constructor's arguments, also those it hands on to its base; whether they are needed."""
+    found: dict[str, bool] = {}
+    for base in cls.__mro__:
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                found.setdefault(parameter.name, parameter.default is parameter.empty)
+        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def _open_timm(request: Request) -> Dataset[Any]:
+    kind = request.name.partition("/")[0].lower()
+    reads_files = kind not in ("hfds", "hfids", "tfds", "wds", "torch")
+    if reads_files and (request.root is None or not Path(request.root).exists()):
+        raise InputError(f"{request.name}: data.root={request.root} does not exist; timm reads images there.")
+    options = {key: value for key, value in request.options.items() if key != "num_classes"}
+    try:
+        dataset: Any = create_dataset(
+            request.name,
+            request.root,
+            split=request.split,
+            is_training=request.train,
+            download=request.download,
+            seed=request.seed,
+            input_img_mode="RGB" if kind == "tfds" else "",  # "": as it is, Samples converts better
+            **options,
+        )
+    except ImportError as error:
+        raise InputError(f"{request.name} needs another package: {error}. Install it with pip.") from error
+    except Exception as error:  # timm's readers and what they call have no common type either
+        raise InputError(
+            f"timm cannot open {request.name}, split {request.split!r}: {_line(error)}"
+        ) from error
+    return _ReaderImages(dataset.reader) if isinstance(dataset, ImageDataset) else dataset
+
+
+class _ReaderImages(Dataset[tuple[Image.Image, Any]]):
+    """The images of a timm reader as they are.
+
+    timm's own ImageDataset puts the next image in the place of one that it cannot read, and converts
+    to RGB by clipping 16 bits.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
+        file, label, *_ = self.reader[index]
+        with file:
+            return _load(file), label
+
+    def path(self, index: int) -> str | None:
+        """Return the file of an image where the reader knows it."""
+        path: str | None = self.reader.filename(index, absolute=True)
+        return path
+
+
+def _split_key(request: Request) -> str:
+    return "train_split" if request.train else "validation_split"
+
+
+def _check_options(request: Request, known: Iterable[str]) -> None:
+    known = list(known)
+    for key in request.options:
+        if key not in known:
+            raise InputError(
+                f"{request.name} has no data.options.{key}.{did_you_mean(key, known)} "
+                f"Its options: {', '.join(known) or 'none'}."
+            )
+
+
+def few(names: list[str]) -> str:
+    """Join names, but not hundreds of them."""
+    shown = ", ".join(names[:10]) or "none"
+    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or repr(error)

@@ -1,0 +1,151 @@
+"""From a configuration to data and models."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from timm.data import resolve_data_config
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from dynavit.config import Config, DataConfig
+from dynavit.data.classification import ClassificationData, collate, create_classification_data
+from dynavit.data.transforms import create_transforms
+from dynavit.errors import InputError
+from dynavit.models import PrunedViT, load, prune
+from dynavit.models.weights import load_backbone
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model a run starts from.
+
+    Attributes:
+        model: with predictors, ready to train.
+        dense: the starting backbone, frozen in eval mode, and
+        dense_is_trained: whether its head knows the classes, so that comparing with it means
+            something.
+    """
+
+    model: PrunedViT
+    dense: nn.Module
+    head_replaced: bool
+    dense_is_trained: bool
+
+
+def build_start(config: Config, num_classes: int | None) -> Start:
+    """Create the starting model for ``num_classes`` classes (None: those it has).
+
+    Raises:
+        InputError: what the configuration asks for does not exist or does not fit.
+    """
+    settings = config.model
+    if settings.checkpoint is not None:
+        backbone, architecture, kwargs, replaced = load_backbone(
+            settings.checkpoint, settings.architecture, num_classes, **settings.kwargs
+        )
+        trained = not replaced
+    else:
+        assert settings.architecture is not None
+        kwargs = dict(settings.kwargs)
+        if num_classes is not None:
+            kwargs["num_classes"] = num_classes
+        architecture = settings.architecture
+        made = _create(architecture, settings.pretrained, kwargs)
+        backbone, trained = (
+            made,
+            settings.pretrained and num_classes == made.pretrained_cfg.get("num_classes"),
+        )
+        replaced = settings.pretrained and not trained
+    model = prune(
+        backbone,
+        stages=settings.stages,
+        keep_ratio=None if settings.keep_ratios else settings.keep_ratio,
+        keep_ratios=settings.keep_ratios,
+        selector=settings.selector,
+        reducer=settings.reducer,
+        architecture=architecture,
+        model_kwargs=kwargs,
+    )
+    model.execution = settings.execution  # type: ignore[assignment]
+    model.mask_form = settings.mask_form  # type: ignore[assignment]
+    dense = deepcopy(backbone).eval().requires_grad_(False)
+    return Start(model.train(), dense, replaced, trained)
+
+
+def build_teacher(config: Config, start: Start) -> nn.Module | None:
+    """Return the frozen teacher, or None where no distillation is asked for.
+
+    Raises:
+        InputError: a teacher of other classes, or one that has not learned them.
+    """
+    if not (config.loss.logit_distillation or config.loss.token_distillation):
+        return None
+    if config.loss.teacher == "start":
+        if not start.dense_is_trained:
+            raise InputError(
+                "loss.teacher=start: the starting model does not know these classes yet, so it cannot "
+                "teach them. Train it first (model.stages=[]), name another loss.teacher, or set "
+                "loss.logit_distillation=0 and loss.token_distillation=0."
+            )
+        return start.dense
+    teacher = load(config.loss.teacher)
+    if teacher.num_classes != start.model.num_classes:
+        raise InputError(
+            f"loss.teacher={config.loss.teacher} knows {teacher.num_classes} classes, the data has "
+            f"{start.model.num_classes}."
+        )
+    return teacher.backbone.eval().requires_grad_(False)
+
+
+def build_data(config: DataConfig, preprocessing: dict[str, Any], seed: int) -> ClassificationData:
+    """Open the data sets, with the preprocessing that the model wants."""
+    return create_classification_data(
+        config.name,
+        config.root,
+        transforms=create_transforms(**preprocessing, augmentation=config.augmentation),
+        seed=seed,
+        train_split=config.train_split,
+        validation_split=config.validation_split,
+        download=config.download,
+        corrupt=config.corrupt,
+        options=config.options,
+    )
+
+
+def resolve_preprocessing(config: DataConfig, backbone: Any) -> dict[str, Any]:
+    """Return image size, mean, std, interpolation and crop fraction: the model's unless configured."""
+    size = tuple(backbone.patch_embed.img_size)
+    args = {"mean": config.mean, "std": config.std, "crop_pct": config.crop_pct}
+    resolved = resolve_data_config({**args, "interpolation": config.interpolation}, model=backbone)
+    return {
+        "image_size": list(size),
+        "mean": list(resolved["mean"]),
+        "std": list(resolved["std"]),
+        "interpolation": resolved["interpolation"],
+        "crop_pct": resolved["crop_pct"],
+    }
+
+
+def make_loader(
+    dataset: Dataset[Any], batch_size: int, workers: int, sampler: Sampler[int] | None = None
+) -> DataLoader[Any]:
+    """Return a loader: of whole batches in the sampler's order, or of everything in order."""
+    training = sampler is not None or isinstance(dataset, IterableDataset)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=training,
+        num_workers=workers,
+        collate_fn=collate,
+    )
+
+
+def _create(architecture: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
+    # through dynavit's own factory for its error messages
+    from dynavit.models import create_model
+
+    return create_model(architecture, pretrained, stages=(), **kwargs).backbone

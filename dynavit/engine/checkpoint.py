@@ -1,0 +1,106 @@
+"""The state of a run, written aside and renamed, so that a kill at any moment loses nothing.
+
+``state/`` is the latest, ``state.previous/`` the one before it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from dynavit.errors import InputError
+
+_ABOUT = "about.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: epochs completed.
+        batch: batches done of the epoch under way.
+        step: optimiser steps done.
+        best: best validation metric so far.
+        sums, count: sums of the losses over ``count`` batches of the epoch under way.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float = float("-inf")
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the fields."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def save_state(accelerator: Accelerator, run_dir: Path, about: Mapping[str, Any]) -> None:
+    """Save everything registered with the accelerator; the previous state stays beside it.
+
+    Args:
+        about: what identifies the model, checked on resume.
+    """
+    partial = run_dir / "state.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (partial / _ABOUT).write_text(json.dumps(about))
+        state, previous = run_dir / "state", run_dir / "state.previous"
+        if state.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            state.replace(previous)
+        partial.replace(state)
+    accelerator.wait_for_everyone()
+
+
+def find_state(run_dir: Path) -> Path | None:
+    """Return the newest complete state of a run, or None."""
+    # between the two renames of save_state only the previous one exists
+    return next((path for name in ("state", "state.previous") if (path := run_dir / name).is_dir()), None)
+
+
+def load_state(accelerator: Accelerator, state: Path, about: Mapping[str, Any]) -> None:
+    """Restore what :func:`save_state` saved.
+
+    Raises:
+        InputError: the state belongs to another model or is damaged; the previous one is offered.
+    """
+    previous = state.with_name("state.previous")
+    offer = (
+        f" The state before it is whole: remove {state} and resume again."
+        if previous.is_dir() and state != previous
+        else f" Remove {state.parent} to start again."
+    )
+    try:
+        found = json.loads((state / _ABOUT).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{state} cannot be read ({error}).{offer}") from None
+    for key, value in about.items():
+        if found.get(key) != value:
+            raise InputError(
+                f"{state} belongs to another model: {key} is {found.get(key)!r} there and {value!r} now. "
+                f"Resume with the configuration of that run ({state.parent / 'config.yaml'}), or choose "
+                f"another output_dir."
+            )
+    try:
+        accelerator.load_state(str(state))
+    except Exception as error:  # whatever safetensors, pickle or torch say of a damaged file
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{state} is damaged ({reason}).{offer}") from error

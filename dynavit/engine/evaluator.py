@@ -1,0 +1,191 @@
+"""The sweep: accuracy against MACs against measured speed, for several keep ratios."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from dynavit.config import EvaluateConfig
+from dynavit.engine.build import build_data, build_start, make_loader
+from dynavit.engine.evaluation import evaluate_accuracy
+from dynavit.engine.run import Run
+from dynavit.errors import InputError
+from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
+from dynavit.metrics.timing import measure, median_ratio
+from dynavit.models import PrunedViT, prune
+from dynavit.report.html import write_report
+from dynavit.report.pareto import plot_pareto
+from dynavit.report.tokens import kept_token_grid
+
+Row = dict[str, Any]
+
+
+def evaluate_run(
+    run: Run,
+    keep_ratios: Sequence[float] | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    output: Path | None = None,
+) -> list[Row]:
+    """Evaluate a run at several keep ratios and write tables, figures and a page.
+
+    The first row is the dense model that the run started from, on the same data; deltas and speedups
+    are to it. Timings of all rows are interleaved, and speedups are medians of ratios within a round.
+
+    Args:
+        run: an opened run with a configuration.
+        keep_ratios: r keeps r, r^2, r^3 ... over the stages; the configuration's if None.
+        batch_sizes: at which speed is measured; an empty list measures none.
+        output: where ``evaluation.json``, ``evaluation.csv``, ``pareto.png``, ``kept_tokens.png`` and
+            ``report.html`` go; the run's folder if None.
+
+    Raises:
+        InputError: the folder has no configuration to take data from, or an impossible ratio.
+    """
+    if run.config is None:
+        raise InputError(f"{run.path} has no config.yaml, which says on which data to evaluate.")
+    settings: EvaluateConfig = run.config.evaluate
+    output = output or run.path
+    output.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(cpu=run.device.type == "cpu")
+    data = build_data(run.config.data, run.preprocessing, run.config.seed)
+    loader = accelerator.prepare(
+        make_loader(data.validation, run.config.data.batch_size, run.config.data.workers)
+    )
+    foreground = getattr(data.validation, "foreground", None)
+
+    model, trained_ratios = run.model, run.model.keep_ratios
+    ratios = list(settings.keep_ratios if keep_ratios is None else keep_ratios) if model.stages else []
+    for ratio in ratios:
+        model.set_keep_ratio(ratio)  # refuse all before measuring any
+    variants: list[tuple[str, float, PrunedViT]] = [("pruned", ratio, model) for ratio in ratios]
+    dense = _dense(run, len(data.class_names))
+    if dense is not None:
+        variants.insert(0, ("dense", 1.0, dense))
+
+    rows: list[Row] = []
+    for kind, ratio, variant in variants:
+        if variant.stages:
+            variant.set_keep_ratio(ratio)
+        title = "dense" if kind == "dense" else f"keep ratio {ratio:g}"
+        rows.append(
+            {
+                "model": kind,
+                "keep_ratio": ratio,
+                "tokens": tokens_per_stage(variant),
+                "gmacs": closed_form_macs(variant) / 1e9,
+                **evaluate_accuracy(variant, loader, accelerator, foreground, title),
+            }
+        )
+    base = rows[0]
+    for row in rows:
+        row["gmacs_ratio"] = base["gmacs"] / row["gmacs"]
+        row["delta_top1"] = row["top1"] - base["top1"]
+        row["throughput"] = {}
+    sample = torch.stack(
+        [image for image, *_ in _first(loader, max(batch_sizes or settings.batch_sizes, default=1))]
+    )
+    for batch_size in settings.batch_sizes if batch_sizes is None else batch_sizes:
+        _time(rows, variants, sample[:batch_size].to(run.device), settings.rounds)
+
+    if model.stages:
+        model.set_keep_ratio(trained_ratios)
+    if accelerator.is_main_process:
+        _write(run, rows, output, sample)
+    return rows
+
+
+def _dense(run: Run, num_classes: int) -> PrunedViT | None:
+    """The model that the run started from, or the run's own where it never was pruned."""
+    if not run.model.stages:
+        return run.model
+    assert run.config is not None
+    start = build_start(run.config, num_classes)
+    if not start.dense_is_trained:
+        return None  # its head was random: there is nothing to compare with
+    return prune(start.dense, stages=()).eval().to(run.device)
+
+
+def _first(loader: Any, count: int) -> list[Any]:
+    """Return ``count`` validation samples, starting over where there are fewer."""
+    dataset = loader.dataset
+    if hasattr(dataset, "__getitem__"):
+        return [dataset[number % len(dataset)] for number in range(count)]
+    samples = [sample for _, sample in zip(range(count), dataset, strict=False)]
+    return [samples[number % len(samples)] for number in range(count)]
+
+
+@torch.inference_mode()
+def _time(rows: list[Row], variants: list[tuple[str, float, PrunedViT]], images: Tensor, rounds: int) -> None:
+    """Add images per second and speedup over the first row at one batch size."""
+    calls: dict[str, Callable[[], object]] = {}
+    for number, (_, ratio, model) in enumerate(variants):
+        calls[str(number)] = partial(_run_at, model, ratio, images)
+    seconds = measure(calls, rounds=rounds)
+    for number, row in enumerate(rows):
+        mine = seconds[str(number)]
+        speedup, low, high = median_ratio(seconds["0"], mine)
+        row["throughput"][str(len(images))] = {
+            "images_per_second": len(images) / sorted(mine)[len(mine) // 2],
+            "speedup": speedup,
+            "speedup_range": [low, high],
+        }
+
+
+def _run_at(model: PrunedViT, ratio: float, images: Tensor) -> Tensor:
+    if model.stages:
+        model.set_keep_ratio(ratio)
+    return model(images)
+
+
+def _write(run: Run, rows: list[Row], output: Path, sample: Tensor) -> None:
+    (output / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
+    flat = [_flat(row) for row in rows]
+    with (output / "evaluation.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in flat for name in row)))
+        writer.writeheader()
+        writer.writerows(flat)
+    plot_pareto(rows, output / "pareto.png")
+    pictures: dict[str, Any] = {"Accuracy, MACs and speed": output / "pareto.png"}
+    if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
+        picture = draw_kept_tokens(run, sample[:6])
+        picture.save(output / "kept_tokens.png")
+        pictures["Tokens kept after each stage"] = picture
+    assert run.config is not None
+    settings = {
+        "folder": str(run.path),
+        "architecture": run.model.architecture,
+        "stages": list(run.model.stages),
+        "selector": run.config.model.selector["name"],
+        "data": run.config.data.name,
+        "device": str(run.device),
+        "torch threads": torch.get_num_threads(),
+    }
+    write_report(
+        output / "report.html", f"{run.config.name}: accuracy against cost", rows, pictures, settings
+    )
+
+
+@torch.inference_mode()
+def draw_kept_tokens(run: Run, images: Tensor, captions: Sequence[str] | None = None) -> Any:
+    """Draw images ``(B, 3, H, W)`` with the tokens that the model keeps after each stage."""
+    _, trace = run.model(images.to(run.device), return_trace=True)
+    pixels = [run.pixels(image) for image in images]
+    masks = [mask.cpu() for mask in trace.masks]
+    return kept_token_grid(pixels, masks, run.model.adapter.grid_size, captions=captions)
+
+
+def _flat(row: Row) -> Row:
+    flat = {name: value for name, value in row.items() if name not in ("throughput", "tokens")}
+    flat["tokens"] = " ".join(map(str, row["tokens"]))
+    for batch_size, speed in row["throughput"].items():
+        flat[f"images_per_second_{batch_size}"] = speed["images_per_second"]
+        flat[f"speedup_{batch_size}"] = speed["speedup"]
+    return flat

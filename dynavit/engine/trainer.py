@@ -1,0 +1,357 @@
+"""The training loop, on Accelerate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import ProjectConfiguration
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from tqdm import tqdm
+
+from dynavit.config import Config, save_config
+from dynavit.data.samplers import ShuffledSampler
+from dynavit.engine.build import build_data, build_start, build_teacher, make_loader, resolve_preprocessing
+from dynavit.engine.checkpoint import Progress, find_state, load_state, save_state
+from dynavit.engine.evaluation import evaluate_accuracy
+from dynavit.engine.logbook import Logbook
+from dynavit.engine.monitor import DivergenceGuard, MetricsFile
+from dynavit.engine.objective import ClassificationObjective
+from dynavit.engine.optimization import clip_by_part, create_optimizer, set_learning_rates
+from dynavit.engine.schedules import KeepCounts, LearningRate, anneal
+from dynavit.engine.seeding import seed_all
+from dynavit.errors import InputError
+from dynavit.models import PrunedViT
+
+_CHECK_STEPS = 10  # losses are read from the device this often, so that it is not made to wait
+
+
+class Trainer:
+    """Trains what a configuration describes; :meth:`fit` runs it from wherever it stands.
+
+    Args:
+        config: the run.
+        resume: continue from the state in the run's folder, if there is one.
+
+    Raises:
+        InputError: something in the configuration does not exist or does not fit, or the folder holds
+            a run already and ``resume`` is False.
+    """
+
+    def __init__(self, config: Config, resume: bool = False) -> None:
+        self.config = config
+        train, run_dir = config.train, config.run_dir
+        self.state = find_state(run_dir) if resume else None
+        if self.state is None and not resume and (run_dir / "config.yaml").exists():
+            raise InputError(
+                f"{run_dir} already holds a run: continue it with --resume, or choose another place with "
+                f"output_dir=FOLDER or name=NAME."
+            )
+        self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=train.mixed_precision,
+            gradient_accumulation_steps=train.accumulation_steps,
+            log_with="tensorboard",
+            project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir)),
+        )
+        seed_all(config.seed)
+        self._build()
+
+    def _build(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        train = config.train
+        probe = build_start(config, None).model
+        self.preprocessing = resolve_preprocessing(config.data, probe.backbone)
+        data = build_data(config.data, self.preprocessing, config.seed)
+        if data.train is None:
+            raise InputError(
+                f"data.name={config.data.name} has no training split {config.data.train_split!r}."
+            )
+        self.classes = data.class_names
+        start = build_start(config, len(self.classes))
+        teacher = build_teacher(config, start)
+        optimizer = create_optimizer(config.optimizer, start, train.freeze)
+        model = start.model
+        model.metadata = {"preprocessing": self.preprocessing, "class_names": list(self.classes)}
+        model.set_grad_checkpointing(train.grad_checkpointing)
+        self.ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
+        if train.compile:
+            model.compile()
+
+        self.dataset: Any = data.train
+        self.sampler = (
+            ShuffledSampler(len(data.train), config.seed) if hasattr(data.train, "__len__") else None
+        )
+        loader = make_loader(data.train, config.data.batch_size, config.data.workers, self.sampler)
+        validation = make_loader(data.validation, config.data.batch_size, config.data.workers)
+        self.foreground = getattr(data.validation, "foreground", None)
+        self.examples = (
+            [data.validation[i][0] for i in range(4)] if hasattr(data.validation, "__len__") else []
+        )
+        self.model, self.optimizer, self.loader, self.validation = accelerator.prepare(
+            model, optimizer, loader, validation
+        )
+        self.batches = self._batches_per_epoch()
+        self.steps_per_epoch = math.ceil(self.batches / train.accumulation_steps)
+
+        teacher = teacher.to(accelerator.device) if teacher is not None else None
+        budget = model.selector.budget == "expected" and model.selector.trains_predictor
+        self.objective = ClassificationObjective(config.loss, budget, teacher)
+        mixing = config.data.mixup or config.data.cutmix
+        self.mixup = (
+            Mixup(
+                mixup_alpha=config.data.mixup,
+                cutmix_alpha=config.data.cutmix,
+                label_smoothing=config.loss.label_smoothing,
+                num_classes=len(self.classes),
+            )
+            if mixing
+            else None
+        )
+        total = train.epochs * self.steps_per_epoch
+        self.lr = LearningRate(
+            round(config.optimizer.warmup_epochs * self.steps_per_epoch),
+            total,
+            config.optimizer.final_lr_scale,
+        )
+        rows, columns = model.adapter.grid_size
+        self.keep_counts = KeepCounts(
+            rows * columns,
+            model.keep_ratios,
+            round(config.schedule.keep_ratio_warmup_epochs * self.steps_per_epoch),
+        )
+        self.total_steps = total
+        self.progress = Progress()
+        self.guard = DivergenceGuard(math.log(max(len(self.classes), 2)), train.mixed_precision == "fp16")
+        self.metrics = MetricsFile(config.run_dir / "metrics.jsonl")
+        accelerator.register_for_checkpointing(self.progress, self.guard)
+        if self.ema is not None:
+            accelerator.register_for_checkpointing(self.ema)
+        self.about = {
+            "architecture": model.architecture,
+            "stages": list(model.stages),
+            "selector": config.model.selector["name"],
+            "classes": len(self.classes),
+        }
+
+    def fit(self) -> dict[str, float]:
+        """Train to the last epoch and return the last validation metrics."""
+        config, accelerator, progress = self.config, self.accelerator, self.progress
+        run_dir = config.run_dir
+        if self.state is not None:
+            load_state(accelerator, self.state, self.about)
+        elif accelerator.is_main_process:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            save_config(config, run_dir / "config.yaml")
+        if accelerator.is_main_process:
+            self.metrics.cut_back(progress.step)
+        self.logbook = Logbook(accelerator, progress.step, self.preprocessing)
+        self._announce()
+        while progress.epoch < config.train.epochs:
+            self._train_epoch()
+            metrics = self._validate()
+            self._finish_epoch(metrics)
+        accelerator.end_training()
+        rows = self.metrics.rows()
+        return {name: value for name, value in rows[-1].items() if name.startswith("val/")} if rows else {}
+
+    def _train_epoch(self) -> None:
+        progress, train = self.progress, self.config.train
+        self.dataset.set_epoch(progress.epoch)
+        if self.sampler is not None:
+            self.sampler.set_epoch(progress.epoch)
+        self.model.train()
+        bar = tqdm(
+            total=self.batches,
+            initial=progress.batch,
+            desc=f"epoch {progress.epoch + 1}/{train.epochs}",
+            leave=False,
+            disable=not self.accelerator.is_main_process,
+        )
+        recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        for images, labels, _ in self._remaining_batches():
+            losses, norms = self._step(images, labels)
+            progress.batch += 1
+            recent.append((losses, norms))
+            stepped = self.accelerator.sync_gradients
+            due = stepped and train.checkpoint_steps and progress.step % train.checkpoint_steps == 0
+            if len(recent) >= _CHECK_STEPS or progress.batch == self.batches or due:
+                bar.update(len(recent))
+                loss = self._account(recent)
+                bar.set_postfix(loss=f"{loss:.3f}")
+                recent = []
+            if stepped and progress.step % train.log_steps == 0:
+                self.logbook.step(
+                    progress.step, losses, norms, self.temperature, self._learning_rate(), len(images)
+                )
+            if due and progress.batch < self.batches:
+                save_state(self.accelerator, self.config.run_dir, self.about)
+        bar.close()
+
+    def _remaining_batches(self) -> Iterator[Any]:
+        """Yield the epoch's batches, without those that a resumed run has done."""
+        done = self.progress.batch
+        loader = skip_first_batches(self.loader, done) if done else self.loader
+        for number, batch in enumerate(loader, start=done):
+            if number == self.batches:
+                return
+            # known only to the training in progress: the next draw does not depend on earlier ones
+            seed_all(self.config.seed, self.progress.epoch, number, self.accelerator.process_index)
+            yield batch
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        progress, accelerator = self.progress, self.accelerator
+        targets: Tensor = labels
+        if self.mixup is not None:
+            images, targets = self.mixup(images, labels)
+        counts: list[Any] = self.keep_counts(progress.step)
+        temperature: float | Tensor = self.temperature
+        if self.config.train.compile:  # tensors can move without recompiling
+            counts = [torch.tensor(count, device=images.device) for count in counts]
+            temperature = torch.tensor(temperature, device=images.device)
+        norms: dict[str, Tensor] = {}
+        with accelerator.accumulate(self.model):
+            with accelerator.autocast():
+                logits, trace = self.model(
+                    images, return_trace=True, temperature=temperature, keep_counts=counts
+                )
+                losses = self.objective(
+                    images, targets, logits, trace, self.keep_counts.ratios(progress.step)
+                )
+            accelerator.backward(losses["loss"])
+            if accelerator.sync_gradients:
+                accelerator.unscale_gradients()
+                norms = clip_by_part(self.optimizer, self.config.train.clip_grad_norm)
+            frozen = progress.epoch < self.config.train.freeze_epochs
+            set_learning_rates(self.optimizer, self._learning_rate(), frozen)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            progress.step += 1
+            if self.ema is not None:
+                self.ema.update(accelerator.unwrap_model(self.model), step=progress.step)
+        values = {name: loss.detach() for name, loss in losses.items()}
+        for stage, kept in enumerate(trace.counts, start=1):
+            values[f"kept/mean_{stage}"] = kept.float().mean()
+            values[f"kept/min_{stage}"] = kept.min().float()
+            values[f"kept/empty_{stage}"] = (kept == 0).sum().float()
+        for stage, expected in enumerate(trace.expected, start=1):
+            values[f"kept/probability_{stage}"] = expected.detach().mean()
+        return values, norms
+
+    def _account(self, recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> float:
+        """Add up losses and let the guard look at every step; returns the mean loss of these."""
+        for values, norms in recent:
+            loss = float(values["loss"])
+            if norms:
+                gradients = {part: float(norm) for part, norm in norms.items()}
+                self.guard.check(loss, gradients, self._learning_rate())
+            for name, value in values.items():
+                if not name.startswith("kept/"):
+                    self.progress.sums[name] = self.progress.sums.get(name, 0.0) + float(value)
+            self.progress.count += 1
+        return sum(float(values["loss"]) for values, _ in recent) / len(recent)
+
+    def _validate(self) -> dict[str, float]:
+        with self._deployed() as model:
+            metrics = evaluate_accuracy(
+                model, self.validation, self.accelerator, self.foreground, "validation"
+            )
+            if self.accelerator.is_main_process and self.examples and model.stages:
+                self.logbook.pictures(self.progress.step, model, self.examples)
+        return metrics
+
+    def _finish_epoch(self, metrics: dict[str, float]) -> None:
+        progress, accelerator, run_dir = self.progress, self.accelerator, self.config.run_dir
+        row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step}
+        row |= {f"train/{name}": total / progress.count for name, total in progress.sums.items()}
+        row |= {f"val/{name}": value for name, value in metrics.items()}
+        row |= {"lr": self._learning_rate(), "temperature": self.temperature}
+        improved = metrics["top1"] > progress.best
+        progress.best = max(progress.best, metrics["top1"])
+        progress.epoch, progress.batch, progress.sums, progress.count = progress.epoch + 1, 0, {}, 0
+        if accelerator.is_main_process:
+            self.metrics.append(row)
+            with self._deployed() as model:
+                model.save_pretrained(run_dir)
+                if improved:
+                    model.save_pretrained(run_dir / "best")
+        save_state(accelerator, run_dir, self.about)
+        accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
+        accelerator.print(
+            f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  top-1 {metrics['top1']:.2f} %"
+            + (
+                f"  foreground recall {metrics['foreground_recall']:.3f}"
+                if "foreground_recall" in metrics
+                else ""
+            )
+        )
+
+    @contextmanager
+    def _deployed(self) -> Iterator[PrunedViT]:
+        """Give the model as it will be used: the averaged weights if there are any, in eval mode."""
+        trained: PrunedViT = self.accelerator.unwrap_model(self.model)
+        model: Any = self.ema.module if self.ema is not None else trained
+        model.eval()
+        execution, model.execution = model.execution, "auto"
+        yield model
+        model.execution = execution
+        trained.train()
+
+    @property
+    def temperature(self) -> float:
+        """The selector's temperature at this step."""
+        settings = self.config.schedule
+        fraction = self.progress.step / max(self.total_steps - 1, 1)
+        return anneal(
+            settings.temperature_kind, settings.temperature_start, settings.temperature_end, fraction
+        )
+
+    def _learning_rate(self) -> float:
+        return self.config.optimizer.lr * self.lr(self.progress.step)
+
+    def _batches_per_epoch(self) -> int:
+        limit = self.config.train.steps_per_epoch
+        try:
+            available = len(self.loader)
+        except TypeError:  # a stream that does not know its length
+            if limit is None:
+                raise InputError(
+                    f"data.name={self.config.data.name} is a stream of unknown length: "
+                    f"set train.steps_per_epoch."
+                ) from None
+            return limit
+        if available == 0:
+            raise InputError(
+                f"data.batch_size={self.config.data.batch_size}: the training split has only "
+                f"{len(self.dataset)} images for {self.accelerator.num_processes} process(es); lower it."
+            )
+        return min(available, limit or available)
+
+    def _announce(self) -> None:
+        say, config = self.accelerator.print, self.config
+        model: PrunedViT = self.accelerator.unwrap_model(self.model)
+        counts = [str(count) for count in self.keep_counts(self.keep_counts.warmup_steps)]
+        say(
+            f"{model.architecture}: {self.keep_counts.num_patches} patches"
+            + (f", {' -> '.join(counts)} after blocks {list(model.stages)}" if counts else ", no pruning")
+            + f"; selector {config.model.selector['name']}; {len(self.classes)} classes"
+        )
+        say(
+            f"{config.train.epochs} epochs of {self.batches} batches x {config.data.batch_size} images x "
+            f"{self.accelerator.num_processes} process(es) on {self.accelerator.device}; "
+            f"writing {config.run_dir}"
+        )
+        if model.stages and model.selector.budget == "k" and config.loss.keep_ratio:
+            say(
+                "The selector keeps exactly k tokens: the keep-ratio loss would have nothing to do and is "
+                "left out."
+            )
+        if self.state is not None:
+            say(f"Resuming from {self.state} at step {self.progress.step} of {self.total_steps}.")

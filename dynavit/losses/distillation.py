@@ -1,0 +1,65 @@
+"""Losses that keep a pruned student near its unpruned teacher.
+
+Shapes: B batch, C classes, N original patch tokens, n patch tokens of the student, D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return ``T^2 KL(teacher || student)`` of the class distributions at temperature T.
+
+    Hinton et al. 2015, https://arxiv.org/abs/1503.02531; the factor keeps gradients comparable
+    between temperatures. The teacher gets no gradient.
+
+    Args:
+        student: logits ``(B, C)``.
+        teacher: logits ``(B, C)``.
+        temperature: above 0; larger values pay more attention to the unlikely classes.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 logits): the sum over classes, averaged over images.
+    """
+    log_student = _log_softmax(student, temperature)
+    log_teacher = _log_softmax(teacher.detach(), temperature)
+    divergence = functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
+
+
+def token_distillation(
+    student_features: Tensor, teacher_features: Tensor, positions: Tensor, kept: Tensor
+) -> Tensor:
+    """Return the mean squared difference of the tokens that the student kept until the end.
+
+    DynamicViT, Rao et al. 2021, https://arxiv.org/abs/2106.02034, eq. 10. The teacher gets no
+    gradient. One call serves both executions: a masked student has n = N tokens, some not kept; a
+    gathered one has n = k tokens.
+
+    Args:
+        student_features: ``(B, n, D)``, ``trace.features``.
+        teacher_features: ``(B, N, D)``, the features of the unpruned model.
+        positions: ``(B, n)`` int64, ``trace.positions``: the original patch of each student token.
+        kept: ``(B, N)`` bool, ``trace.masks[-1]``.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 features): the mean over the elements of all kept tokens of
+        the batch; zero where none was kept.
+    """
+    width = student_features.shape[-1]
+    target = teacher_features.detach().gather(1, positions.unsqueeze(-1).expand(-1, -1, width))
+    counts = kept.gather(1, positions).unsqueeze(-1)
+    difference = _at_least_fp32(student_features) - _at_least_fp32(target)
+    # filled, not multiplied: what stands in a dropped row is nobody's business, not even a NaN
+    squared = difference.masked_fill(~counts, 0.0).square().sum()
+    return squared / (counts.sum() * width).clamp(min=1)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return functional.log_softmax(_at_least_fp32(logits) / temperature, dim=-1)
+
+
+def _at_least_fp32(x: Tensor) -> Tensor:
+    return x.float() if x.element_size() < 4 else x

@@ -1,0 +1,95 @@
+"""A report that is one file: no scripts, nothing to load."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from PIL import Image, UnidentifiedImageError
+
+from dynavit.errors import InputError
+from dynavit.report.table import Row, base_name, columns, headline, is_dense
+
+_KINDS = ("png", "jpeg", "webp", "gif")  # what every browser shows
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    rows: Sequence[Row],
+    images: Mapping[str, str | Path | Image.Image],
+    settings: Mapping[str, Any],
+    metric: str = "top1",
+) -> None:
+    """Write an evaluation as one self-contained HTML file.
+
+    Args:
+        path: file to write.
+        title: heading.
+        rows: see :mod:`dynavit.report.table`; "dense" rows are highlighted.
+        images: pictures by caption, as files or as PIL images; they are embedded.
+        settings: what to know about the run; nested mappings become dotted names.
+        metric: the metric to show.
+
+    Raises:
+        InputError: no row, or a picture that cannot be read.
+    """
+    table = columns(rows, metric)
+    groups = [(name, list(members)) for name, members in groupby(table, key=lambda column: column.group)]
+    # the environment escapes everything: titles, captions and settings come from users
+    environment = Environment(loader=PackageLoader("dynavit.report", "."), autoescape=True)
+    page = environment.get_template("report.html").render(
+        title=title,
+        headline=_typeset(headline(rows, metric)),
+        base=base_name(rows),
+        groups=groups,
+        columns=table,
+        rows=[
+            {"dense": is_dense(row), "cells": [_typeset(column.cells[number]) for column in table]}
+            for number, row in enumerate(rows)
+        ],
+        images={caption: _data_uri(image) for caption, image in images.items()},
+        settings=_flattened(settings),
+    )
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def _typeset(text: str) -> str:
+    """Use the signs that print has and terminals may lack: minus, times, and a dash for nothing."""
+    text = re.sub(r"(?<!\w)-(?=\d)", "\N{MINUS SIGN}", text)
+    text = re.sub(r"(?<=\d)x(?!\w)", "\N{MULTIPLICATION SIGN}", text)
+    return "\N{EN DASH}" if text == "-" else text
+
+
+def _data_uri(image: str | Path | Image.Image) -> str:
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", optimize=True)
+        kind, data = "png", buffer.getvalue()
+    else:
+        try:
+            data = Path(image).read_bytes()
+            kind = (Image.open(io.BytesIO(data)).format or "").lower()
+        except (OSError, UnidentifiedImageError) as error:
+            raise InputError(f"the picture {image} cannot be read: {error}.") from None
+        if kind not in _KINDS:
+            raise InputError(f"the picture {image} is {kind or 'of no known kind'}; use {', '.join(_KINDS)}.")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            flat[f"{prefix}{key}"] = ", ".join(map(str, value))
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat

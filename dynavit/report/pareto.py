@@ -1,0 +1,123 @@
+"""Accuracy against cost and against measured speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynavit.errors import InputError
+from dynavit.report.table import Row, batch_sizes, is_dense, metric_name, ratio_text, throughput
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#1f6feb", "#d1570a", "#1a7f4b", "#8250df", "#bf3989", "#57606a")
+_INK, _FAINT = "#24292f", "#d0d7de"
+_LOG_FROM = 6.0  # speeds this many times apart are drawn on a logarithmic axis
+
+
+def plot_pareto(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> None:
+    """Draw accuracy against GMACs and, where rows were timed, against images per second.
+
+    Args:
+        rows: see :mod:`dynavit.report.table`; those without the metric or ``gmacs`` are left out.
+        path: picture to write; its suffix is the format.
+        metric: the metric to draw, in percent.
+
+    Raises:
+        InputError: no row has the metric.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a large import, needed here alone
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row.get(metric) is not None and row.get("gmacs") is not None]
+    if not rows:
+        raise InputError(f"there is nothing to draw: no row has both {metric!r} and 'gmacs'.")
+    sizes = batch_sizes(rows)
+    panels = 2 if sizes else 1
+    figure = Figure(figsize=(5.4 * panels, 4.2), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+
+    cost = figure.add_subplot(1, panels, 1)
+    points = [(row["gmacs"], row) for row in rows]
+    _draw(cost, points, metric, _INK)
+    for x, row in points:
+        if is_dense(row):
+            best = row[metric] >= max(other[metric] for other in rows)
+            offset, side = ((0, 9), "bottom") if best else ((0, -9), "top")
+            _write(cost, "dense", (x, row[metric]), offset, ha="center", va=side, weight="bold")
+        else:  # the curve falls to the left: below it and to the right is room
+            _write(cost, ratio_text(row), (x, row[metric]), (5, -4), va="top")
+    _finish(cost, "GMACs per image", metric)
+
+    if sizes:
+        speed = figure.add_subplot(1, panels, 2, sharey=cost)
+        fastest: dict[int, tuple[float, Row]] = {}
+        for number, size in enumerate(sizes):
+            timed = [row for row in rows if size in throughput(row)]
+            points = [(throughput(row)[size]["images_per_second"], row) for row in timed]
+            _draw(speed, points, metric, _COLOURS[number % len(_COLOURS)], f"batch {size}")
+            for x, row in points:
+                fastest[id(row)] = max(fastest.get(id(row), (0.0, row)), (x, row), key=lambda point: point[0])
+        for x, row in fastest.values():  # a row has one height, so one label serves all batch sizes
+            if ratio_text(row) == "1.0":  # beside the dense model's diamond
+                _write(speed, "1.0", (x, row[metric]), (-5, -4), va="top", ha="right")
+            elif not is_dense(row):
+                _write(speed, ratio_text(row), (x, row[metric]), (6, 3), va="bottom")
+        if any(is_dense(row) for _, row in fastest.values()):
+            speed.plot([], [], label="dense", **_diamond(_INK))
+        speeds = [throughput(row)[size]["images_per_second"] for row in rows for size in throughput(row)]
+        if max(speeds) > _LOG_FROM * min(speeds):
+            _use_log_scale(speed)
+        _finish(speed, "images per second", metric)
+        speed.legend(
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=len(sizes) + 1,
+            frameon=False,
+            fontsize=9,
+            columnspacing=1.4,
+            handletextpad=0.5,
+        )
+    figure.savefig(path)
+
+
+def _draw(
+    axes: Axes, points: Sequence[tuple[float, Row]], metric: str, colour: str, label: str | None = None
+) -> None:
+    """Draw pruned rows as a line and dense ones as diamonds; each point is ``(x, row)``."""
+    pruned = sorted((point for point in points if not is_dense(point[1])), key=lambda point: point[0])
+    heights = [row[metric] for _, row in pruned]
+    axes.plot([x for x, _ in pruned], heights, "o-", markersize=5, linewidth=1.6, color=colour, label=label)
+    for x, row in points:
+        if is_dense(row):
+            axes.plot(x, row[metric], **_diamond(colour))
+
+
+def _diamond(colour: str) -> dict[str, Any]:
+    edge = {"markeredgecolor": colour, "markeredgewidth": 1.8}
+    return {"marker": "D", "markersize": 8, "color": "white", "linestyle": "none", "zorder": 3, **edge}
+
+
+def _write(axes: Axes, text: str, point: tuple[float, float], offset: tuple[int, int], **style: Any) -> None:
+    axes.annotate(text, point, xytext=offset, textcoords="offset points", fontsize=8.5, color=_INK, **style)
+
+
+def _finish(axes: Axes, x_label: str, metric: str) -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(f"{metric_name(metric)} (%)")
+    axes.margins(x=0.12, y=0.16)
+    axes.grid(color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+
+
+def _use_log_scale(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,214 @@
+"""The rows of an evaluation as a table, and as one sentence.
+
+A row is a mapping, as ``evaluation.json`` holds it:
+
+- ``model``: "dense" for the starting checkpoint, else "pruned";
+- ``keep_ratio``: a number, or one a stage; ``tokens``: patch tokens kept after each stage;
+- ``gmacs``: 1e9 multiply-accumulates an image; ``gmacs_ratio``: the dense model's over these;
+- the metric (``top1``, ``map``, ...) in percent, and ``delta_<metric>``: points against dense;
+- ``throughput``: ``{batch size: {"images_per_second": ..., "speedup": ...}}``.
+
+All but ``model`` may be missing. Ratios, deltas and speedups are against the dense row, or against the
+first row where there is no dense one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynavit.errors import InputError
+
+Row = Mapping[str, Any]
+
+_METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map": "mAP",
+    "minp": "mINP",
+    "rank1": "rank-1",
+    "rank5": "rank-5",
+    "rank10": "rank-10",
+}
+_HEADLINE_RATIO = 0.7
+_NOTHING = "-"
+_FIRST_OF_GROUP = "images/s"
+
+
+@dataclass
+class Column:
+    """A column: its title, the batch size it belongs to (else ""), and a cell for each row."""
+
+    title: str
+    group: str = ""
+    cells: list[str] = field(default_factory=list)
+
+
+def columns(rows: Sequence[Row], metric: str = "top1") -> list[Column]:
+    """Return the columns of the table of results, all cells as text.
+
+    Raises:
+        InputError: no row.
+    """
+    if not rows:
+        raise InputError("there is no row to report: evaluate at one keep ratio or more.")
+    table = [
+        Column("model", cells=[str(row["model"]) for row in rows]),
+        Column("keep ratio", cells=[ratio_text(row) for row in rows]),
+        Column("tokens", cells=["/".join(map(str, row.get("tokens") or [])) or _NOTHING for row in rows]),
+        Column("GMACs", cells=[_cell(row.get("gmacs"), significant) for row in rows]),
+        Column("x fewer", cells=[_cell(row.get("gmacs_ratio"), lambda x: f"{x:.2f}x") for row in rows]),
+        Column(metric_name(metric), cells=[_cell(row.get(metric), lambda x: f"{x:.2f}") for row in rows]),
+        Column("delta", cells=[_cell(_delta(row, metric), lambda x: signed(x, 2)) for row in rows]),
+    ]
+    for batch_size in batch_sizes(rows):
+        speeds = [throughput(row).get(batch_size, {}) for row in rows]
+        group = f"batch {batch_size}"
+        speed = [_cell(s.get("images_per_second"), significant) for s in speeds]
+        speedup = [_cell(s.get("speedup"), lambda x: f"{x:.2f}x") for s in speeds]
+        table += [Column(_FIRST_OF_GROUP, group, speed), Column("speedup", group, speedup)]
+    return table
+
+
+def format_table(rows: Sequence[Row], metric: str = "top1") -> str:
+    """Return the table of results as aligned plain text.
+
+    Args:
+        rows: see the head of this file.
+        metric: the metric to show.
+
+    Raises:
+        InputError: no row.
+
+    Example:
+        >>> print(format_table([{"model": "dense", "gmacs": 4.599, "top1": 79.85}]))
+        model  keep ratio  tokens  GMACs  x fewer  top-1  delta
+        -----  ----------  ------  -----  -------  -----  -----
+        dense           -       -   4.60        -  79.85      -
+    """
+    table = columns(rows, metric)
+    groups = [column.group if column.title == _FIRST_OF_GROUP else "" for column in table]
+    lines = [[column.title for column in table], *zip(*(column.cells for column in table), strict=True)]
+    if any(groups):
+        lines.insert(0, groups)
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    lines.insert(2 if any(groups) else 1, ["-" * width for width in widths])
+    aligned = (
+        [cell.rjust(width) if number else cell.ljust(width) for number, (cell, width) in enumerate(pairs)]
+        for pairs in (zip(line, widths, strict=True) for line in lines)
+    )
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+
+
+def headline(rows: Sequence[Row], metric: str = "top1") -> str:
+    """Say in one sentence what pruning gave, at the keep ratio nearest to 0.7 and the largest batch.
+
+    Raises:
+        InputError: no row.
+
+    Example:
+        >>> pruned = {"model": "pruned", "keep_ratio": 0.7, "gmacs_ratio": 1.54, "delta_top1": -0.4}
+        >>> headline([{"model": "dense"}, pruned])
+        'At keep ratio 0.7: 1.5x fewer MACs, -0.4 points top-1 against the dense model.'
+    """
+    if not rows:
+        raise InputError("there is no row to report: evaluate at one keep ratio or more.")
+    name = metric_name(metric)
+    pruned = [row for row in rows if not is_dense(row)]
+    if not pruned:
+        parts = [f"{significant(rows[0]['gmacs'])} GMACs"] if "gmacs" in rows[0] else []
+        parts += [f"{rows[0][metric]:.1f} % {name}"] if metric in rows[0] else []
+        return f"The dense model: {', '.join(parts) or 'nothing was measured'}."
+    row = min(pruned, key=lambda row: abs(_first_ratio(row) - _HEADLINE_RATIO))
+    parts = []
+    if row.get("gmacs_ratio") is not None:
+        parts.append(f"{row['gmacs_ratio']:.1f}x fewer MACs")
+    speeds = {size: s["speedup"] for size, s in throughput(row).items() if s.get("speedup")}
+    if speeds:
+        size = max(speeds)
+        faster = speeds[size] >= 1
+        parts.append(
+            f"{speeds[size] if faster else 1 / speeds[size]:.1f}x {'faster' if faster else 'slower'} "
+            f"at batch {size}"
+        )
+    delta = _delta(row, metric)
+    if delta is not None:
+        parts.append(f"{signed(delta, 1)} points {name} against {base_name(rows)}")
+    elif row.get(metric) is not None:
+        parts.append(f"{row[metric]:.1f} % {name}")
+    return f"At keep ratio {ratio_text(row)}: {', '.join(parts) or 'nothing was measured'}."
+
+
+def is_dense(row: Row) -> bool:
+    """Whether this is the starting model."""
+    return bool(row["model"] == "dense")
+
+
+def base_name(rows: Sequence[Row]) -> str:
+    """Return what ratios, deltas and speedups are against."""
+    if any(is_dense(row) for row in rows):
+        return "the dense model"
+    return f"keep ratio {ratio_text(rows[0])}"
+
+
+def metric_name(metric: str) -> str:
+    """Return how a metric is printed: ``top-1`` for ``top1``."""
+    return _METRICS.get(metric, metric)
+
+
+def throughput(row: Row) -> dict[int, Mapping[str, Any]]:
+    """Return a row's speeds by batch size, which JSON turns into text."""
+    return {int(size): speeds for size, speeds in (row.get("throughput") or {}).items()}
+
+
+def batch_sizes(rows: Sequence[Row]) -> list[int]:
+    """Return every batch size that any row was timed at, ascending."""
+    return sorted({size for row in rows for size in throughput(row)})
+
+
+def ratio_text(row: Row) -> str:
+    """Return a row's keep ratio as text: ``0.7``, or ``0.7/0.5/0.3`` where stages have their own."""
+    ratio = row.get("keep_ratio")
+    if ratio is None or is_dense(row):
+        return _NOTHING
+    ratios = ratio if isinstance(ratio, Sequence) else [ratio]
+    return "/".join(str(round(float(r), 3)) for r in ratios)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Write a number with three significant digits and no exponent: 0.0423, 4.60, 1,234.
+
+    Example:
+        >>> [significant(x) for x in (0.04231, 4.5989, 17.56, 1234.4, 0)]
+        ['0.0423', '4.60', '17.6', '1,234', '0']
+    """
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{max(decimals, 0)}f}"
+
+
+def signed(value: float, decimals: int) -> str:
+    """Write a difference with its sign; what rounds to nothing has none.
+
+    Example:
+        >>> [signed(x, 1) for x in (0.42, -0.38, -0.01)]
+        ['+0.4', '-0.4', '0.0']
+    """
+    text = f"{value:+.{decimals}f}"
+    return text if float(text) else text[1:]
+
+
+def _delta(row: Row, metric: str) -> float | None:
+    return None if is_dense(row) else row.get(f"delta_{metric}")
+
+
+def _first_ratio(row: Row) -> float:
+    ratio = row.get("keep_ratio", 1.0)
+    return float(ratio[0] if isinstance(ratio, Sequence) else ratio)
+
+
+def _cell(value: Any, write: Any) -> str:
+    return _NOTHING if value is None else str(write(value))
