@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -21,19 +21,19 @@ from dynavit.errors import InputError, did_you_mean
 class ModelConfig:
     """Which backbone, and how it is pruned."""
 
-    architecture: Optional[str] = None
+    architecture: str | None = None
     """timm name; may be left out when ``checkpoint`` is a folder that dynavit wrote."""
     pretrained: bool = False
     """Start from timm's weights."""
-    checkpoint: Optional[str] = None
+    checkpoint: str | None = None
     """Start from these weights: a dynavit folder, or a .safetensors or .pth state dict."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Everything else that timm.create_model takes."""
-    stages: Optional[list[int]] = None
+    stages: list[int] | None = None
     """Prune before these blocks (0-based); quarter, half and three quarters of the depth if null."""
     keep_ratio: float = 0.7
     """r keeps r, r^2, r^3 ... of the original patches over the stages."""
-    keep_ratios: Optional[list[float]] = None
+    keep_ratios: list[float] | None = None
     """One ratio a stage, in place of keep_ratio."""
     selector: dict[str, Any] = field(default_factory=lambda: {"name": "topk"})
     reducer: dict[str, Any] = field(default_factory=lambda: {"name": "drop"})
@@ -49,7 +49,7 @@ class DataConfig:
 
     name: str = "folder"
     """quickstart, folder, torchvision/NAME, or whatever timm.data.create_dataset reads."""
-    root: Optional[str] = None
+    root: str | None = None
     train_split: str = "train"
     validation_split: str = "val"
     download: bool = False
@@ -57,12 +57,12 @@ class DataConfig:
     """stop or skip: what to do about images that cannot be read."""
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of the data set."""
-    mean: Optional[list[float]] = None
-    std: Optional[list[float]] = None
-    interpolation: Optional[str] = None
-    crop_pct: Optional[float] = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
     """Preprocessing; what the backbone's weights expect if null. The size is the model's img_size."""
-    augmentation: Optional[dict[str, Any]] = None
+    augmentation: dict[str, Any] | None = None
     """Arguments of timm's training transform; null trains on the evaluation transform."""
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -81,7 +81,7 @@ class OptimizerConfig:
     """Peak learning rate of the predictors."""
     backbone_lr_scale: float = 1.0
     """The backbone learns at lr times this."""
-    layer_decay: Optional[float] = None
+    layer_decay: float | None = None
     weight_decay: float = 0.05
     """Backbone matrices only."""
     warmup_epochs: float = 0.0
@@ -95,21 +95,21 @@ class TrainConfig:
     """How long and how."""
 
     epochs: int = 30
-    steps_per_epoch: Optional[int] = None
+    steps_per_epoch: int | None = None
     """Batches an epoch; the whole data set if null. Required for streams of unknown length."""
     mixed_precision: str = "no"
     """no, bf16 or fp16."""
     accumulation_steps: int = 1
-    clip_grad_norm: Optional[float] = 1.0
+    clip_grad_norm: float | None = 1.0
     """For backbone and predictors separately."""
-    ema_decay: Optional[float] = None
+    ema_decay: float | None = None
     freeze: str = "none"
     """none or backbone."""
     freeze_epochs: int = 0
     """Keep the backbone still for the first epochs."""
     compile: bool = False
     grad_checkpointing: bool = False
-    checkpoint_steps: Optional[int] = None
+    checkpoint_steps: int | None = None
     """Also save the state every so many steps, beside every epoch."""
     log_steps: int = 50
 
@@ -156,7 +156,7 @@ class Config:
 
     task: str = "classify"
     name: str = "run"
-    output_dir: Optional[str] = None
+    output_dir: str | None = None
     """Where the run is written; checkpoints/<name> if null."""
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -285,7 +285,8 @@ def _check(config: Config) -> None:
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
             raise InputError(
-                f"{key}={values[key]!r}: choose one of {', '.join(choices)}.{did_you_mean(values[key], choices)}"
+                f"{key}={values[key]!r}: choose one of {', '.join(choices)}."
+                f"{did_you_mean(values[key], choices)}"
             )
     for key in _POSITIVE:
         if values[key] is not None and values[key] <= 0:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset, IterableDataset
 
 from dynavit.data.quickstart import CLASS_NAMES
@@ -78,8 +79,8 @@ def create_classification_data(
         >>> transforms = create_transforms(64, (0.5,) * 3, (0.5,) * 3)
         >>> data = create_classification_data("quickstart", transforms=transforms)
         >>> image, label, index = data.train[7]
-        >>> image.shape, label, index
-        (torch.Size([3, 64, 64]), 1, 7)
+        >>> image.shape, index, data.class_names[:3]
+        (torch.Size([3, 64, 64]), 7, ('0', '1', '2'))
     """
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed}.")
@@ -116,8 +117,7 @@ def _common_classes(
     """
     splits = [_source(split) for split in (train, validation) if split is not None]
     first, last = splits[0], splits[-1]
-    if train is not None and hasattr(first, "samples") and first.root == last.root:
-        # timm reads everything in the root where it finds no folder of the split's name
+    if train is not None and _same_files(first, last):
         raise InputError(f"{name}: training and validation would both read all of {first.root}; {LAYOUT}.")
     first, last = _class_names(first), _class_names(last)
     if first is None or last is None:
@@ -138,10 +138,19 @@ def _source(dataset: Any) -> Any:
     return getattr(dataset, "reader", dataset)
 
 
+def _same_files(first: Any, last: Any) -> bool:
+    """Find out whether timm reads all of the root, as it does where no folder has the split's name."""
+    if not hasattr(first, "samples"):
+        return False
+    if isinstance(first, Reader):
+        return bool(first.root == last.root)
+    return bool(first.samples == last.samples)
+
+
 def _class_names(source: Any) -> tuple[str, ...] | None:
     if classes := getattr(source, "classes", None):
         return tuple(name if isinstance(name, str) else ", ".join(name) for name in classes)
-    if labels := getattr(source, "class_to_idx", None):
+    if labels := getattr(source, "class_to_idx", getattr(source, "class_name_to_idx", None)):
         names = {label: name for name, label in labels.items()}
         return tuple(str(names.get(label, label)) for label in range(max(names) + 1))
     return None

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dynavit.metrics.accuracy import topk_accuracy
 from dynavit.metrics.foreground import foreground_recall, patch_mask
+from dynavit.models import PrunedViT
 
 
 @torch.no_grad()

@@ -1,0 +1,43 @@
+# `make quickstart` and `make test` set up what they need in .venv; nothing has to be installed first.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup quickstart test test-slow lint type imports check dense clean
+.DEFAULT_GOAL := setup
+
+setup: $(READY)
+
+$(READY): setup.py
+	@echo "Setting up .venv (once; a few minutes) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/python tools/train.py --config configs/quickstart/classify.yaml --resume
+	$(BIN)/python tools/evaluate.py checkpoints/quickstart
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports --no-logo
+
+check: lint type imports
+
+dense: $(READY)
+	$(BIN)/python tools/train.py --config configs/quickstart/dense.yaml --resume
+
+clean:
+	rm -rf .venv build dist *.egg-info checkpoints/quickstart checkpoints/dense

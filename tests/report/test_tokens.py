@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dynavit import InputError
+from dynavit.report import draw_kept, kept_token_grid
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+
+
+def test_kept_patches_keep_their_pixels_and_dropped_ones_fade(image: np.ndarray) -> None:
+    before = image.copy()
+    kept = np.array([True, False, False, False, False, True])  # 2 x 3 patches of 4 x 4 pixels
+    drawn = draw_kept(image, kept, (2, 3))
+    assert drawn.dtype == np.uint8
+    assert (image == before).all()
+    assert (drawn[:4, :4] == image[:4, :4]).all()
+    assert (drawn[4:, 8:] == image[4:, 8:]).all()
+    for dropped in (drawn[:4, 4:], drawn[4:, :8]):
+        assert dropped.min() >= 180  # light
+        assert (dropped == dropped[..., :1]).all()  # and without colour
+        assert dropped.std() > 1  # but what was there can still be told
+
+
+def test_masks_may_be_tensors(image: np.ndarray) -> None:
+    kept = torch.tensor([True, False, True, True, False, False])
+    assert (draw_kept(torch.from_numpy(image), kept, (2, 3)) == draw_kept(image, kept.numpy(), (2, 3))).all()
+
+
+def test_what_does_not_fit_is_refused(image: np.ndarray) -> None:
+    with pytest.raises(InputError, match="grid of 2 x 3"):
+        draw_kept(image, np.ones(5, dtype=bool), (2, 3))
+    with pytest.raises(InputError, match="8x12 pixels"):
+        draw_kept(image, np.ones(15, dtype=bool), (3, 5))
+    with pytest.raises(InputError, match="uint8"):
+        draw_kept(image.astype(np.float32), np.ones(6, dtype=bool), (2, 3))
+    with pytest.raises(InputError, match="all of one size"):
+        kept_token_grid([image, image[:4]], [], (2, 3))
+    with pytest.raises(InputError, match="for 1 images"):
+        kept_token_grid([image], [np.ones((2, 6), dtype=bool)], (2, 3))
+    with pytest.raises(InputError, match="a title for"):
+        kept_token_grid([image], [np.ones((1, 6), dtype=bool)], (2, 3), titles=["input"])
+    with pytest.raises(InputError, match="a caption an image"):
+        kept_token_grid([image], [], (2, 3), captions=["one", "two"])
+
+
+def find(canvas: Image.Image, part: np.ndarray) -> list[tuple[int, int]]:
+    """Where a picture appears on a canvas, exactly: (top, left) of each place."""
+    pixels = np.asarray(canvas)
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, part.shape)[:, :, 0]
+    corner = (windows[:, :, 0, 0] == part[0, 0]).all(axis=-1)
+    places = np.argwhere(corner)
+    return [(int(y), int(x)) for y, x in places if (windows[y, x] == part).all()]
+
+
+def test_grid_has_a_row_an_image_and_a_column_a_stage(image: np.ndarray) -> None:
+    images = [image, image[::-1].copy()]
+    stages = [
+        np.array([[1, 1, 1, 0, 0, 1]] * 2, dtype=bool),
+        torch.tensor([[1, 0, 0, 0, 0, 1], [1, 1, 1, 0, 0, 0]]),
+    ]
+    canvas = kept_token_grid(images, stages, (2, 3), captions=["a " * 300, "line\nbreak"], scale=4)
+    assert canvas.mode == "RGB"
+    places = []
+    for number, picture in enumerate(images):
+        shown = [picture, *(draw_kept(picture, stage[number], (2, 3)) for stage in stages)]
+        for column in shown:
+            found = find(canvas, column.repeat(4, axis=0).repeat(4, axis=1))
+            assert len(found) == 1  # enlarged without smoothing, whole, and once
+            places += found
+    tops, lefts = [top for top, _ in places], [left for _, left in places]
+    assert tops[:3] == [tops[0]] * 3
+    assert tops[3:] == [tops[3]] * 3
+    assert tops[3] >= tops[0] + 8 * 4
+    assert lefts[:3] == lefts[3:] == sorted(lefts[:3])
+    assert lefts[1] >= lefts[0] + 12 * 4
+
+
+@pytest.mark.parametrize(("side", "shown"), [(16, 192), (64, 192), (128, 256), (224, 224), (384, 384)])
+def test_small_pictures_are_enlarged(side: int, shown: int) -> None:
+    picture = np.zeros((side, side, 3), dtype=np.uint8)
+    canvas = np.asarray(kept_token_grid([picture], [], (4, 4)))
+    black = (canvas == 0).all(axis=-1)
+    assert black.sum(axis=1).max() == shown
+    assert black.sum(axis=0).max() == shown
+
+
+def test_titles_count_what_is_kept(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import ImageDraw
+
+    written: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **_: written.append(text))
+    same, different = np.zeros((2, 6), dtype=bool), np.zeros((2, 6), dtype=bool)
+    same[:, :4] = True
+    different[0, :3] = different[1, :1] = True
+    kept_token_grid([image] * 2, [same, different], (2, 3), captions=["first", "second"])
+    assert written == ["input", "stage 1: 4 of 6", "stage 2: 1-3 of 6", "first", "second"]
