@@ -138,6 +138,7 @@ class Trainer:
             "stages": list(model.stages),
             "selector": config.model.selector["name"],
             "classes": len(self.classes),
+            "optimizer": config.optimizer.name,
         }
 
     def fit(self) -> dict[str, float]:
@@ -163,9 +164,6 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         progress, train = self.progress, self.config.train
-        self.dataset.set_epoch(progress.epoch)
-        if self.sampler is not None:
-            self.sampler.set_epoch(progress.epoch)
         self.model.train()
         bar = tqdm(
             total=self.batches,
@@ -198,6 +196,9 @@ class Trainer:
         """Yield the epoch's batches, without those that a resumed run has done."""
         done = self.progress.batch
         loader = skip_first_batches(self.loader, done) if done else self.loader
+        # Accelerate counts iterations itself and would start again from 0 after a resume; through it
+        # the epoch reaches sampler and data set
+        loader.set_epoch(self.progress.epoch)
         for number, batch in enumerate(loader, start=done):
             if number == self.batches:
                 return
