@@ -44,7 +44,7 @@ setup(
         "matplotlib>=3.9",
         "numpy>=1.26",
         "omegaconf>=2.3",
-        "pillow>=10",
+        "pillow>=10.1",
         "safetensors>=0.4.5",
         "scikit-learn>=1.5",
         "tqdm>=4.66",

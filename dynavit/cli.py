@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, TypeError) as error:
         if isinstance(error, TypeError) and "dynavit" not in str(error):
             raise  # a TypeError of ours says what dynavit supports; any other is a bug
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
@@ -39,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; continue a training with --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message; torch wraps one from a data worker into that worker's traceback."""
+    return str(error).strip().rpartition("\n")[2].removeprefix("dynavit.errors.InputError: ")
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -61,9 +66,7 @@ def _train(options: argparse.Namespace) -> None:
     try:
         trainer.fit()
     except Diverged as error:
-        raise InputError(
-            f"stopped, {error} The last good checkpoint is in {trainer.config.run_dir}."
-        ) from None
+        raise InputError(f"stopped, {error} The last good checkpoint is in {trainer.config.run_dir}.") from None
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,9 +77,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "accuracy against MACs against measured speed, at several keep ratios",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", help=_RUN_HELP)
-    parser.add_argument(
-        "--keep-ratios", type=_numbers(float), metavar="1.0,0.7,0.5", help="ratios to evaluate"
-    )
+    parser.add_argument("--keep-ratios", type=_numbers(float), metavar="1.0,0.7,0.5", help="ratios to evaluate")
     parser.add_argument("--batch-sizes", type=_numbers(int), metavar="1,32", help="measure speed at these")
     parser.add_argument("--no-timing", action="store_true", help="do not measure speed")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: RUN_DIR)")
@@ -94,9 +95,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     batch_sizes = [] if options.no_timing else options.batch_sizes
     rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output)
     print(format_table(rows))
-    print(
-        f"\nWritten to {options.output or run.path}: report.html, evaluation.json, evaluation.csv, pareto.png"
-    )
+    print(f"\nWritten to {options.output or run.path}: report.html, evaluation.json, evaluation.csv, pareto.png")
 
 
 def _add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -104,9 +103,7 @@ def _add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("run_dir", metavar="RUN_DIR", help=_RUN_HELP)
     parser.add_argument("--images", required=True, metavar="DIR", help="folder with images, or one image")
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="(default: the one trained with)")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where pictures go (default: RUN_DIR/kept_tokens)"
-    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where pictures go (default: RUN_DIR/kept_tokens)")
     _add_device(parser)
 
 
@@ -204,9 +201,7 @@ def _numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
         try:
             return [kind(part) for part in text.split(",") if part.strip()]
         except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: numbers with commas between them, such as 1,8"
-            ) from None
+            raise argparse.ArgumentTypeError(f"{text!r}: numbers with commas between them, such as 1,8") from None
 
     return parse
 

@@ -229,15 +229,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
             raise InputError(f"{path} holds no settings: expected 'key: value' lines.")
-        merged = OmegaConf.merge(
-            OmegaConf.structured(Config), loaded, OmegaConf.from_dotlist(list(overrides))
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(Config), loaded, OmegaConf.from_dotlist(list(overrides)))
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         raise InputError(f"{path}: {_unknown_key(str(error.full_key))}") from None
     except OmegaConfBaseException as error:
-        message = str(error.msg or error).splitlines()[0]
-        raise InputError(f"{path}: {error.full_key}: {message}.") from None
+        raise InputError(f"{path}: {_wrong_value(error, overrides)}") from None
     except InputError:
         raise
     except Exception as error:  # YAML's own errors have no common base in OmegaConf's interface
@@ -250,6 +247,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def save_config(config: Config, path: str | Path) -> None:
     """Write the complete configuration as YAML."""
     OmegaConf.save(OmegaConf.structured(config), path)
+
+
+def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
+    reason = str(error.msg or error).splitlines()[0].rstrip(".")
+    if error.full_key is None:  # a whole section was given something else
+        return f"{reason}, in {' '.join(overrides) or 'the file'}. Expected key: value pairs below a section."
+    node: Any = Config()
+    expected = ""
+    for part in str(error.full_key).split("."):
+        name = part.partition("[")[0]
+        if not is_dataclass(node) or name not in {entry.name for entry in fields(node)}:
+            break
+        expected = {entry.name: str(entry.type) for entry in fields(node)}[name]
+        node = getattr(node, name)
+    return f"{error.full_key}: {reason}. Expected {expected}."
 
 
 def _unknown_key(full_key: str) -> str:
@@ -269,11 +281,7 @@ def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for entry in fields(node):
         value = getattr(node, entry.name)
-        found += (
-            _leaves(value, f"{prefix}{entry.name}.")
-            if is_dataclass(value)
-            else [(prefix + entry.name, value)]
-        )
+        found += _leaves(value, f"{prefix}{entry.name}.") if is_dataclass(value) else [(prefix + entry.name, value)]
     return found
 
 
@@ -285,8 +293,7 @@ def _check(config: Config) -> None:
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
             raise InputError(
-                f"{key}={values[key]!r}: choose one of {', '.join(choices)}."
-                f"{did_you_mean(values[key], choices)}"
+                f"{key}={values[key]!r}: choose one of {', '.join(choices)}.{did_you_mean(values[key], choices)}"
             )
     for key in _POSITIVE:
         if values[key] is not None and values[key] <= 0:

@@ -142,9 +142,8 @@ def _same_files(first: Any, last: Any) -> bool:
     """Find out whether timm reads all of the root, as it does where no folder has the split's name."""
     if not hasattr(first, "samples"):
         return False
-    if isinstance(first, Reader):
-        return bool(first.root == last.root)
-    return bool(first.samples == last.samples)
+    is_timms = isinstance(first, Reader)
+    return bool(first.root == last.root if is_timms else first.samples == last.samples)
 
 
 def _class_names(source: Any) -> tuple[str, ...] | None:

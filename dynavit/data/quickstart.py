@@ -111,9 +111,7 @@ def _render(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     a, b, d, e = cos, sin + shear * scale, -sin, cos
     centre = (size - 1) / 2
     matrix = (a, b, 3.5 - (a + b) * centre, d, e, 3.5 - (d + e) * centre)
-    image = Image.fromarray(ink).transform(
-        (size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
-    )
+    image = Image.fromarray(ink).transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.float32) / 255
 
 

@@ -76,7 +76,7 @@ class Samples(Dataset[Sample | None]):
             try:
                 image, label = self.dataset[index]
                 image = to_rgb(_checked_image(image))
-            except InputError:
+            except InputError:  # a ValueError, but about the data set, not about one file
                 raise
             except _UNREADABLE as error:
                 self._report(index, error)

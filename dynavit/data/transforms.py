@@ -156,7 +156,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def to_pixels(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Undo the normalisation of ``(3, H, W)``: returns ``(H, W, 3)`` uint8, to be looked at."""
-    channels = (
-        image.detach().cpu().float() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    )
+    channels = image.detach().cpu().float() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     return (channels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()

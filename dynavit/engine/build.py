@@ -8,13 +8,12 @@ from typing import Any
 
 from timm.data import resolve_data_config
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from dynavit.config import Config, DataConfig
-from dynavit.data.classification import ClassificationData, collate, create_classification_data
+from dynavit.data.classification import ClassificationData, create_classification_data
 from dynavit.data.transforms import create_transforms
 from dynavit.errors import InputError
-from dynavit.models import PrunedViT, load, prune
+from dynavit.models import PrunedViT, create_model, load, prune
 from dynavit.models.weights import load_backbone
 
 
@@ -129,23 +128,6 @@ def resolve_preprocessing(config: DataConfig, backbone: Any) -> dict[str, Any]:
     }
 
 
-def make_loader(
-    dataset: Dataset[Any], batch_size: int, workers: int, sampler: Sampler[int] | None = None
-) -> DataLoader[Any]:
-    """Return a loader: of whole batches in the sampler's order, or of everything in order."""
-    training = sampler is not None or isinstance(dataset, IterableDataset)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=training,
-        num_workers=workers,
-        collate_fn=collate,
-    )
-
-
 def _create(architecture: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    # through dynavit's own factory for its error messages
-    from dynavit.models import create_model
-
+    # through dynavit's own factory, for its error messages
     return create_model(architecture, pretrained, stages=(), **kwargs).backbone

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dynavit.errors import InputError
 from dynavit.metrics.accuracy import topk_accuracy
 from dynavit.metrics.foreground import foreground_recall, patch_mask
 from dynavit.models import PrunedViT
@@ -43,6 +44,7 @@ def evaluate_accuracy(
     found: dict[int, dict[str, Any]] = {}
     bar = tqdm(loader, desc=title, leave=False, disable=not accelerator.is_main_process)
     for images, labels, indices in bar:
+        images = images.to(accelerator.device)  # streams are not moved by the accelerator
         with accelerator.autocast():
             logits, trace = model(images, return_trace=True) if pruned else (model(images), None)
         best = logits.float().topk(min(5, logits.shape[1])).indices.cpu()
@@ -58,13 +60,13 @@ def evaluate_accuracy(
     # a list of one dictionary a process; the union drops the samples that padding repeated
     everything = {index: row for part in gather_object([found]) for index, row in part.items()}
     rows = [everything[index] for index in sorted(everything)]
+    if not rows:
+        raise InputError("the validation split holds no image that can be read.")
     best = torch.tensor([row["best"] for row in rows])
     metrics = topk_accuracy(best, torch.tensor([row["label"] for row in rows]))
     if pruned and foreground is not None:
         masks = [patch_mask(foreground(index), model.adapter.grid_size) for index in sorted(everything)]
-        recall = foreground_recall(
-            torch.tensor([row["kept"] for row in rows]), torch.from_numpy(np.stack(masks))
-        )
+        recall = foreground_recall(torch.tensor([row["kept"] for row in rows]), torch.from_numpy(np.stack(masks)))
         metrics["foreground_recall"] = float(recall.nanmean())
     if pruned:
         mean = torch.tensor([row["expected"] for row in rows]).mean(dim=0).tolist()

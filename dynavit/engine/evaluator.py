@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dynavit.config import EvaluateConfig
-from dynavit.engine.build import build_data, build_start, make_loader
+from dynavit.engine.build import build_data, build_start
 from dynavit.engine.evaluation import evaluate_accuracy
+from dynavit.engine.loading import first_images, make_loader, prepare_loader
 from dynavit.engine.run import Run
 from dynavit.errors import InputError
 from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
@@ -56,8 +57,8 @@ def evaluate_run(
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=run.device.type == "cpu")
     data = build_data(run.config.data, run.preprocessing, run.config.seed)
-    loader = accelerator.prepare(
-        make_loader(data.validation, run.config.data.batch_size, run.config.data.workers)
+    loader = prepare_loader(
+        accelerator, make_loader(data.validation, run.config.data.batch_size, run.config.data.workers)
     )
     foreground = getattr(data.validation, "foreground", None)
 
@@ -89,11 +90,11 @@ def evaluate_run(
         row["gmacs_ratio"] = base["gmacs"] / row["gmacs"]
         row["delta_top1"] = row["top1"] - base["top1"]
         row["throughput"] = {}
-    sample = torch.stack(
-        [image for image, *_ in _first(loader, max(batch_sizes or settings.batch_sizes, default=1))]
-    )
-    for batch_size in settings.batch_sizes if batch_sizes is None else batch_sizes:
-        _time(rows, variants, sample[:batch_size].to(run.device), settings.rounds)
+    batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
+    sample = torch.stack(first_images(data.validation, max([6, *batch_sizes])))
+    for batch_size in batch_sizes:
+        repeated = sample[torch.arange(batch_size) % len(sample)]
+        _time(rows, variants, repeated.to(run.device), settings.rounds)
 
     if model.stages:
         model.set_keep_ratio(trained_ratios)
@@ -111,15 +112,6 @@ def _dense(run: Run, num_classes: int) -> PrunedViT | None:
     if not start.dense_is_trained:
         return None  # its head was random: there is nothing to compare with
     return prune(start.dense, stages=()).eval().to(run.device)
-
-
-def _first(loader: Any, count: int) -> list[Any]:
-    """Return ``count`` validation samples, starting over where there are fewer."""
-    dataset = loader.dataset
-    if hasattr(dataset, "__getitem__"):
-        return [dataset[number % len(dataset)] for number in range(count)]
-    samples = [sample for _, sample in zip(range(count), dataset, strict=False)]
-    return [samples[number % len(samples)] for number in range(count)]
 
 
 @torch.inference_mode()
@@ -168,9 +160,7 @@ def _write(run: Run, rows: list[Row], output: Path, sample: Tensor) -> None:
         "device": str(run.device),
         "torch threads": torch.get_num_threads(),
     }
-    write_report(
-        output / "report.html", f"{run.config.name}: accuracy against cost", rows, pictures, settings
-    )
+    write_report(output / "report.html", f"{run.config.name}: accuracy against cost", rows, pictures, settings)
 
 
 @torch.inference_mode()

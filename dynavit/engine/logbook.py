@@ -62,6 +62,4 @@ class Logbook:
         picture = kept_token_grid(pixels, [mask.cpu() for mask in trace.masks], model.adapter.grid_size)
         tensor = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
-        writer.add_image(
-            "kept_tokens", tensor.reshape(picture.height, picture.width, 3), step, dataformats="HWC"
-        )
+        writer.add_image("kept_tokens", tensor.reshape(picture.height, picture.width, 3), step, dataformats="HWC")

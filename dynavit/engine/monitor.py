@@ -89,14 +89,10 @@ class DivergenceGuard:
         if not math.isfinite(loss):
             raise Diverged(self._advice(f"the loss is {loss}", norms, lr))
         if self.bad_gradients >= self.patience:
-            raise Diverged(
-                self._advice(f"gradients were not finite {self.bad_gradients} times in a row", norms, lr)
-            )
+            raise Diverged(self._advice(f"gradients were not finite {self.bad_gradients} times in a row", norms, lr))
         if self.steps > self.warmup and self.mean > 2 * max(self.first, self.chance_loss):
             raise Diverged(
-                self._advice(
-                    f"the loss rose from {self.first:.3g} to {self.mean:.3g}, above guessing", norms, lr
-                )
+                self._advice(f"the loss rose from {self.first:.3g} to {self.mean:.3g}, above guessing", norms, lr)
             )
 
     def state_dict(self) -> dict[str, float]:

@@ -50,9 +50,7 @@ class ClassificationObjective:
         if self.teacher is not None:
             features, answer = self._teach(images)
             if settings.logit_distillation:
-                losses["logit_distillation"] = logit_distillation(
-                    logits, answer, settings.distillation_temperature
-                )
+                losses["logit_distillation"] = logit_distillation(logits, answer, settings.distillation_temperature)
                 weights["logit_distillation"] = settings.logit_distillation
             if settings.token_distillation and trace.masks:
                 assert trace.features is not None

@@ -89,9 +89,7 @@ def list_images(folder: str | Path) -> list[Path]:
     return found
 
 
-def read_images(
-    run: Run, paths: list[Path], batch_size: int
-) -> Iterator[tuple[list[Path], Tensor, list[str]]]:
+def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[list[Path], Tensor, list[str]]]:
     """Yield batches of paths and images ``(B, 3, H, W)``, with a message for each that cannot be read.
 
     Raises:
@@ -115,6 +113,4 @@ def read_images(
 
 def _require_stages(model: PrunedViT, path: Path) -> None:
     if not model.stages:
-        raise InputError(
-            f"{path} holds a dense model without pruning stages, so it has no keep ratio to set."
-        )
+        raise InputError(f"{path} holds a dense model without pruning stages, so it has no keep ratio to set.")

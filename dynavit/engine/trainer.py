@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, send_to_device
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from dynavit.config import Config, save_config
 from dynavit.data.samplers import ShuffledSampler
-from dynavit.engine.build import build_data, build_start, build_teacher, make_loader, resolve_preprocessing
+from dynavit.engine.build import build_data, build_start, build_teacher, resolve_preprocessing
 from dynavit.engine.checkpoint import Progress, find_state, load_state, save_state
 from dynavit.engine.evaluation import evaluate_accuracy
+from dynavit.engine.loading import first_images, make_loader, prepare_loader
 from dynavit.engine.logbook import Logbook
 from dynavit.engine.monitor import DivergenceGuard, MetricsFile
 from dynavit.engine.objective import ClassificationObjective
@@ -68,11 +70,10 @@ class Trainer:
         train = config.train
         probe = build_start(config, None).model
         self.preprocessing = resolve_preprocessing(config.data, probe.backbone)
-        data = build_data(config.data, self.preprocessing, config.seed)
+        with accelerator.main_process_first():  # which may have to download
+            data = build_data(config.data, self.preprocessing, config.seed)
         if data.train is None:
-            raise InputError(
-                f"data.name={config.data.name} has no training split {config.data.train_split!r}."
-            )
+            raise InputError(f"data.name={config.data.name} has no training split {config.data.train_split!r}.")
         self.classes = data.class_names
         start = build_start(config, len(self.classes))
         teacher = build_teacher(config, start)
@@ -85,18 +86,15 @@ class Trainer:
             model.compile()
 
         self.dataset: Any = data.train
-        self.sampler = (
-            ShuffledSampler(len(data.train), config.seed) if hasattr(data.train, "__len__") else None
-        )
-        loader = make_loader(data.train, config.data.batch_size, config.data.workers, self.sampler)
+        self.streams = isinstance(data.train, IterableDataset)
+        sampler = None if self.streams else ShuffledSampler(len(cast(Sized, data.train)), config.seed)
+        loader = make_loader(self.dataset, config.data.batch_size, config.data.workers, sampler)
         validation = make_loader(data.validation, config.data.batch_size, config.data.workers)
         self.foreground = getattr(data.validation, "foreground", None)
-        self.examples = (
-            [data.validation[i][0] for i in range(4)] if hasattr(data.validation, "__len__") else []
-        )
-        self.model, self.optimizer, self.loader, self.validation = accelerator.prepare(
-            model, optimizer, loader, validation
-        )
+        self.examples = first_images(data.validation, 4)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.loader = prepare_loader(accelerator, loader)
+        self.validation = prepare_loader(accelerator, validation)
         self.batches = self._batches_per_epoch()
         self.steps_per_epoch = math.ceil(self.batches / train.accumulation_steps)
 
@@ -178,16 +176,19 @@ class Trainer:
             progress.batch += 1
             recent.append((losses, norms))
             stepped = self.accelerator.sync_gradients
-            due = stepped and train.checkpoint_steps and progress.step % train.checkpoint_steps == 0
+            due = (
+                stepped
+                and not self.streams  # which cannot be entered in the middle
+                and train.checkpoint_steps
+                and progress.step % train.checkpoint_steps == 0
+            )
             if len(recent) >= _CHECK_STEPS or progress.batch == self.batches or due:
                 bar.update(len(recent))
                 loss = self._account(recent)
                 bar.set_postfix(loss=f"{loss:.3f}")
                 recent = []
             if stepped and progress.step % train.log_steps == 0:
-                self.logbook.step(
-                    progress.step, losses, norms, self.temperature, self._learning_rate(), len(images)
-                )
+                self.logbook.step(progress.step, losses, norms, self.temperature, self._learning_rate(), len(images))
             if due and progress.batch < self.batches:
                 save_state(self.accelerator, self.config.run_dir, self.about)
         bar.close()
@@ -195,16 +196,19 @@ class Trainer:
     def _remaining_batches(self) -> Iterator[Any]:
         """Yield the epoch's batches, without those that a resumed run has done."""
         done = self.progress.batch
-        loader = skip_first_batches(self.loader, done) if done else self.loader
-        # Accelerate counts iterations itself and would start again from 0 after a resume; through it
-        # the epoch reaches sampler and data set
-        loader.set_epoch(self.progress.epoch)
+        if self.streams:
+            loader = self.loader
+        else:
+            loader = skip_first_batches(self.loader, done) if done else self.loader
+            # Accelerate counts iterations itself and would start again from 0 after a resume
+            loader.set_epoch(self.progress.epoch)
+        self.dataset.set_epoch(self.progress.epoch)  # not reached through Accelerate on several processes
         for number, batch in enumerate(loader, start=done):
             if number == self.batches:
                 return
             # known only to the training in progress: the next draw does not depend on earlier ones
             seed_all(self.config.seed, self.progress.epoch, number, self.accelerator.process_index)
-            yield batch
+            yield send_to_device(batch, self.accelerator.device)
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         progress, accelerator = self.progress, self.accelerator
@@ -219,12 +223,8 @@ class Trainer:
         norms: dict[str, Tensor] = {}
         with accelerator.accumulate(self.model):
             with accelerator.autocast():
-                logits, trace = self.model(
-                    images, return_trace=True, temperature=temperature, keep_counts=counts
-                )
-                losses = self.objective(
-                    images, targets, logits, trace, self.keep_counts.ratios(progress.step)
-                )
+                logits, trace = self.model(images, return_trace=True, temperature=temperature, keep_counts=counts)
+                losses = self.objective(images, targets, logits, trace, self.keep_counts.ratios(progress.step))
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 accelerator.unscale_gradients()
@@ -261,9 +261,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         with self._deployed() as model:
-            metrics = evaluate_accuracy(
-                model, self.validation, self.accelerator, self.foreground, "validation"
-            )
+            metrics = evaluate_accuracy(model, self.validation, self.accelerator, self.foreground, "validation")
             if self.accelerator.is_main_process and self.examples and model.stages:
                 self.logbook.pictures(self.progress.step, model, self.examples)
         return metrics
@@ -287,11 +285,7 @@ class Trainer:
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
         accelerator.print(
             f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  top-1 {metrics['top1']:.2f} %"
-            + (
-                f"  foreground recall {metrics['foreground_recall']:.3f}"
-                if "foreground_recall" in metrics
-                else ""
-            )
+            + (f"  foreground recall {metrics['foreground_recall']:.3f}" if "foreground_recall" in metrics else "")
         )
 
     @contextmanager
@@ -310,9 +304,7 @@ class Trainer:
         """The selector's temperature at this step."""
         settings = self.config.schedule
         fraction = self.progress.step / max(self.total_steps - 1, 1)
-        return anneal(
-            settings.temperature_kind, settings.temperature_start, settings.temperature_end, fraction
-        )
+        return anneal(settings.temperature_kind, settings.temperature_start, settings.temperature_end, fraction)
 
     def _learning_rate(self) -> float:
         return self.config.optimizer.lr * self.lr(self.progress.step)
@@ -324,8 +316,7 @@ class Trainer:
         except TypeError:  # a stream that does not know its length
             if limit is None:
                 raise InputError(
-                    f"data.name={self.config.data.name} is a stream of unknown length: "
-                    f"set train.steps_per_epoch."
+                    f"data.name={self.config.data.name} is a stream of unknown length: set train.steps_per_epoch."
                 ) from None
             return limit
         if available == 0:
@@ -350,9 +341,6 @@ class Trainer:
             f"writing {config.run_dir}"
         )
         if model.stages and model.selector.budget == "k" and config.loss.keep_ratio:
-            say(
-                "The selector keeps exactly k tokens: the keep-ratio loss would have nothing to do and is "
-                "left out."
-            )
+            say("The selector keeps exactly k tokens: the keep-ratio loss would have nothing to do and is left out.")
         if self.state is not None:
             say(f"Resuming from {self.state} at step {self.progress.step} of {self.total_steps}.")

@@ -37,8 +37,7 @@ def foreground_recall(kept: Tensor, foreground: Tensor) -> Tensor:
     """
     if kept.shape != foreground.shape or kept.ndim != 2:
         raise InputError(
-            f"foreground_recall needs two (B, N) masks, not {tuple(kept.shape)} and "
-            f"{tuple(foreground.shape)}."
+            f"foreground_recall needs two (B, N) masks, not {tuple(kept.shape)} and {tuple(foreground.shape)}."
         )
     kept, foreground = kept.bool(), foreground.bool()
     size = foreground.sum(dim=1)
@@ -47,9 +46,7 @@ def foreground_recall(kept: Tensor, foreground: Tensor) -> Tensor:
     return recall.masked_fill(size == 0, float("nan"))
 
 
-def patch_mask(
-    mask: NDArray[np.bool_], grid_size: tuple[int, int], min_fraction: float = 0.1
-) -> NDArray[np.bool_]:
+def patch_mask(mask: NDArray[np.bool_], grid_size: tuple[int, int], min_fraction: float = 0.1) -> NDArray[np.bool_]:
     """Say which patches show foreground.
 
     Args:

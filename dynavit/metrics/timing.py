@@ -90,13 +90,11 @@ def median_ratio(base: Sequence[float], other: Sequence[float]) -> tuple[float, 
         (2.0, 2.0, 3.0)
     """
     if len(base) != len(other) or not base:
-        raise InputError(
-            f"median_ratio compares round by round, but got {len(base)} and {len(other)} rounds."
-        )
+        raise InputError(f"median_ratio compares round by round, but got {len(base)} and {len(other)} rounds.")
     ratios = [one / two for one, two in zip(base, other, strict=True)]
     return median(ratios), min(ratios), max(ratios)
 
 
 def _synchronize_cuda() -> None:
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -83,9 +83,7 @@ def plot_pareto(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> 
     figure.savefig(path)
 
 
-def _draw(
-    axes: Axes, points: Sequence[tuple[float, Row]], metric: str, colour: str, label: str | None = None
-) -> None:
+def _draw(axes: Axes, points: Sequence[tuple[float, Row]], metric: str, colour: str, label: str | None = None) -> None:
     """Draw pruned rows as a line and dense ones as diamonds; each point is ``(x, row)``."""
     pruned = sorted((point for point in points if not is_dense(point[1])), key=lambda point: point[0])
     heights = [row[metric] for _, row in pruned]

@@ -130,8 +130,7 @@ def headline(rows: Sequence[Row], metric: str = "top1") -> str:
         size = max(speeds)
         faster = speeds[size] >= 1
         parts.append(
-            f"{speeds[size] if faster else 1 / speeds[size]:.1f}x {'faster' if faster else 'slower'} "
-            f"at batch {size}"
+            f"{speeds[size] if faster else 1 / speeds[size]:.1f}x {'faster' if faster else 'slower'} at batch {size}"
         )
     delta = _delta(row, metric)
     if delta is not None:

@@ -6,6 +6,7 @@ Shapes: B images, H and W pixels, N patches, S stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def kept_token_grid(
     height, width = pictures[0].shape[:2]
     scale = scale or max(1, round(_READABLE / max(height, width)))
     height, width = height * scale, width * scale
-    font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=13)
+    font, small = _font(14), _font(12)
     cell = max([width, *(int(font.getlength(title)) + 1 for title in titles)])
     row_height = height + (28 if captions else 0) + _GAP
     size = (
@@ -120,6 +121,16 @@ def _default_titles(masks: Sequence[NDArray[np.bool_]]) -> list[str]:
         count = f"{least}" if least == most else f"{least}-{most}"
         titles.append(f"stage {stage}: {count} of {mask.shape[1]}")
     return titles
+
+
+def _font(size: int) -> Any:
+    """matplotlib's DejaVu Sans: Pillow's own font is ASCII, and file names and labels are not."""
+    import matplotlib  # a large import, needed here alone
+
+    try:
+        return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    except OSError:  # some distributions package the fonts elsewhere
+        return ImageFont.load_default(size)
 
 
 def _shortened(text: str, font: Any, width: int) -> str:

@@ -161,9 +161,7 @@ def test_missing_folders(tmp_path: Path):
     write(tmp_path, "validation")
     with pytest.raises(InputError, match=r"There is 'validation': set data\.validation_split=validation\."):
         create("folder", tmp_path)
-    with pytest.raises(
-        InputError, match=r"trian does not exist.*There is 'train': set data\.train_split=train"
-    ):
+    with pytest.raises(InputError, match=r"trian does not exist.*There is 'train': set data\.train_split=train"):
         create("folder", tmp_path, train_split="trian", validation_split="test")
 
 
@@ -181,9 +179,7 @@ def test_folders_without_images(pets: Path):
 def test_splits_must_have_the_same_classes(tmp_path: Path):
     write(tmp_path, "train", ("cat", "dog"))
     write(tmp_path, "val", ("cat", "eel"))
-    with pytest.raises(
-        InputError, match=r"only in the training split: dog; only in the validation split: eel"
-    ):
+    with pytest.raises(InputError, match=r"only in the training split: dog; only in the validation split: eel"):
         create("folder", tmp_path)
 
 
@@ -203,9 +199,7 @@ def write_mnist(root: Path, name: str = "MNIST") -> None:
         images = np.repeat(np.array(levels, dtype=np.uint8), 28 * 28).tobytes()
         header = struct.pack(">4i", 2051, len(levels), 28, 28)
         (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + images)
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">2i", 2049, len(labels)) + bytes(labels)
-        )
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, len(labels)) + bytes(labels))
 
 
 @pytest.mark.parametrize("name", ["torchvision/MNIST", "torchvision/mnist"])
@@ -326,9 +320,7 @@ def test_timm_tar_files(pets: Path):
 def test_timm_splits_with_other_classes(tmp_path: Path):
     write(tmp_path, "train", ("cat", "dog"))
     write(tmp_path, "val", ("cat",))
-    with pytest.raises(
-        InputError, match="only in the training split: dog; only in the validation split: none"
-    ):
+    with pytest.raises(InputError, match="only in the training split: dog; only in the validation split: none"):
         create("ImageFolder/", tmp_path)
 
 

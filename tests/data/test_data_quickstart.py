@@ -13,7 +13,7 @@ def train() -> ClutteredDigits:
 
 
 @pytest.fixture(scope="module")
-def test() -> ClutteredDigits:
+def held_out() -> ClutteredDigits:
     return ClutteredDigits(train=False, size=40)
 
 
@@ -24,19 +24,19 @@ def canvases(data: ClutteredDigits, epoch: int) -> np.ndarray:
     return drawn
 
 
-def test_the_splits_share_no_digit(train: ClutteredDigits, test: ClutteredDigits):
-    mine, theirs = ({ink.tobytes() for ink in data.ink} for data in (train, test))
-    assert len(train.ink) + len(test.ink) == 1797
+def test_the_splits_share_no_digit(train: ClutteredDigits, held_out: ClutteredDigits):
+    mine, theirs = ({ink.tobytes() for ink in data.ink} for data in (train, held_out))
+    assert len(train.ink) + len(held_out.ink) == 1797
     assert not mine & theirs
     assert train.ink.shape[1:] == (8, 8)
-    assert set(train.labels) == set(test.labels) == set(range(len(CLASS_NAMES)))
+    assert set(train.labels) == set(held_out.labels) == set(range(len(CLASS_NAMES)))
 
 
-def test_only_training_canvases_change_with_the_epoch(train: ClutteredDigits, test: ClutteredDigits):
+def test_only_training_canvases_change_with_the_epoch(train: ClutteredDigits, held_out: ClutteredDigits):
     first, second = canvases(train, 0), canvases(train, 1)
     assert all((a != b).any() for a, b in zip(first, second, strict=True))
     np.testing.assert_array_equal(canvases(train, 1), second)
-    np.testing.assert_array_equal(canvases(test, 0), canvases(test, 5))
+    np.testing.assert_array_equal(canvases(held_out, 0), canvases(held_out, 5))
 
 
 def test_a_canvas_is_a_function_of_seed_epoch_and_index(train: ClutteredDigits):

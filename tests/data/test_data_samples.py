@@ -59,11 +59,7 @@ class Epochs(Greys):
 
 def read(samples: Dataset[Any], workers: int = 0, **options: Any) -> dict[int, torch.Tensor]:
     loader = DataLoader(samples, batch_size=2, num_workers=workers, collate_fn=collate, **options)
-    return {
-        int(index): image
-        for images, _, indices in loader
-        for image, index in zip(images, indices, strict=True)
-    }
+    return {int(index): image for images, _, indices in loader for image, index in zip(images, indices, strict=True)}
 
 
 def states() -> tuple[Any, ...]:
@@ -216,6 +212,25 @@ def test_where_torchvision_keeps_its_paths():
     for attributes in ({}, {"data": np.zeros((2, 4, 4, 3))}):
         with pytest.raises(InputError, match=r"^image 1 cannot be read"):
             Samples(Listed(**attributes), plain, 0, True)[1]
+
+
+@pytest.mark.parametrize("error", [OSError, SyntaxError, ValueError, Image.DecompressionBombError])
+def test_what_pillow_says_of_broken_files(error: type[Exception]):
+    class Broken(Greys):
+        def __getitem__(self, index: int) -> Any:
+            raise error("broken chunk")
+
+    with pytest.raises(InputError, match="image 3 cannot be read: broken chunk"):
+        Samples(Broken(), plain, 0, True)[3]
+
+
+def test_errors_of_the_code_are_passed_on():
+    class Broken(Greys):
+        def __getitem__(self, index: int) -> Any:
+            raise KeyError("a mistake")
+
+    with pytest.raises(KeyError, match="a mistake"):
+        Samples(Broken(), plain, 0, True, corrupt="skip")[3]
 
 
 def test_mistakes_in_a_data_set_are_not_taken_for_broken_files():

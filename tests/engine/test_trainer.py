@@ -189,7 +189,7 @@ def test_a_fine_tune_starts_from_the_checkpoint_and_is_taught_by_it(tiny: Make) 
 
 def test_mixup_trains_on_probabilities(tiny: Make) -> None:
     trainer = Trainer(tiny("data.mixup=0.8", "loss.label_smoothing=0.1", "train.epochs=1"))
-    images, targets = trainer.mixup(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 1]))
+    _, targets = trainer.mixup(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 1]))
     assert targets.shape == (4, 3)
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     trainer.fit()

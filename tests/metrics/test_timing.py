@@ -59,7 +59,7 @@ def test_short_calls_are_repeated_until_they_can_be_timed() -> None:
         spans.append(len(machine.done))
         return machine.now
 
-    measure({"a": machine.work("a", 2.0**-7)}, rounds=2, min_seconds=0.25, clock=clock)
+    measure({"a": machine.work("a", 2.0**-7, first=100.0)}, rounds=2, min_seconds=0.25, clock=clock)
     calls = [stop - start for start, stop in zip(spans[::2], spans[1::2], strict=True)]
     assert calls[-2:] == [32, 32]  # 32 / 128 s
 
@@ -103,6 +103,11 @@ def test_work_on_the_device_is_waited_for() -> None:
     variants = {"a": lambda: machine.launch(0.5), "b": lambda: machine.launch(2.0)}
     seconds = measure(variants, rounds=3, min_seconds=0.4, synchronize=machine.wait, clock=machine.clock)
     assert seconds == {"a": [0.5] * 3, "b": [2.0] * 3}
+
+    launched = []
+    variants = {"a": lambda: (launched.append("a"), machine.launch(0.5))}
+    measure(variants, rounds=1, min_seconds=0.75, synchronize=machine.wait, clock=machine.clock)
+    assert len(launched) == 1 + 1 + 2 + 2  # the first call was over before the second was timed
 
 
 def test_ratio_is_taken_within_rounds() -> None:

@@ -116,9 +116,7 @@ def test_table_and_headline(page: Page) -> None:
     ]  # fmt: skip
     marked = [attributes.get("class") for tag, attributes in page.tags if tag == "tr"]
     assert marked[:4] == [None, None, "dense", None]
-    spans = [
-        attributes.get("colspan") for tag, attributes in page.tags if attributes.get("class") == "group first"
-    ]
+    spans = [attributes.get("colspan") for tag, attributes in page.tags if attributes.get("class") == "group first"]
     assert spans == ["2", "2"]
 
 
@@ -132,9 +130,7 @@ def test_settings_are_flat(page: Page) -> None:
 
 
 def test_without_speed_pictures_or_settings(tmp_path: Path) -> None:
-    write_report(
-        tmp_path / "r.html", "t", [{"model": "pruned", "keep_ratio": 0.5, "map": 61.0}], {}, {}, metric="map"
-    )
+    write_report(tmp_path / "r.html", "t", [{"model": "pruned", "keep_ratio": 0.5, "map": 61.0}], {}, {}, metric="map")
     page = Page(tmp_path / "r.html")
     assert page.rows[0][5] == "mAP"
     assert len(page.rows) == 2

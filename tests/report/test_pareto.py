@@ -60,9 +60,7 @@ def test_panels_points_and_labels(tmp_path: Path, figures: list[Figure]) -> None
 
 
 def test_one_row_without_speed_and_another_metric(tmp_path: Path, figures: list[Figure]) -> None:
-    plot_pareto(
-        [{"model": "pruned", "keep_ratio": 0.7, "gmacs": 0.04, "map": 61.2}], tmp_path / "p.png", metric="map"
-    )
+    plot_pareto([{"model": "pruned", "keep_ratio": 0.7, "gmacs": 0.04, "map": 61.2}], tmp_path / "p.png", metric="map")
     (cost,) = figures[0].axes
     assert texts(cost) == ["0.7"]
     assert cost.get_ylabel() == "mAP (%)"

@@ -12,9 +12,7 @@ def row(model: str = "pruned", **values: Any) -> dict[str, Any]:
 
 
 DENSE = row("dense", keep_ratio=1.0, tokens=[], gmacs=0.0451, gmacs_ratio=1.0, top1=79.85, delta_top1=0.0)
-PRUNED = row(
-    keep_ratio=0.7, tokens=[137, 96, 67], gmacs=0.0293, gmacs_ratio=1.539, top1=79.45, delta_top1=-0.4
-)
+PRUNED = row(keep_ratio=0.7, tokens=[137, 96, 67], gmacs=0.0293, gmacs_ratio=1.539, top1=79.45, delta_top1=-0.4)
 
 
 def timed(values: dict[str, Any], **speedups: float) -> dict[str, Any]:
@@ -52,9 +50,7 @@ def test_table_lines_up() -> None:
 
 
 def test_table_without_speed_or_with_gaps() -> None:
-    lines = format_table(
-        [row(keep_ratio=(0.7, 0.5), **{"map": 61.2, "delta_map": 0.25})], metric="map"
-    ).splitlines()
+    lines = format_table([row(keep_ratio=(0.7, 0.5), **{"map": 61.2, "delta_map": 0.25})], metric="map").splitlines()
     assert lines[0].split() == ["model", "keep", "ratio", "tokens", "GMACs", "x", "fewer", "mAP", "delta"]
     assert lines[2].split() == ["pruned", "0.7/0.5", "-", "-", "-", "61.20", "+0.25"]
     gaps = format_table([timed(DENSE, b1=1.0, b8=1.0), timed(PRUNED, b8=1.5)]).splitlines()

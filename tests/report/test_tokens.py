@@ -14,13 +14,13 @@ def image() -> np.ndarray:
 
 def test_kept_patches_keep_their_pixels_and_dropped_ones_fade(image: np.ndarray) -> None:
     before = image.copy()
-    kept = np.array([True, False, False, False, False, True])  # 2 x 3 patches of 4 x 4 pixels
+    kept = np.array([True, False, False, False, True, False])  # 2 x 3 patches of 4 x 4 pixels
     drawn = draw_kept(image, kept, (2, 3))
     assert drawn.dtype == np.uint8
     assert (image == before).all()
     assert (drawn[:4, :4] == image[:4, :4]).all()
-    assert (drawn[4:, 8:] == image[4:, 8:]).all()
-    for dropped in (drawn[:4, 4:], drawn[4:, :8]):
+    assert (drawn[4:, 4:8] == image[4:, 4:8]).all()
+    for dropped in (drawn[:4, 4:], drawn[4:, :4], drawn[4:, 8:]):
         assert dropped.min() >= 180  # light
         assert (dropped == dropped[..., :1]).all()  # and without colour
         assert dropped.std() > 1  # but what was there can still be told
@@ -97,5 +97,15 @@ def test_titles_count_what_is_kept(image: np.ndarray, monkeypatch: pytest.Monkey
     same, different = np.zeros((2, 6), dtype=bool), np.zeros((2, 6), dtype=bool)
     same[:, :4] = True
     different[0, :3] = different[1, :1] = True
-    kept_token_grid([image] * 2, [same, different], (2, 3), captions=["first", "second"])
-    assert written == ["input", "stage 1: 4 of 6", "stage 2: 1-3 of 6", "first", "second"]
+    kept_token_grid([image] * 2, [same, different], (2, 3), captions=["two\nlines", "long " * 99])
+    assert written[:4] == ["input", "stage 1: 4 of 6", "stage 2: 1-3 of 6", "two lines"]
+    assert written[4].startswith("long long")
+    assert written[4].endswith("...")
+    assert len(written[4]) < 150
+
+
+def test_letters_beyond_ascii_are_drawn(image: np.ndarray) -> None:
+    def drawn(caption: str) -> bytes:
+        return kept_token_grid([image], [], (2, 3), captions=[caption]).tobytes()
+
+    assert drawn("ö") != drawn("ß") != drawn("ж")  # a font without them draws the same box for all
