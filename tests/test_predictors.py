@@ -33,7 +33,7 @@ def test_one_raw_logit_a_token(predictor: ScorePredictor) -> None:
 
 def test_starts_near_the_dense_model() -> None:
     for start in (2.0, -1.0):
-        logits = ScorePredictor(16, initial_logit=start)(make_tokens())
+        logits = ScorePredictor(16, initial_logit=start)(make_tokens()).detach()
         assert float(logits.mean()) == pytest.approx(start, abs=0.5)
         assert logits.std() > 1e-4  # all equal, and top-k would choose by position
 

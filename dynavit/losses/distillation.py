@@ -29,9 +29,7 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.
     return divergence * temperature**2
 
 
-def token_distillation(
-    student_features: Tensor, teacher_features: Tensor, positions: Tensor, kept: Tensor
-) -> Tensor:
+def token_distillation(student_features: Tensor, teacher_features: Tensor, positions: Tensor, kept: Tensor) -> Tensor:
     """Return the mean squared difference of the tokens that the student kept until the end.
 
     DynamicViT, Rao et al. 2021, https://arxiv.org/abs/2106.02034, eq. 10. The teacher gets no

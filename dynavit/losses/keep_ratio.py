@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 
-def keep_ratio_loss(
-    expected: Sequence[Tensor], keep_ratios: Sequence[float], per_image: bool = True
-) -> Tensor:
+def keep_ratio_loss(expected: Sequence[Tensor], keep_ratios: Sequence[float], per_image: bool = True) -> Tensor:
     """Return the mean over stages of ``(expected kept fraction - ratio)^2``.
 
     DynamicViT, Rao et al. 2021, https://arxiv.org/abs/2106.02034, eq. 12, on the expected fraction

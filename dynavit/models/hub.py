@@ -81,9 +81,7 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
             self.generate_model_card(**(model_card_kwargs or {})).save(folder / "README.md")
         if not push_to_hub:
             return None
-        return self.push_to_hub(
-            repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
-        )
+        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = json.dumps(model_config(cast(_Savable, self)), indent=2) + "\n"
@@ -137,8 +135,7 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
             except OSError as error:
                 reason = f"and the Hugging Face Hub did not give its {name} ({str(error).splitlines()[0]})"
             raise InputError(
-                f"{folder} is no folder, {reason}; give the folder that a training run or "
-                f"save_pretrained wrote."
+                f"{folder} is no folder, {reason}; give the folder that a training run or save_pretrained wrote."
             )
 
         config = _read_config(locate(CONFIG))
@@ -195,9 +192,7 @@ def model_config(model: _Savable) -> dict[str, Any]:
     try:
         json.dumps(config)
     except TypeError as error:
-        raise InputError(
-            f"the model cannot be saved: its model_kwargs hold no plain data ({error})."
-        ) from None
+        raise InputError(f"the model cannot be saved: its model_kwargs hold no plain data ({error}).") from None
     return config
 
 

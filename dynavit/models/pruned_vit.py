@@ -184,9 +184,7 @@ class PrunedViT(nn.Module, HubMixin):
         selection = selector(logits, tokens.alive, k, temperature, generator)
         if isinstance(tokens, GatheredTokens):
             if isinstance(k, Tensor) and k.numel() != 1:
-                raise InputError(
-                    "keep_counts that differ by image leave no rectangular batch: use execution='mask'."
-                )
+                raise InputError("keep_counts that differ by image leave no rectangular batch: use execution='mask'.")
             tokens.remove(selection, int(k), self.reducer)
         else:
             tokens.apply(selection, soft=self.training and self.selector.soft)

@@ -35,9 +35,7 @@ class MaskedTokens:
         expected: ``(B,)`` fp32: expected fraction of the original patches kept so far.
     """
 
-    def __init__(
-        self, x: Tensor, context: Any, adapter: BackboneAdapter, *, training: bool, form: MaskForm
-    ) -> None:
+    def __init__(self, x: Tensor, context: Any, adapter: BackboneAdapter, *, training: bool, form: MaskForm) -> None:
         self.x, self.context, self.adapter = x, context, adapter
         self.training, self.form = training, form
         shape = (x.shape[0], x.shape[1] - adapter.num_prefix_tokens)

@@ -82,11 +82,7 @@ def _load_matching(backbone: nn.Module, state: dict[str, Tensor], path: Path) ->
     """Load everything but a head of other classes; returns whether the head was left new."""
     state = checkpoint_filter_fn(state, cast(VisionTransformer, backbone))
     own = backbone.state_dict()
-    head = {
-        name
-        for name in state
-        if name in own and name.startswith("head") and state[name].shape != own[name].shape
-    }
+    head = {name for name in state if name in own and name.startswith("head") and state[name].shape != own[name].shape}
     for name in head:
         del state[name]
     shapes = [

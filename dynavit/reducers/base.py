@@ -28,7 +28,5 @@ def create_reducer(name: str, **kwargs: Any) -> Reducer:
     """
     known = {cls.name: cls for cls in Reducer.__subclasses__()}
     if name not in known:
-        raise InputError(
-            f"unknown reducer {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."
-        )
+        raise InputError(f"unknown reducer {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
     return known[name](**kwargs)

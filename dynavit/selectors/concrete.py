@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynavit.selectors.base import Selection, Selector
-from dynavit.selectors.functional import logistic_noise, straight_through
+from dynavit.selectors.functional import hard_topk, logistic_noise, straight_through
 from dynavit.selectors.registry import register_selector
 
 
@@ -48,8 +48,8 @@ class StraightThrough(Selector):
     """Hard binary gates, straight-through: forward 0 or 1, backward the gradient of the soft gate.
 
     Each token is kept with probability sigmoid(logit), so the number kept varies by image while
-    training. Needs a keep-ratio loss. The temperature smooths the gradient only; below about 0.3 it
-    adds variance and removes no bias.
+    training; where none would be left, the best one stays, as in eval. Needs a keep-ratio loss. The
+    temperature smooths the gradient only; below about 0.3 it adds variance and removes no bias.
     """
 
     budget = "expected"
@@ -65,5 +65,8 @@ class StraightThrough(Selector):
     ) -> Selection:
         noisy = logits + logistic_noise(logits, generator)  # the same noise in both directions
         keep = (noisy > 0) & alive
+        # With no key left the attention of a model without prefix tokens would be all leakage, and
+        # its gradient 1 / eps; a mean over no token would be 0, and the norm after it 1 / sqrt(eps).
+        keep = keep | (hard_topk(noisy, alive, 1) & ~keep.any(dim=1, keepdim=True))
         soft = torch.sigmoid(noisy / temperature) * alive
         return Selection(keep, straight_through(keep.to(soft.dtype), soft), logits.sigmoid() * alive)

@@ -67,7 +67,8 @@ def hard_topk(logits: Tensor, alive: Tensor, k: int | Tensor) -> Tensor:
     Returns:
         ``(B, N)`` bool with ``min(k, alive)`` True in each row.
     """
-    order = logits.masked_fill(~alive, _NEVER).argsort(dim=1, descending=True, stable=True)
+    # ONNX has no stable sort; torch's is stable on CPU all the same
+    order = logits.masked_fill(~alive, _NEVER).argsort(dim=1, descending=True)
     if isinstance(k, Tensor):
         chosen = torch.arange(logits.shape[1], device=logits.device) < k.reshape(-1, 1)
         chosen = chosen.expand(logits.shape)
@@ -97,9 +98,7 @@ def soft_topk(logits: Tensor, alive: Tensor, k: int | Tensor, temperature: float
 
 class _SoftTopK(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, alive: Tensor, k: int | Tensor, temperature: float | Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, alive: Tensor, k: int | Tensor, temperature: float | Tensor) -> Tensor:
         num_alive = alive.sum(dim=1, keepdim=True)
         count = k.reshape(-1, 1) if isinstance(k, Tensor) else torch.full_like(num_alive, k)
         count = torch.minimum(count, num_alive)

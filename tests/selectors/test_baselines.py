@@ -74,26 +74,20 @@ def test_every_patch_and_every_pair_is_kept_equally_often() -> None:
         keep = torch.stack([kept(seed, stage) for seed in range(SEEDS)])
         # without replacement the statistic is (N - 1) / (N - K) smaller: 44 is above probability 1e-4
         assert chi_square(keep.sum(dim=0), SEEDS * K / N) < 44
-        pairs = torch.stack(
-            [(keep[:, i] & keep[:, j]).sum() for i, j in itertools.combinations(range(N), 2)]
-        )
+        pairs = torch.stack([(keep[:, i] & keep[:, j]).sum() for i, j in itertools.combinations(range(N), 2)])
         assert chi_square(pairs, SEEDS * K * (K - 1) / (N * (N - 1))) < 185  # 119 degrees of freedom
 
 
 def test_uniformity_check_notices_a_poor_generator() -> None:
     """The negative control: a window that the seed moves is uniform for patches, not for pairs."""
     window = torch.stack([((torch.arange(N) - seed) % N) < K for seed in range(SEEDS)])
-    pairs = torch.stack(
-        [(window[:, i] & window[:, j]).sum() for i, j in itertools.combinations(range(N), 2)]
-    )
+    pairs = torch.stack([(window[:, i] & window[:, j]).sum() for i, j in itertools.combinations(range(N), 2)])
     assert chi_square(pairs, SEEDS * K * (K - 1) / (N * (N - 1))) > 500
 
 
 def test_stages_are_unrelated() -> None:
     """Two stages agree as often as chance: hypergeometric mean K * K / N."""
-    overlap = torch.tensor(
-        [float((kept(seed, 0) & kept(seed, 1)).sum()) for seed in range(SEEDS)], dtype=torch.float64
-    )
+    overlap = torch.tensor([float((kept(seed, 0) & kept(seed, 1)).sum()) for seed in range(SEEDS)], dtype=torch.float64)
     error = float(overlap.std()) / SEEDS**0.5
     assert abs(float(overlap.mean()) - K * K / N) < 5 * error
 

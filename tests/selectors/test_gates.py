@@ -70,9 +70,7 @@ def test_mean_of_the_soft_gate() -> None:
     logits = torch.tensor([-2.0, -1.0, 0.5, 2.0], dtype=torch.float64)
     e = logits.exp()
     expected = e * (e - 1 - logits) / (e - 1) ** 2
-    torch.testing.assert_close(
-        expected, torch.tensor([0.20551, 0.33870, 0.58265, 0.79449]).double(), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(expected, torch.tensor([0.20551, 0.33870, 0.58265, 0.79449]).double(), atol=1e-5, rtol=0)
     mask = sample("gumbel_sigmoid", rows(logits.float()), 1.0).mask.double()
     error = mask.std(dim=1) / DRAWS**0.5
     assert ((mask.mean(dim=1) - expected).abs() / error).max() < ACCEPT
@@ -113,6 +111,23 @@ def test_gradient_variance_grows_as_one_over_temperature() -> None:
     torch.testing.assert_close(found, 0.25 / (6 * temperatures) - 0.25**2, rtol=2e-3, atol=0)
     slope = float((found[-1] / found[0]).log() / (temperatures[-1] / temperatures[0]).log())
     assert -1.06 < slope < -0.98  # -2 would be the law of perturbed optimisers
+
+
+def test_an_image_never_loses_every_token() -> None:
+    """Where no gate opens, the nearest to opening stays, with its own gradient."""
+    logits = torch.full((50, 6), -25.0).requires_grad_()
+    alive = torch.ones(50, 6, dtype=torch.bool)
+    alive[:, 3] = False
+    selection = create_selector("ste").train()(logits, alive, None, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(selection.keep.sum(dim=1), torch.ones(50, dtype=torch.long))
+    assert torch.equal(selection.mask, selection.keep.float())
+    noise = logistic_noise(logits, torch.Generator().manual_seed(0)).masked_fill(~alive, -1e9)
+    assert torch.equal(selection.keep.int().argmax(dim=1), noise.argmax(dim=1))
+    assert not selection.keep[:, 3].any()
+    # and one open gate is enough for nothing to be added
+    logits = torch.full((50, 6), -25.0)
+    logits[:, 2] = 25.0
+    assert torch.equal(sample("ste", logits, 1.0).keep, logits > 0)
 
 
 def test_hard_and_soft_use_the_same_noise() -> None:

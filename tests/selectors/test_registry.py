@@ -67,9 +67,7 @@ def test_register_and_create() -> None:
     selector = create_selector("mine", reverse=True)
     assert isinstance(selector, Mine)
     assert selector.reverse
-    model = dynavit.create_model(
-        "test_vit", num_classes=3, stages=(1, 2), selector={"name": "mine", "label": "a"}
-    )
+    model = dynavit.create_model("test_vit", num_classes=3, stages=(1, 2), selector={"name": "mine", "label": "a"})
     assert model.selector.label == "a"
 
 
@@ -173,9 +171,7 @@ def test_selector_of_an_installed_package(tmp_path: Path) -> None:
         print("broken" in dynavit.list_selectors())
         """)
     environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{Path(dynavit.__file__).parents[1]}"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     expected = ["A selector of another package.", "demo_plugin 2.0 TopK", "False"]
     assert done.stdout.splitlines() == expected
@@ -196,7 +192,7 @@ def test_broken_plugins_warn_and_break_nothing(tmp_path: Path, monkeypatch: pyte
     )
     monkeypatch.syspath_prepend(tmp_path)
     registry._load_entry_points.cache_clear()
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="was not loaded") as caught:
         found = list_selectors()
     messages = "\n".join(str(warning.message) for warning in caught)
     assert "selector 'fails' of dynavit-bad was not loaded: needs a newer torch" in messages
