@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="dynavit", description="Make Vision Transformers cheaper by dropping tokens while they run."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_visualize, _add_predict, _add_selectors):
+    for add in (_add_train, _add_evaluate, _add_export, _add_visualize, _add_predict, _add_selectors):
         add(commands)
     options = parser.parse_args(arguments)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
@@ -96,6 +96,36 @@ def _evaluate(options: argparse.Namespace) -> None:
     rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output)
     print(format_table(rows))
     print(f"\nWritten to {options.output or run.path}: report.html, evaluation.json, evaluation.csv, pareto.png")
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "export", _export, "write a pruned model as ONNX, checked against the original")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=_RUN_HELP)
+    parser.add_argument("--format", choices=["onnx"], default="onnx", help="(default: onnx)")
+    parser.add_argument("--keep-ratio", type=float, metavar="R", help="(default: the one trained with)")
+    parser.add_argument(
+        "--images", metavar="DIR", help="check with these images (default: the validation data of the run)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: RUN_DIR/model.onnx)")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dynavit.engine.exporter import export_run
+    from dynavit.engine.run import open_run
+
+    run = open_run(options.run_dir, options.keep_ratio, device="cpu")
+    output: Path = options.output or run.path / "model.onnx"
+    print("Exporting; this takes from half a minute to a few minutes ...")
+    checked = export_run(run, output, options.images)
+    print(
+        f"Written: {output} ({output.stat().st_size / 1e6:.1f} MB), opset 20, any batch size, keep ratios "
+        f"{', '.join(f'{ratio:g}' for ratio in run.model.keep_ratios) or '1 (dense)'}."
+    )
+    print(
+        f"Checked in onnxruntime on {checked.images} images at batch sizes {', '.join(map(str, checked.batch_sizes))}: "
+        f"largest difference {checked.max_difference:.1e} (logits have a standard deviation of {checked.scale:.2g}), "
+        f"same top-1."
+    )
 
 
 def _add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -42,7 +42,7 @@ def evaluate_accuracy(
     """
     pruned = any(ratio < 1 for ratio in model.keep_ratios)
     found: dict[int, dict[str, Any]] = {}
-    bar = tqdm(loader, desc=title, leave=False, disable=not accelerator.is_main_process)
+    bar = tqdm(loader, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
     for images, labels, indices in bar:
         images = images.to(accelerator.device)  # streams are not moved by the accelerator
         with accelerator.autocast():

@@ -168,7 +168,7 @@ class Trainer:
             initial=progress.batch,
             desc=f"epoch {progress.epoch + 1}/{train.epochs}",
             leave=False,
-            disable=not self.accelerator.is_main_process,
+            disable=None if self.accelerator.is_main_process else True,  # None: only where there is a terminal
         )
         recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         for images, labels, _ in self._remaining_batches():

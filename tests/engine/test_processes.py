@@ -1,0 +1,65 @@
+"""Two processes (gloo, on the CPU) compute what one does with the joint batch."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynavit.config import Config, save_config
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+pytestmark = pytest.mark.slow
+
+
+def launch(processes: int, config: Config, tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / f"{config.run_dir.name}.yaml"
+    save_config(config, path)
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    result = path.with_suffix(".json")
+    subprocess.run(
+        [*command, str(SCRIPT), str(path), str(result)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
+    return json.loads(result.read_text())
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("selector", ["topk", "quiet"])
+def test_gradients_and_accuracy_equal_one_process_with_the_joint_batch(
+    tiny: Callable[..., Config], tmp_path: Path, selector: str, accumulation: int
+) -> None:
+    common = ["train.epochs=1", "train.clip_grad_norm=null", "optimizer.name=sgd", "data.workers=1"]
+    configs = []
+    for folder, batch_size in (("one", 8), ("two", 4 // accumulation)):
+        config = tiny(*common, f"data.batch_size={batch_size}", folder=folder)
+        config.model.selector = {"name": selector}
+        configs.append(config)
+    configs[1].train.accumulation_steps = accumulation
+    one, two = (launch(n, config, tmp_path) for n, config in enumerate(configs, start=1))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["gradients"].keys() == two["gradients"].keys()
+    for name, expected in one["gradients"].items():
+        torch.testing.assert_close(
+            torch.tensor(two["gradients"][name]), torch.tensor(expected), rtol=1e-3, atol=1e-6, msg=name
+        )
+    if selector == "quiet":  # the budget loss alone reaches the last bias through nothing but probabilities
+        assert torch.tensor(one["gradients"]["predictors.1.score.4.bias"]).abs().max() > 1e-4
+    assert two["accuracy"] == pytest.approx(one["accuracy"], abs=1e-4)
+
+
+def test_augmentation_changes_with_the_epoch_on_every_process(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """Losses of equal epochs would mean that data sets on several processes are stuck in one epoch."""
+    config = tiny("optimizer.lr=1e-12", "train.epochs=2", "data.augmentation={scale: [0.1, 1.0]}", "data.batch_size=4")
+    launch(2, config, tmp_path)
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["train/loss"] != pytest.approx(rows[1]["train/loss"], abs=1e-5)

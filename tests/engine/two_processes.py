@@ -1,0 +1,42 @@
+"""Run by test_processes.py, alone or under torchrun: writes down what training and evaluation compute."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from dynavit.config import load_config
+from dynavit.engine.trainer import Trainer
+from dynavit.selectors import GumbelSigmoid, Selection, register_selector
+
+
+@register_selector("quiet")
+class Quiet(GumbelSigmoid):
+    """Soft gates without their noise, which would differ between processes."""
+
+    def sample(self, logits, alive, k, temperature, generator):
+        probs = logits.sigmoid() * alive
+        return Selection((logits > 0) & alive, probs, probs)
+
+
+def main() -> None:
+    trainer = Trainer(load_config(sys.argv[1], sys.argv[3:]))
+    gradients: dict[str, list[float]] = {}
+    take_step = trainer.optimizer.step
+
+    def record() -> None:
+        if trainer.accelerator.sync_gradients and not gradients:
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            gradients.update({name: p.grad.flatten().tolist() for name, p in model.named_parameters()})
+        take_step()
+
+    trainer.optimizer.step = record
+    accuracy = trainer.fit()
+    if trainer.accelerator.is_main_process:
+        result = {"processes": trainer.accelerator.num_processes, "gradients": gradients, "accuracy": accuracy}
+        Path(sys.argv[2]).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
