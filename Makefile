@@ -17,6 +17,7 @@ $(READY): setup.py
 quickstart: $(READY)
 	$(BIN)/python tools/train.py --config configs/quickstart/classify.yaml --resume
 	$(BIN)/python tools/evaluate.py checkpoints/quickstart
+	$(BIN)/python tools/export.py checkpoints/quickstart
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2

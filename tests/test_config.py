@@ -7,7 +7,8 @@ from dynavit.config import Config, load_config, save_config
 from dynavit.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+ACCELERATE = sorted(ROOT.glob("configs/accelerate/*.yaml"))
+CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(ACCELERATE))
 
 
 @pytest.fixture
@@ -24,6 +25,17 @@ def load(tmp_path: Path) -> Callable[..., Config]:
 def test_shipped_configurations_are_valid_and_say_how_to_run_them(path: Path) -> None:
     load_config(path)
     assert f"--config {path.relative_to(ROOT)}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+def test_accelerate_reads_its_configurations(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    several = config.num_processes > 1
+    assert str(config.distributed_type).endswith("MULTI_GPU" if several else "NO")
+    assert config.num_processes % config.num_machines == 0
+    assert path.name in (path.parent / "README.md").read_text()
 
 
 def test_later_sources_win(load: Callable[..., Config]) -> None:

@@ -91,7 +91,7 @@ def evaluate_run(
         row["delta_top1"] = row["top1"] - base["top1"]
         row["throughput"] = {}
     batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
-    sample = torch.stack(first_images(data.validation, max([6, *batch_sizes])))
+    sample = torch.stack(first_images(data.validation, max([4, *batch_sizes])))
     for batch_size in batch_sizes:
         repeated = sample[torch.arange(batch_size) % len(sample)]
         _time(rows, variants, repeated.to(run.device), settings.rounds)
@@ -147,7 +147,7 @@ def _write(run: Run, rows: list[Row], output: Path, sample: Tensor) -> None:
     plot_pareto(rows, output / "pareto.png")
     pictures: dict[str, Any] = {"Accuracy, MACs and speed": output / "pareto.png"}
     if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
-        picture = draw_kept_tokens(run, sample[:6])
+        picture = draw_kept_tokens(run, sample[:4])
         picture.save(output / "kept_tokens.png")
         pictures["Tokens kept after each stage"] = picture
     assert run.config is not None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#1f6feb", "#d1570a", "#1a7f4b", "#8250df", "#bf3989", "#57606a")
 _INK, _FAINT = "#24292f", "#d0d7de"
+_LEAST_SPAN = 4.0  # points of accuracy; less would make noise look like a result
 _LOG_FROM = 6.0  # speeds this many times apart are drawn on a logarithmic axis
 
 
@@ -106,6 +107,10 @@ def _finish(axes: Axes, x_label: str, metric: str) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(f"{metric_name(metric)} (%)")
     axes.margins(x=0.12, y=0.16)
+    low, high = axes.get_ylim()
+    if high - low < _LEAST_SPAN:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)
     axes.grid(color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

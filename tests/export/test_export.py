@@ -1,0 +1,111 @@
+"""ONNX files answer as torch does, at any batch size, or are not written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import dynavit
+from dynavit.cli import main
+from dynavit.export import verify
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_verify_accepts_equal_and_refuses_different_models() -> None:
+    torch.manual_seed(0)
+    images, weight = torch.randn(7, 3, 4, 4), torch.randn(48, 5)
+
+    def original(batch: Tensor) -> Tensor:
+        return batch.flatten(1) @ weight
+
+    checked = verify(original, original, images)
+    assert (checked.images, checked.batch_sizes) == (7, (1, 2, 5))
+    assert checked.max_difference < 1e-5
+    with pytest.raises(dynavit.InputError, match="batch size 1: by up to"):
+        verify(original, lambda batch: original(batch) + 0.1, images)
+    # an exporter that baked the example's batch in is right at 2 alone
+    with pytest.raises(dynavit.InputError, match="batch size 5"):
+        verify(original, lambda batch: original(batch) * (1 if len(batch) < 5 else 2), images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["vit", "deit_distilled", "dinov2_registers", "siglip", "gap"])
+def test_every_family_exports(model_of, images_for, family: str, tmp_path: Path) -> None:
+    from dynavit.export import export_onnx
+
+    model = model_of(family, depth=3, stages=(1, 2), keep_ratio=0.5)
+    images = images_for(model, batch=8)
+    checked = export_onnx(model, tmp_path / "model.onnx", images, {"a": [1, "b"]})
+    assert checked.max_difference < 1e-3 * checked.scale
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.slow
+def test_a_model_that_differs_is_not_written(model_of, images_for, tmp_path: Path, monkeypatch) -> None:
+    from dynavit.export import onnx
+
+    model = model_of("vit", depth=3, stages=(1,))
+    (tmp_path / "model.onnx").write_text("earlier")
+    original = onnx._export
+
+    def wrong(model: dynavit.PrunedViT, example: Tensor, path: Path) -> None:
+        model.set_keep_ratio(0.3)
+        original(model, example, path)
+        model.set_keep_ratio(0.7)
+
+    monkeypatch.setattr(onnx, "_export", wrong)
+    with pytest.raises(dynavit.InputError, match="Nothing was written"):
+        onnx.export_onnx(model, tmp_path / "model.onnx", images_for(model, batch=8), {})
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
+
+
+@pytest.mark.slow
+def test_an_exported_model_needs_neither_torch_nor_dynavit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = dynavit.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=3,
+        stages=(1, 2), keep_ratio=0.5,
+    )  # fmt: skip
+    torch.nn.init.normal_(model.backbone.head.weight)
+    preprocessing = {
+        "image_size": [32, 32], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4],
+        "interpolation": "bicubic", "crop_pct": 0.9,
+    }  # fmt: skip
+    model.metadata = {"class_names": ["red", "green", "blue"], "preprocessing": preprocessing}
+    model.save_pretrained(tmp_path / "run")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(40, 60), (32, 32), (50, 33), (100, 90)]):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+
+    exported = tmp_path / "out" / "model.onnx"
+    arguments = ["--keep-ratio", "0.7", "--images", str(folder), "--output", str(exported)]
+    assert main(["export", str(tmp_path / "run"), *arguments]) == 0
+    assert "same top-1" in capsys.readouterr().out
+    assert main(["predict", str(tmp_path / "run"), "--images", str(folder), "--keep-ratio", "0.7"]) == 0
+    expected = capsys.readouterr().out.splitlines()[1:]
+
+    block = "import sys; sys.modules.update(torch=None, timm=None, dynavit=None, torchvision=None)\n"
+    source = (ROOT / "tools" / "predict_onnx.py").read_text()
+    (tmp_path / "alone.py").write_text(block + source)
+    command = [sys.executable, "alone.py", str(exported), *sorted(map(str, folder.iterdir()))]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    for line, other in zip(expected, found, strict=True):
+        (path, label, probability), (path_2, label_2, probability_2) = line.split(","), other.split(",")
+        assert (path, label) == (path_2, label_2)
+        assert float(probability) == pytest.approx(float(probability_2), abs=2e-3)
+
+    import onnx
+
+    metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(exported).metadata_props}
+    assert metadata["keep_ratios"] == [0.7, 0.49]
+    assert metadata["preprocessing"] == preprocessing

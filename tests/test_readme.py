@@ -1,0 +1,102 @@
+"""The README is true: its Python runs, its commands run in the order given, its links lead somewhere."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+# the same commands, made short: two steps of small batches, one timing round
+SHORT = [
+    "train.epochs=1", "train.steps_per_epoch=2", "train.mixed_precision=no", "data.batch_size=4", "data.workers=0",
+    "evaluate.rounds=1",
+]  # fmt: skip
+SHORT_FOR = {
+    "configs/quickstart": ["data.options={validation_size: 16}"],
+    "configs/folder": ["model.pretrained=false", "model.kwargs={img_size: 64, depth: 4}", "model.stages=[1,2,3]"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines() -> list[str]:
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line for line in (line.partition("  #")[0].strip() for line in lines) if line]
+
+
+@pytest.mark.parametrize("source", blocks("python"))
+def test_python_examples_run(source: str) -> None:
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", source], cwd=ROOT, check=True, timeout=120)
+
+
+def test_links_lead_to_files() -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
+    assert targets
+    assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the repository, with a folder of images as the README assumes."""
+    folder = tmp_path / "checkout"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        if not name.startswith("tests/") and (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for label in ("cat", "dog"):
+            (folder / "my_images" / split / label).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 255, (70, 80, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "my_images" / split / label / f"{number}.jpg")
+    return folder
+
+
+def expand(line: str, folder: Path) -> list[list[str]]:
+    """Turn a README line into what is run: make targets into their commands, trainings into short ones."""
+    if line.startswith("make "):
+        # what make would do once .venv is there, without the set-up
+        (folder / ".venv").mkdir(exist_ok=True)
+        (folder / ".venv" / ".ready").touch()
+        listed = subprocess.run([*shlex.split(line), "-n"], cwd=folder, capture_output=True, text=True, check=True)
+        lines = listed.stdout.splitlines()
+    else:
+        lines = [line]
+    commands = []
+    for shown in lines:
+        words = shlex.split(shown)
+        if "tools/train.py" in words:
+            config = words[words.index("--config") + 1]
+            words += SHORT + [word for prefix, more in SHORT_FOR.items() if config.startswith(prefix) for word in more]
+        commands.append([sys.executable if word in ("python", ".venv/bin/python") else word for word in words])
+    return commands
+
+
+@pytest.mark.slow
+def test_commands_run_in_the_order_given(checkout: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ran = 0
+    by_ci = (ROOT / ".ci/run").read_text().splitlines()
+    for line in command_lines():
+        if line in by_ci:  # this test is part of those
+            continue
+        for command in expand(line, checkout):
+            done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, f"{line}\n{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+            ran += 1
+    assert ran > 5
+    assert (checkout / "checkpoints/quickstart/report.html").exists()
