@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add(commands)
     options = parser.parse_args(arguments)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    threading.excepthook = _report_thread
     try:
         options.run(options)
     except (InputError, TypeError) as error:
@@ -44,6 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _one_line(error: Exception) -> str:
     """Return the message; torch wraps one from a data worker into that worker's traceback."""
     return str(error).strip().rpartition("\n")[2].removeprefix("dynavit.errors.InputError: ")
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """Say in one line what TensorBoard's writing thread could not write; training goes on without it."""
+    if isinstance(failed.exc_value, OSError):
+        print(f"warning: the TensorBoard log could not be written: {failed.exc_value}", file=sys.stderr)
+    else:
+        threading.__excepthook__(failed)
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

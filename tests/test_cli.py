@@ -45,7 +45,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tools_run_from_anywhere_and_explain_themselves(tool: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--help"]
     shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert f"dynavit {tool}" in shown
+    assert f"usage: {tool}.py" in shown or f"usage: dynavit {tool}" in shown
 
 
 def test_predict_writes_labels_and_reports_what_it_could_not_read(
@@ -122,3 +122,110 @@ def test_bad_input_is_one_clear_line_and_status_2(
     assert shown.startswith("error: ")
     assert "\n" not in shown
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def folder_run(tmp_path: Path) -> list[str]:
+    """Arguments of a training that works: a folder of two classes, a second of computing."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    yaml = tmp_path / "run.yaml"
+    yaml.write_text(
+        "model: {architecture: vit_tiny_patch16_224, stages: [1],\n"
+        "        kwargs: {img_size: 32, patch_size: 8, embed_dim: 24, depth: 3, num_heads: 3}}\n"
+        f"data: {{root: {tmp_path / 'images'}, batch_size: 4, workers: 0, crop_pct: 1.0}}\n"
+        f"train: {{epochs: 1}}\noutput_dir: {tmp_path / 'out'}\n"
+    )
+    return ["train", "--config", str(yaml)]
+
+
+def spoil(folder: Path, how: str) -> None:
+    if how == "class without images":
+        (folder / "train" / "bird").mkdir()
+        (folder / "val" / "bird").mkdir()
+    elif how == "no validation":
+        (folder / "val").rename(folder / "test")
+    elif how == "class missing in validation":
+        (folder / "val" / "dog").rename(folder / "val" / "wolf")
+    elif how == "corrupt image":
+        (folder / "train" / "dog" / "0.png").write_bytes(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("how", "overrides", "said"),
+    [
+        ("class without images", [], "bird"),
+        ("no validation", [], "val"),
+        ("class missing in validation", [], "wolf"),
+        ("corrupt image", [], "dog/0.png cannot be read"),
+        ("corrupt image", ["data.workers=1"], "dog/0.png cannot be read"),
+        ("", ["model.kwargs.img_size=30"], "img_size=(30, 30) is no multiple of the patch size (8, 8)"),
+        ("", ["model.kwargs.num_heads=5"], "timm cannot create vit_tiny_patch16_224 with"),
+        ("", ["model.kwargs.colour=red"], "colour"),
+        ("", ["model.stages=[3]"], "from 0 to 2"),
+        ("", ["model.keep_ratios=[0.5,0.4]"], "2 ratios for 1 stages"),
+        ("", ["model.selector.name=topp"], "Did you mean 'topk'"),
+        ("", ["model.selector.tau=1"], "has no option 'tau'"),
+        ("", ["model.reducer.name=fuse"], "unknown reducer 'fuse'"),
+        ("", ["optimizer.name=adamm"], "optimizer.name=adamm"),
+        ("", ["data.name=torchvision/CIFAR11"], "Did you mean 'CIFAR10'"),
+        ("", ["data.augmentation={hflipp: 1}"], "Did you mean 'hflip'"),
+        ("", ["data.batch_size=64"], "data.batch_size=64"),
+        ("", ["loss.token_distillation=1"], "loss.teacher=start"),
+        ("", ["loss.logit_distillation=1", "loss.teacher=nowhere"], "nowhere"),
+        ("", ["output_dir=/dev/null/run"], "/dev/null"),
+        ("", ["model.selector.name=random", "train.freeze=backbone"], "nothing is left to learn"),
+        ("", ["data.corrupt=ignore"], "data.corrupt='ignore'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_trainings_that_cannot_work_say_so(
+    how: str, overrides: list[str], said: str, folder_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(tmp_path / "images", how)
+    assert main([*folder_run, *overrides]) == 2
+    shown = [line for line in capsys.readouterr().err.splitlines() if "%|" not in line and line.strip()]
+    assert len(shown) == 1, shown
+    assert shown[0].startswith("error: ")
+    assert said in shown[0]
+
+
+def test_a_truncated_model_is_recognised(run: Path, images: Path, tmp_path: Path, capsys) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in run.glob("*.json"):
+        (broken / path.name).write_text(path.read_text())
+    (broken / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:5000])
+    assert main(["predict", str(broken), "--images", str(images)]) == 2
+    assert "truncated" in capsys.readouterr().err
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+from dynavit.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing(folder_run: list[str], tmp_path: Path) -> None:
+    assert main(folder_run) == 0
+    out = tmp_path / "out"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.name in ("model.safetensors", "config.json")}
+    assert before
+    # no file may grow beyond 20 kB: the model does not fit
+    command = [sys.executable, "-c", LIMITED, "20000", *folder_run, "--resume", "train.epochs=3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "could not be written" in lines[0]
+    assert "Traceback" not in done.stderr
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert main([*folder_run, "--resume", "train.epochs=3"]) == 0

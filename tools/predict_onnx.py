@@ -1,10 +1,7 @@
-"""Label images with an exported model: needs only onnxruntime, numpy and Pillow.
+"""Label images with an exported model: needs only onnxruntime, numpy and Pillow."""
 
-python tools/predict_onnx.py model.onnx IMAGE [IMAGE ...]
-"""
-
+import argparse
 import json
-import sys
 
 import numpy as np
 import onnxruntime
@@ -12,10 +9,14 @@ from PIL import Image
 
 
 def main() -> None:
-    session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="file written by tools/export.py")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    options = parser.parse_args()
+    session = onnxruntime.InferenceSession(options.model, providers=["CPUExecutionProvider"])
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     settings = about["preprocessing"]
-    for path in sys.argv[2:]:
+    for path in options.images:
         pixels = preprocess(Image.open(path).convert("RGB"), **settings)
         logits = session.run(["logits"], {"images": pixels[None]})[0][0]
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()

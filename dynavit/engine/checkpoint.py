@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from dynavit.errors import InputError
 
@@ -46,6 +48,23 @@ class Progress:
         """Restore the fields."""
         for name, value in state.items():
             setattr(self, name, value)
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong while writing into one clear message.
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors hide the OSError in their own
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{folder} could not be written ({reason}). What was saved there before is whole: make room, or make it "
+            f"writable, and continue with --resume."
+        ) from error
 
 
 def save_state(accelerator: Accelerator, run_dir: Path, about: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dynavit.config import Config, save_config
 from dynavit.data.samplers import ShuffledSampler
 from dynavit.engine.build import build_data, build_start, build_teacher, resolve_preprocessing
-from dynavit.engine.checkpoint import Progress, find_state, load_state, save_state
+from dynavit.engine.checkpoint import Progress, find_state, load_state, save_state, saving
 from dynavit.engine.evaluation import evaluate_accuracy
 from dynavit.engine.loading import first_images, make_loader, prepare_loader
 from dynavit.engine.logbook import Logbook
@@ -146,8 +146,9 @@ class Trainer:
         if self.state is not None:
             load_state(accelerator, self.state, self.about)
         elif accelerator.is_main_process:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            save_config(config, run_dir / "config.yaml")
+            with saving(run_dir):
+                run_dir.mkdir(parents=True, exist_ok=True)
+                save_config(config, run_dir / "config.yaml")
         if accelerator.is_main_process:
             self.metrics.cut_back(progress.step)
         self.logbook = Logbook(accelerator, progress.step, self.preprocessing)
@@ -190,7 +191,8 @@ class Trainer:
             if stepped and progress.step % train.log_steps == 0:
                 self.logbook.step(progress.step, losses, norms, self.temperature, self._learning_rate(), len(images))
             if due and progress.batch < self.batches:
-                save_state(self.accelerator, self.config.run_dir, self.about)
+                with saving(self.config.run_dir):
+                    save_state(self.accelerator, self.config.run_dir, self.about)
         bar.close()
 
     def _remaining_batches(self) -> Iterator[Any]:
@@ -275,13 +277,14 @@ class Trainer:
         improved = metrics["top1"] > progress.best
         progress.best = max(progress.best, metrics["top1"])
         progress.epoch, progress.batch, progress.sums, progress.count = progress.epoch + 1, 0, {}, 0
-        if accelerator.is_main_process:
-            self.metrics.append(row)
-            with self._deployed() as model:
-                model.save_pretrained(run_dir)
-                if improved:
-                    model.save_pretrained(run_dir / "best")
-        save_state(accelerator, run_dir, self.about)
+        with saving(run_dir):
+            if accelerator.is_main_process:
+                self.metrics.append(row)
+                with self._deployed() as model:
+                    model.save_pretrained(run_dir)
+                    if improved:
+                        model.save_pretrained(run_dir / "best")
+            save_state(accelerator, run_dir, self.about)
         accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
         accelerator.print(
             f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  top-1 {metrics['top1']:.2f} %"

@@ -63,7 +63,7 @@ def create_model(
     for key in {"img_size", "patch_size"} & model_kwargs.keys():
         if isinstance(model_kwargs[key], list):  # as JSON and YAML hand it over
             model_kwargs[key] = tuple(model_kwargs[key])
-    backbone = timm.create_model(architecture, pretrained=pretrained, **model_kwargs)
+    backbone = _create_backbone(architecture, pretrained, model_kwargs)
     return prune(
         backbone,
         stages=stages,
@@ -137,6 +137,29 @@ def load(path: str | Path, **kwargs: Any) -> PrunedViT:
 def default_stages(depth: int) -> tuple[int, ...]:
     """Return a quarter, half and three quarters of the depth: (3, 6, 9) of 12 blocks."""
     return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0}))
+
+
+def _create_backbone(architecture: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        backbone: Any = timm.create_model(architecture, pretrained=pretrained, **kwargs)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"timm cannot create {architecture} with {kwargs}: {reason}") from error
+    except OSError as error:  # its weights could not be fetched
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the weights of {architecture} could not be downloaded ({reason}): connect, or use pretrained=False."
+        ) from error
+    embed = getattr(backbone, "patch_embed", None)
+    size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
+    padded = getattr(embed, "dynamic_img_pad", False)
+    if size is not None and patch is not None and not padded and any(s % p for s, p in zip(size, patch, strict=True)):
+        # timm leaves out the rest of the image without a word
+        raise InputError(
+            f"img_size={tuple(size)} is no multiple of the patch size {tuple(patch)} of {architecture}: choose one "
+            f"that is, or pass dynamic_img_size=True, dynamic_img_pad=True."
+        )
+    return backbone
 
 
 def _created(part: Any, kind: type[nn.Module], create: Any) -> Any:

@@ -11,9 +11,10 @@ from accelerate import Accelerator
 
 import dynavit
 from dynavit.config import Config
-from dynavit.engine.build import build_data, build_start, make_loader
+from dynavit.engine.build import build_data, build_start
 from dynavit.engine.evaluation import evaluate_accuracy
 from dynavit.engine.evaluator import evaluate_run
+from dynavit.engine.loading import make_loader
 from dynavit.engine.run import list_images, open_run, read_images
 from dynavit.engine.trainer import Trainer
 

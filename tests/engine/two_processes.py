@@ -11,7 +11,6 @@ from dynavit.engine.trainer import Trainer
 from dynavit.selectors import GumbelSigmoid, Selection, register_selector
 
 
-@register_selector("quiet")
 class Quiet(GumbelSigmoid):
     """Soft gates without their noise, which would differ between processes."""
 
@@ -21,6 +20,7 @@ class Quiet(GumbelSigmoid):
 
 
 def main() -> None:
+    register_selector("quiet")(Quiet)
     trainer = Trainer(load_config(sys.argv[1], sys.argv[3:]))
     gradients: dict[str, list[float]] = {}
     take_step = trainer.optimizer.step
