@@ -9,7 +9,7 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "dynavit/__init__.py").read_text())
 
 extras = {
-    "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    "export": ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"],
     "search": ["optuna>=4.0"],
     "reid": ["pytorch-metric-learning>=2.8"],
 }

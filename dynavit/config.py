@@ -251,7 +251,7 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
     reason = str(error.msg or error).splitlines()[0].rstrip(".")
-    if error.full_key is None:  # a whole section was given something else
+    if not error.full_key:  # a whole section was given something else
         return f"{reason}, in {' '.join(overrides) or 'the file'}. Expected key: value pairs below a section."
     node: Any = Config()
     expected = ""

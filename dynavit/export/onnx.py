@@ -73,15 +73,24 @@ def _export(model: PrunedViT, example: Tensor, path: Path) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # about torch's own internals
-        torch.onnx.export(
-            model,
-            (example,),
-            path,
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": {0: batch}},
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                model,
+                (example,),
+                path,
+                dynamo=True,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes={"images": {0: batch}},
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+        except OSError:
+            raise
+        except Exception as error:  # the exporter's errors have no common base
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"torch {torch.__version__} could not export this model ({reason[:200]}). Export is tested with "
+                f"torch 2.14 and onnxscript 0.7: upgrade both."
+            ) from error

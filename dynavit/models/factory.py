@@ -53,13 +53,13 @@ def create_model(
     """
     try:
         source, name = timm.models.parse_model_name(architecture)
-    except ValueError as error:  # names a source that timm does not know, or looks like a path
-        raise InputError(str(error)) from None
+    except (ValueError, AssertionError) as error:  # names a source that timm does not know, or looks like a path
+        raise InputError(f"{architecture!r} is no timm model name. {error}") from None
     if source is None and not timm.is_model(name.partition(".")[0]):
-        raise InputError(
-            f"timm has no model {architecture!r}.{did_you_mean(architecture, timm.list_models())} "
-            f"timm.list_models('*vit*') lists what there is."
-        )
+        hint = did_you_mean(architecture, timm.list_models())
+        if "/" in architecture:
+            hint = f" A model of the Hugging Face Hub is written 'hf-hub:{architecture}'."
+        raise InputError(f"timm has no model {architecture!r}.{hint} timm.list_models('*vit*') lists what there is.")
     for key in {"img_size", "patch_size"} & model_kwargs.keys():
         if isinstance(model_kwargs[key], list):  # as JSON and YAML hand it over
             model_kwargs[key] = tuple(model_kwargs[key])

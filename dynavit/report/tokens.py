@@ -128,7 +128,7 @@ def _font(size: int) -> Any:
     import matplotlib  # a large import, needed here alone
 
     try:
-        return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+        return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
     except OSError:  # some distributions package the fonts elsewhere
         return ImageFont.load_default(size)
 

@@ -288,7 +288,7 @@ def test_unknown_architecture() -> None:
         dynavit.create_model("vit_tiny_patch16_22")
     with pytest.raises(InputError, match="hf-hub:me/model"):
         dynavit.create_model("me/model")
-    with pytest.raises(InputError, match="Unknown model source 'ftp'"):
+    with pytest.raises(InputError, match="'ftp:model' is no timm model name"):
         dynavit.create_model("ftp:model")
 
 
