@@ -71,7 +71,9 @@ def expand(line: str, folder: Path) -> list[list[str]]:
         # what make would do once .venv is there, without the set-up
         (folder / ".venv").mkdir(exist_ok=True)
         (folder / ".venv" / ".ready").touch()
-        listed = subprocess.run([*shlex.split(line), "-n"], cwd=folder, capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            [*shlex.split(line), "--no-print-directory", "-n"], cwd=folder, capture_output=True, text=True, check=True
+        )
         lines = listed.stdout.splitlines()
     else:
         lines = [line]
