@@ -11,7 +11,6 @@ version = re.search(r'__version__ = "(.+?)"', (here / "dynavit/__init__.py").rea
 extras = {
     "export": ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"],
     "search": ["optuna>=4.0"],
-    "reid": ["pytorch-metric-learning>=2.8"],
 }
 extras["dev"] = [
     *extras["export"],

@@ -24,18 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_train, _add_evaluate, _add_export, _add_visualize, _add_predict, _add_selectors):
         add(commands)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one run only; settings may stand on both sides of an option
+    if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     threading.excepthook = _report_thread
     try:
         options.run(options)
-    except (InputError, TypeError) as error:
-        if isinstance(error, TypeError) and "dynavit" not in str(error):
-            raise  # a TypeError of ours says what dynavit supports; any other is a bug
+    except InputError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; continue a training with --resume", file=sys.stderr)
@@ -62,9 +65,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in its folder, or start it if there is none"
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key.subkey=value", help="replace settings, e.g. model.keep_ratio=0.5"
-    )
+    _add_overrides(parser)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -91,6 +92,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--batch-sizes", type=_numbers(int), metavar="1,32", help="measure speed at these")
     parser.add_argument("--no-timing", action="store_true", help="do not measure speed")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: RUN_DIR)")
+    _add_overrides(parser)
     _add_device(parser)
 
 
@@ -99,7 +101,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from dynavit.engine.run import open_run
     from dynavit.report.table import format_table
 
-    run = open_run(options.run_dir, device=options.device)
+    run = open_run(options.run_dir, device=options.device, overrides=options.overrides)
     if not run.model.stages:
         print(f"{run.path} holds a dense model: it has no pruning stages, so there is one row.")
     batch_sizes = [] if options.no_timing else options.batch_sizes
@@ -117,13 +119,14 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--images", metavar="DIR", help="check with these images (default: the validation data of the run)"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="(default: RUN_DIR/model.onnx)")
+    _add_overrides(parser)
 
 
 def _export(options: argparse.Namespace) -> None:
     from dynavit.engine.exporter import export_run
     from dynavit.engine.run import open_run
 
-    run = open_run(options.run_dir, options.keep_ratio, device="cpu")
+    run = open_run(options.run_dir, options.keep_ratio, "cpu", options.overrides)
     output: Path = options.output or run.path / "model.onnx"
     print("Exporting; this takes from half a minute to a few minutes ...")
     checked = export_run(run, output, options.images)
@@ -236,12 +239,21 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="cpu|cuda", help="(default: cuda if there is one)")
 
 
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.subkey=value", help="replace settings, e.g. data.root=my_images"
+    )
+
+
 def _numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
     def parse(text: str) -> list[float]:
         try:
-            return [kind(part) for part in text.split(",") if part.strip()]
+            numbers = [kind(part) for part in text.split(",") if part.strip()]
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r}: numbers with commas between them, such as 1,8") from None
+            numbers = []
+        if not numbers or min(numbers) <= 0:
+            raise argparse.ArgumentTypeError(f"{text!r}: numbers above 0 with commas between them, such as 1,8")
+        return numbers
 
     return parse
 

@@ -221,7 +221,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist: pass --config with a YAML file, for example from configs/.")
+        raise InputError(f"{path} is no file: pass --config with a YAML file, for example from configs/.")
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override!r}: overrides are written key.subkey=value.")
@@ -247,6 +247,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def save_config(config: Config, path: str | Path) -> None:
     """Write the complete configuration as YAML."""
     OmegaConf.save(OmegaConf.structured(config), path)
+
+
+_MAY_CHANGE = ("name", "output_dir", "train.epochs", "train.log_steps", "train.checkpoint_steps", "data.workers")
+
+
+def changed_keys(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
+    """Return key, old and new value of settings that differ and must not when a run is resumed."""
+    values = dict(_leaves(now))
+    return [
+        (key, old, values[key])
+        for key, old in _leaves(before)
+        if old != values[key] and key not in _MAY_CHANGE and not key.startswith("evaluate.")
+    ]
 
 
 def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
@@ -285,6 +298,29 @@ def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
+def _check_ranges(config: Config) -> None:
+    data = config.data
+    refused = {
+        f"seed={config.seed}: must not be negative.": config.seed < 0,
+        f"loss.label_smoothing={config.loss.label_smoothing}: lies in [0, 1).": not 0
+        <= config.loss.label_smoothing
+        < 1,
+        f"train.ema_decay={config.train.ema_decay}: lies in (0, 1).": not 0 < (config.train.ema_decay or 0.5) < 1,
+        f"data.mean={data.mean}: three numbers, one a colour.": data.mean is not None and len(data.mean) != 3,
+        f"data.std={data.std}: three numbers above 0, one a colour.": data.std is not None
+        and (len(data.std) != 3 or min(data.std) <= 0),
+        f"data.batch_size={data.batch_size}: mixup and cutmix need an even number.": bool(data.mixup or data.cutmix)
+        and data.batch_size % 2 == 1,
+        f"evaluate.batch_sizes={config.evaluate.batch_sizes}: each at least 1.": any(
+            size < 1 for size in config.evaluate.batch_sizes
+        ),
+        "model.kwargs.in_chans: images are read with 3 channels.": config.model.kwargs.get("in_chans", 3) != 3,
+    }
+    for message, is_wrong in refused.items():
+        if is_wrong:
+            raise InputError(message)
+
+
 def _check(config: Config) -> None:
     # YAML 1.1 reads an unquoted `no` as false
     if config.train.mixed_precision == "False":
@@ -301,6 +337,7 @@ def _check(config: Config) -> None:
     for key in _NOT_NEGATIVE:
         if values[key] < 0:
             raise InputError(f"{key}={values[key]}: must not be negative.")
+    _check_ranges(config)
     for ratio in [config.model.keep_ratio, *(config.model.keep_ratios or []), *config.evaluate.keep_ratios]:
         if not 0 < ratio <= 1:
             raise InputError(f"keep ratio {ratio}: a keep ratio lies in (0, 1].")

@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class UnsupportedBackbone(InputError, TypeError):
+    """A model that dynavit cannot prune; the message names the part in the way and lists what works."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest known name, or ``""``."""
     nearest = get_close_matches(name, list(known), n=1)

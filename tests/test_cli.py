@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,10 +94,11 @@ def test_selectors_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "{images}"], "config.json does not exist"),
         (["evaluate", "{run}"], "has no config.yaml"),
         (["predict", "{run}", "--images", "nowhere"], "nowhere does not exist"),
+        (["predict", "{run}", "--images", "{images}", "--device", "foo"], "--device foo"),
         (["predict", "{run}", "--images", "{run}"], "holds no images"),
         (["predict", "{run}", "--images", "{images}", "--output", "labels.txt"], "must end in .csv or .json"),
         (["visualize", "{run}", "--images", "{images}", "--keep-ratio", "1.5"], "keep_ratio=1.5"),
-        (["train", "--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml is no file"),
         (["train", "--config", "{yaml}", "model.architecture=resnet18"], "ResNet cannot be pruned"),
         (["train", "--config", "{yaml}", "model.architecture=vit_tny"], "timm has no model 'vit_tny'"),
         (["train", "--config", "{yaml}", "data.root=nowhere"], "nowhere"),
@@ -152,6 +154,9 @@ def spoil(folder: Path, how: str) -> None:
         (folder / "val").rename(folder / "test")
     elif how == "class missing in validation":
         (folder / "val" / "dog").rename(folder / "val" / "wolf")
+    elif how == "one class":
+        shutil.rmtree(folder / "train" / "dog")
+        shutil.rmtree(folder / "val" / "dog")
     elif how == "corrupt image":
         (folder / "train" / "dog" / "0.png").write_bytes(b"no image")
 
@@ -181,6 +186,17 @@ def spoil(folder: Path, how: str) -> None:
         ("", ["output_dir=/dev/null/run"], "/dev/null"),
         ("", ["model.selector.name=random", "train.freeze=backbone"], "nothing is left to learn"),
         ("", ["data.corrupt=ignore"], "data.corrupt='ignore'"),
+        ("one class", [], "one class only"),
+        ("", ["seed=-1"], "seed=-1"),
+        ("", ["train.ema_decay=2"], "train.ema_decay=2"),
+        ("", ["loss.label_smoothing=2"], "loss.label_smoothing=2"),
+        ("", ["data.std=[0,0,0]"], "data.std=[0.0, 0.0, 0.0]"),
+        ("", ["data.mean=[0.5]"], "three numbers"),
+        ("", ["data.mixup=0.8", "data.batch_size=3"], "even number"),
+        ("", ["model.kwargs.in_chans=1"], "3 channels"),
+        ("", ["model.kwargs.patch_drop_rate=0.5"], "patch_drop_rate"),
+        ("", ["model.kwargs.global_pool=max"], "global_pool='max'"),
+        ("", ["model.reducer={name: drop, x: 1}"], "no option 'x'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

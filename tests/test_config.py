@@ -89,7 +89,7 @@ def test_bad_values_are_named_with_their_fix(load: Callable[..., Config], overri
 
 
 def test_missing_and_malformed_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent.yaml does not exist.*--config"):
+    with pytest.raises(InputError, match=r"absent.yaml is no file.*--config"):
         load_config(tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("model: {architecture: [")
     with pytest.raises(InputError, match="not valid YAML"):

@@ -21,7 +21,7 @@ from dynavit.errors import InputError
 Sample = tuple[torch.Tensor, int, int]
 
 # what Pillow raises for files that are missing, cut short, altered, or no images at all
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Samples(Dataset[Sample | None]):
@@ -38,7 +38,8 @@ class Samples(Dataset[Sample | None]):
         seed: not negative.
         train: whether ``set_epoch`` changes the randomness; otherwise epochs are all alike.
         corrupt: ``"stop"`` raises an error that names an image that cannot be read; ``"skip"`` warns
-            of it once and returns None, which :func:`collate` drops.
+            of it once and, in training, gives the next readable one; otherwise None, which
+            :func:`collate` drops.
     """
 
     foreground: Callable[[int], np.ndarray]
@@ -70,6 +71,13 @@ class Samples(Dataset[Sample | None]):
     def __getitem__(self, index: int) -> Sample | None:
         if not 0 <= index < len(self):
             raise IndexError(index)
+        sample = self._read(index)
+        if sample is None and self.train:  # the next readable one instead: training batches keep their size
+            others = (self._read((index + step) % len(self)) for step in range(1, len(self)))
+            sample = next((other for other in others if other is not None), None)
+        return sample
+
+    def _read(self, index: int) -> Sample | None:
         epoch = int(self._epoch)
         _forward_epoch(self.dataset, epoch)
         with reproducible(self.seed, int(self.train), epoch if self.train else 0, index):
@@ -78,7 +86,7 @@ class Samples(Dataset[Sample | None]):
                 image = to_rgb(_checked_image(image))
             except InputError:  # a ValueError, but about the data set, not about one file
                 raise
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 self._report(index, error)
                 return None
             return self.transform(image), as_label(label), index
@@ -91,7 +99,7 @@ class Samples(Dataset[Sample | None]):
             ) from error
         if not self._warned[index]:
             self._warned[index] = True
-            warnings.warn(f"{path} is skipped, it cannot be read: {error}", stacklevel=3)
+            warnings.warn(f"{path} is skipped, it cannot be read: {error}", stacklevel=4)
 
 
 class StreamSamples(IterableDataset[Sample]):
@@ -153,11 +161,11 @@ def reproducible(*entropy: int) -> Iterator[None]:
         torch.set_rng_state(pytorch)
 
 
-def collate(samples: Sequence[Sample | None]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def collate(samples: Sequence[Sample | None]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
     """Stack samples into images ``(B, 3, H, W)``, labels ``(B,)`` and indices ``(B,)``, without skipped ones.
 
-    Raises:
-        InputError: every sample was skipped.
+    Returns:
+        The three, or None where every sample was skipped.
 
     Example:
         >>> _, labels, _ = collate([(torch.zeros(3, 2, 2), 4, 0), None, (torch.ones(3, 2, 2), 7, 2)])
@@ -166,7 +174,7 @@ def collate(samples: Sequence[Sample | None]) -> tuple[torch.Tensor, torch.Tenso
     """
     readable = [sample for sample in samples if sample is not None]
     if not readable:
-        raise InputError(f"none of the {len(samples)} images of a batch can be read; see the warnings above.")
+        return None
     images, labels, indices = default_collate(readable)
     return images, labels, indices
 

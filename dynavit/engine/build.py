@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import timm
 from timm.data import resolve_data_config
 from torch import nn
 
@@ -23,9 +25,9 @@ class Start:
 
     Attributes:
         model: with predictors, ready to train.
-        dense: the starting backbone, frozen in eval mode, and
-        dense_is_trained: whether its head knows the classes, so that comparing with it means
-            something.
+        dense: a frozen copy of the starting backbone, in eval mode.
+        head_replaced: the classifier is new, because the checkpoint had other classes.
+        dense_is_trained: ``dense`` knows the classes, so that comparing with it means something.
     """
 
     model: PrunedViT
@@ -34,8 +36,8 @@ class Start:
     dense_is_trained: bool
 
 
-def build_start(config: Config, num_classes: int | None) -> Start:
-    """Create the starting model for ``num_classes`` classes (None: those it has).
+def build_start(config: Config, classes: Sequence[str] | None) -> Start:
+    """Create the starting model for these classes (None: those it has).
 
     Raises:
         InputError: what the configuration asks for does not exist or does not fit.
@@ -43,20 +45,18 @@ def build_start(config: Config, num_classes: int | None) -> Start:
     settings = config.model
     if settings.checkpoint is not None:
         backbone, architecture, kwargs, replaced = load_backbone(
-            settings.checkpoint, settings.architecture, num_classes, **settings.kwargs
+            settings.checkpoint, settings.architecture, classes, **settings.kwargs
         )
         trained = not replaced
     else:
         assert settings.architecture is not None
         kwargs = dict(settings.kwargs)
-        if num_classes is not None:
-            kwargs["num_classes"] = num_classes
+        if classes is not None:
+            kwargs["num_classes"] = len(classes)
         architecture = settings.architecture
-        made = _create(architecture, settings.pretrained, kwargs)
-        backbone, trained = (
-            made,
-            settings.pretrained and num_classes == made.pretrained_cfg.get("num_classes"),
-        )
+        # through dynavit's own factory, for its error messages
+        backbone = create_model(architecture, settings.pretrained, stages=(), **kwargs).backbone
+        trained = starts_trained(config, classes)
         replaced = settings.pretrained and not trained
     model = prune(
         backbone,
@@ -72,6 +72,15 @@ def build_start(config: Config, num_classes: int | None) -> Start:
     model.mask_form = settings.mask_form  # type: ignore[assignment]
     dense = deepcopy(backbone).eval().requires_grad_(False)
     return Start(model.train(), dense, replaced, trained)
+
+
+def starts_trained(config: Config, classes: Sequence[str] | None) -> bool:
+    """Whether timm's weights, if the run starts from those, know as many classes."""
+    settings = config.model
+    if not settings.pretrained or settings.architecture is None or classes is None:
+        return False
+    known = timm.get_pretrained_cfg(settings.architecture)
+    return known is not None and known.num_classes == len(classes)
 
 
 def build_teacher(config: Config, start: Start) -> nn.Module | None:
@@ -90,23 +99,30 @@ def build_teacher(config: Config, start: Start) -> nn.Module | None:
                 "loss.logit_distillation=0 and loss.token_distillation=0."
             )
         return start.dense
-    teacher = load(config.loss.teacher)
-    if teacher.num_classes != start.model.num_classes:
-        raise InputError(
-            f"loss.teacher={config.loss.teacher} knows {teacher.num_classes} classes, the data has "
-            f"{start.model.num_classes}."
-        )
+    teacher, student = load(config.loss.teacher), start.model
+    compared: dict[str, tuple[Any, Any]] = {"classes": (teacher.num_classes, student.num_classes)}
+    sizes = [tuple(model.backbone.patch_embed.img_size) for model in (teacher, student)]
+    compared["image size"] = (sizes[0], sizes[1])
+    for name in ("mean", "std"):
+        theirs = teacher.metadata.get("preprocessing", student.metadata["preprocessing"])[name]
+        compared[name] = (theirs, student.metadata["preprocessing"][name])
+    if config.loss.token_distillation:
+        compared["patch grid"] = (teacher.adapter.grid_size, student.adapter.grid_size)
+        compared["width"] = (teacher.embed_dim, student.embed_dim)
+    for what, (theirs, ours) in compared.items():
+        if theirs != ours:
+            raise InputError(f"loss.teacher={config.loss.teacher} has another {what}: {theirs}, the student {ours}.")
     return teacher.backbone.eval().requires_grad_(False)
 
 
-def build_data(config: DataConfig, preprocessing: dict[str, Any], seed: int) -> ClassificationData:
-    """Open the data sets, with the preprocessing that the model wants."""
+def build_data(config: DataConfig, preprocessing: dict[str, Any], seed: int, train: bool = True) -> ClassificationData:
+    """Open the data sets, with the preprocessing that the model wants; ``train=False``: validation only."""
     return create_classification_data(
         config.name,
         config.root,
         transforms=create_transforms(**preprocessing, augmentation=config.augmentation),
         seed=seed,
-        train_split=config.train_split,
+        train_split=config.train_split if train else None,
         validation_split=config.validation_split,
         download=config.download,
         corrupt=config.corrupt,
@@ -126,8 +142,3 @@ def resolve_preprocessing(config: DataConfig, backbone: Any) -> dict[str, Any]:
         "interpolation": resolved["interpolation"],
         "crop_pct": resolved["crop_pct"],
     }
-
-
-def _create(architecture: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    # through dynavit's own factory, for its error messages
-    return create_model(architecture, pretrained, stages=(), **kwargs).backbone

@@ -59,7 +59,9 @@ def saving(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors hide the OSError in their own
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise  # not about writing: torch.save hides the OSError in such a RuntimeError
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"{folder} could not be written ({reason}). What was saved there before is whole: make room, or make it "
@@ -71,7 +73,7 @@ def save_state(accelerator: Accelerator, run_dir: Path, about: Mapping[str, Any]
     """Save everything registered with the accelerator; the previous state stays beside it.
 
     Args:
-        about: what identifies the model, checked on resume.
+        about: what a state's meaning depends on, checked on resume.
     """
     partial = run_dir / "state.partial"
     if accelerator.is_main_process:
@@ -99,13 +101,14 @@ def load_state(accelerator: Accelerator, state: Path, about: Mapping[str, Any]) 
     """Restore what :func:`save_state` saved.
 
     Raises:
-        InputError: the state belongs to another model or is damaged; the previous one is offered.
+        InputError: the state was written under other circumstances, or is damaged; the previous one is
+            offered.
     """
     previous = state.with_name("state.previous")
     offer = (
-        f" The state before it is whole: remove {state} and resume again."
+        f" Remove {state} to resume from {previous.name}."
         if previous.is_dir() and state != previous
-        else f" Remove {state.parent} to start again."
+        else f" Remove {state} to start again."
     )
     try:
         found = json.loads((state / _ABOUT).read_text())
@@ -114,9 +117,8 @@ def load_state(accelerator: Accelerator, state: Path, about: Mapping[str, Any]) 
     for key, value in about.items():
         if found.get(key) != value:
             raise InputError(
-                f"{state} belongs to another model: {key} is {found.get(key)!r} there and {value!r} now. "
-                f"Resume with the configuration of that run ({state.parent / 'config.yaml'}), or choose "
-                f"another output_dir."
+                f"{state} was written with other {key}: {found.get(key)!r}, now {value!r}. Resume as the run was "
+                f"started, or choose another output_dir."
             )
     try:
         accelerator.load_state(str(state))

@@ -37,13 +37,16 @@ def evaluate_accuracy(
         title: of the progress bar.
 
     Returns:
-        The metrics; for a pruned model also ``expected_minus_ratio`` a stage, the mean keep probability
-        minus the keep ratio (means something for selectors that a budget loss trains).
+        The metrics; for selectors that a keep-ratio loss trains also ``expected_minus_ratio``, the mean
+        keep probability of the first stage that prunes minus its keep ratio.
     """
     pruned = any(ratio < 1 for ratio in model.keep_ratios)
     found: dict[int, dict[str, Any]] = {}
     bar = tqdm(loader, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
-    for images, labels, indices in bar:
+    for batch in bar:
+        if batch is None:  # every image of it was skipped
+            continue
+        images, labels, indices = batch
         images = images.to(accelerator.device)  # streams are not moved by the accelerator
         with accelerator.autocast():
             logits, trace = model(images, return_trace=True) if pruned else (model(images), None)
@@ -68,9 +71,7 @@ def evaluate_accuracy(
         masks = [patch_mask(foreground(index), model.adapter.grid_size) for index in sorted(everything)]
         recall = foreground_recall(torch.tensor([row["kept"] for row in rows]), torch.from_numpy(np.stack(masks)))
         metrics["foreground_recall"] = float(recall.nanmean())
-    if pruned:
-        mean = torch.tensor([row["expected"] for row in rows]).mean(dim=0).tolist()
-        active = [ratio for ratio in model.keep_ratios if ratio < 1]
-        for stage, (probability, ratio) in enumerate(zip(mean, active, strict=True), start=1):
-            metrics[f"expected_minus_ratio_{stage}"] = probability - ratio
+    if pruned and model.selector.budget == "expected":
+        mean = sum(row["expected"][0] for row in rows) / len(rows)
+        metrics["expected_minus_ratio"] = mean - next(ratio for ratio in model.keep_ratios if ratio < 1)
     return metrics

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dynavit.config import EvaluateConfig
-from dynavit.engine.build import build_data, build_start
+from dynavit.engine.build import build_data, build_start, starts_trained
 from dynavit.engine.evaluation import evaluate_accuracy
 from dynavit.engine.loading import first_images, make_loader, prepare_loader
 from dynavit.engine.run import Run
@@ -56,25 +58,27 @@ def evaluate_run(
     output = output or run.path
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=run.device.type == "cpu")
-    data = build_data(run.config.data, run.preprocessing, run.config.seed)
+    data = build_data(run.config.data, run.preprocessing, run.config.seed, train=False)
+    if tuple(data.class_names) != run.class_names:
+        raise InputError(
+            f"the data have the classes {', '.join(data.class_names[:5])} ... and the model "
+            f"{', '.join(run.class_names[:5])} ...: evaluate on data of the same classes."
+        )
     loader = prepare_loader(
         accelerator, make_loader(data.validation, run.config.data.batch_size, run.config.data.workers)
     )
     foreground = getattr(data.validation, "foreground", None)
 
-    model, trained_ratios = run.model, run.model.keep_ratios
-    ratios = list(settings.keep_ratios if keep_ratios is None else keep_ratios) if model.stages else []
-    for ratio in ratios:
-        model.set_keep_ratio(ratio)  # refuse all before measuring any
-    variants: list[tuple[str, float, PrunedViT]] = [("pruned", ratio, model) for ratio in ratios]
-    dense = _dense(run, len(data.class_names))
+    ratios = list(settings.keep_ratios if keep_ratios is None else keep_ratios) if run.model.stages else []
+    variants = [("pruned", ratio, _at(run.model, ratio)) for ratio in ratios]
+    dense = _dense(run)
     if dense is not None:
         variants.insert(0, ("dense", 1.0, dense))
+    if not variants:
+        raise InputError("there is nothing to evaluate: give at least one keep ratio, as in --keep-ratios 0.7")
 
     rows: list[Row] = []
     for kind, ratio, variant in variants:
-        if variant.stages:
-            variant.set_keep_ratio(ratio)
         title = "dense" if kind == "dense" else f"keep ratio {ratio:g}"
         rows.append(
             {
@@ -96,30 +100,39 @@ def evaluate_run(
         repeated = sample[torch.arange(batch_size) % len(sample)]
         _time(rows, variants, repeated.to(run.device), settings.rounds)
 
-    if model.stages:
-        model.set_keep_ratio(trained_ratios)
     if accelerator.is_main_process:
         _write(run, rows, output, sample)
     return rows
 
 
-def _dense(run: Run, num_classes: int) -> PrunedViT | None:
+def _at(model: PrunedViT, ratio: float) -> PrunedViT:
+    """Return the same model, weights shared, at another keep ratio."""
+    variant = copy(model)
+    variant.set_keep_ratio(ratio)
+    return variant
+
+
+def _dense(run: Run) -> PrunedViT | None:
     """The model that the run started from, or the run's own where it never was pruned."""
     if not run.model.stages:
         return run.model
     assert run.config is not None
-    start = build_start(run.config, num_classes)
-    if not start.dense_is_trained:
+    if run.config.model.checkpoint is None and not starts_trained(run.config, run.class_names):
         return None  # its head was random: there is nothing to compare with
-    return prune(start.dense, stages=()).eval().to(run.device)
+    try:
+        start = build_start(run.config, run.class_names)
+    except InputError as error:
+        warnings.warn(f"no dense row, because the model that the run started from is gone: {error}", stacklevel=2)
+        return None
+    return prune(start.dense, stages=()).eval().to(run.device) if start.dense_is_trained else None
 
 
 @torch.inference_mode()
 def _time(rows: list[Row], variants: list[tuple[str, float, PrunedViT]], images: Tensor, rounds: int) -> None:
     """Add images per second and speedup over the first row at one batch size."""
     calls: dict[str, Callable[[], object]] = {}
-    for number, (_, ratio, model) in enumerate(variants):
-        calls[str(number)] = partial(_run_at, model, ratio, images)
+    for number, (_, _, model) in enumerate(variants):
+        calls[str(number)] = partial(model, images)
     seconds = measure(calls, rounds=rounds)
     for number, row in enumerate(rows):
         mine = seconds[str(number)]
@@ -129,12 +142,6 @@ def _time(rows: list[Row], variants: list[tuple[str, float, PrunedViT]], images:
             "speedup": speedup,
             "speedup_range": [low, high],
         }
-
-
-def _run_at(model: PrunedViT, ratio: float, images: Tensor) -> Tensor:
-    if model.stages:
-        model.set_keep_ratio(ratio)
-    return model(images)
 
 
 def _write(run: Run, rows: list[Row], output: Path, sample: Tensor) -> None:

@@ -30,7 +30,7 @@ def export_run(run: Run, output: Path, images: str | None = None) -> Verificatio
         batches = read_images(run, list_images(images)[:_IMAGES], _IMAGES)
         sample = torch.cat([batch for _, batch, _ in batches])
     elif run.config is not None:
-        data = build_data(run.config.data, run.preprocessing, run.config.seed)
+        data = build_data(run.config.data, run.preprocessing, run.config.seed, train=False)
         sample = torch.stack(first_images(data.validation, _IMAGES))
     else:
         raise InputError(f"{run.path} has no config.yaml that names data to check with: pass --images DIR.")

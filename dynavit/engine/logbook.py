@@ -27,7 +27,7 @@ class Logbook:
     def __init__(self, accelerator: Accelerator, step: int, preprocessing: Mapping[str, Any]) -> None:
         self.accelerator = accelerator
         self.preprocessing = preprocessing
-        accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": step}})
+        accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": step + 1}})
         self._since = time.perf_counter(), step
 
     def step(

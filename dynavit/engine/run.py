@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dynavit.config import Config, load_config
+from dynavit.data.samples import UNREADABLE
 from dynavit.data.transforms import create_transforms, to_pixels, to_rgb
 from dynavit.engine.build import resolve_preprocessing
 from dynavit.errors import InputError
@@ -48,8 +49,19 @@ class Run:
         return to_pixels(image, self.preprocessing["mean"], self.preprocessing["std"])
 
 
-def open_run(path: str | Path, keep_ratio: float | None = None, device: str | None = None) -> Run:
+def open_run(
+    path: str | Path,
+    keep_ratio: float | None = None,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Run:
     """Open a folder with a trained model.
+
+    Args:
+        path: the folder.
+        keep_ratio: in place of the one trained with.
+        device: name for torch; CUDA if there is one and None is given.
+        overrides: ``key.subkey=value`` settings in place of those in the folder's ``config.yaml``.
 
     Raises:
         InputError: no such folder, or no model in it.
@@ -61,8 +73,8 @@ def open_run(path: str | Path, keep_ratio: float | None = None, device: str | No
     if keep_ratio is not None:
         _require_stages(model, path)
         model.set_keep_ratio(keep_ratio)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    config = load_config(path / "config.yaml") if (path / "config.yaml").exists() else None
+    chosen = _device(device)
+    config = load_config(path / "config.yaml", overrides) if (path / "config.yaml").exists() else None
     metadata = model.metadata
     if "preprocessing" in metadata:
         preprocessing = metadata["preprocessing"]
@@ -103,12 +115,22 @@ def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[
                 with Image.open(path) as image:
                     images.append(run.transform(image))
                 good.append(path)
-            except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            except UNREADABLE as error:
                 problems.append(f"{path} cannot be read and is left out: {error}")
         readable += len(good)
         yield good, torch.stack(images).to(run.device) if images else torch.empty(0), problems
     if not readable:
         raise InputError(f"none of the {len(paths)} image files can be read; the first is {paths[0]}.")
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--device {name}: {reason}. Use cpu, or leave it out.") from None
+    return device
 
 
 def _require_stages(model: PrunedViT, path: Path) -> None:

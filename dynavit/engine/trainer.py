@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from dynavit.config import Config, save_config
+from dynavit.config import Config, changed_keys, load_config, save_config
 from dynavit.data.samplers import ShuffledSampler
 from dynavit.engine.build import build_data, build_start, build_teacher, resolve_preprocessing
 from dynavit.engine.checkpoint import Progress, find_state, load_state, save_state, saving
@@ -30,6 +30,7 @@ from dynavit.engine.schedules import KeepCounts, LearningRate, anneal
 from dynavit.engine.seeding import seed_all
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
+from dynavit.models.hub import model_config
 
 _CHECK_STEPS = 10  # losses are read from the device this often, so that it is not made to wait
 
@@ -49,12 +50,12 @@ class Trainer:
     def __init__(self, config: Config, resume: bool = False) -> None:
         self.config = config
         train, run_dir = config.train, config.run_dir
+        self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         self.state = find_state(run_dir) if resume else None
-        if self.state is None and not resume and (run_dir / "config.yaml").exists():
-            raise InputError(
-                f"{run_dir} already holds a run: continue it with --resume, or choose another place with "
-                f"output_dir=FOLDER or name=NAME."
-            )
+        if self.state is None:
+            self._refuse_to_overwrite(resume)
+        else:
+            self._refuse_another_configuration()
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=train.mixed_precision,
@@ -64,6 +65,30 @@ class Trainer:
         )
         seed_all(config.seed)
         self._build()
+
+    def _refuse_to_overwrite(self, resume: bool) -> None:
+        run_dir = self.config.run_dir
+        found = [name for name in ("config.yaml", "model.safetensors") if (run_dir / name).exists()]
+        if found and not resume:
+            raise InputError(
+                f"{run_dir} already holds a run: continue it with --resume, or choose another place with "
+                f"output_dir=FOLDER or name=NAME."
+            )
+        # a run killed in its first epoch has no state yet; anything more is somebody's finished model
+        if "model.safetensors" in found and len(self.metrics.rows()) != 1:
+            raise InputError(
+                f"{run_dir} holds a model but no state to resume from: choose another place with "
+                f"output_dir=FOLDER or name=NAME."
+            )
+
+    def _refuse_another_configuration(self) -> None:
+        before = load_config(self.config.run_dir / "config.yaml")
+        changes = [f"{key}={now!r} (was {old!r})" for key, old, now in changed_keys(before, self.config)]
+        if changes:
+            raise InputError(
+                f"{self.config.run_dir} was started with another configuration: {', '.join(changes)}. Resume with "
+                f"that of the run, or choose another place with output_dir=FOLDER or name=NAME."
+            )
 
     def _build(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -75,11 +100,13 @@ class Trainer:
         if data.train is None:
             raise InputError(f"data.name={config.data.name} has no training split {config.data.train_split!r}.")
         self.classes = data.class_names
-        start = build_start(config, len(self.classes))
+        if len(self.classes) < 2:
+            raise InputError(f"the data have one class only ({self.classes[0]}): there is nothing to tell apart.")
+        start = build_start(config, self.classes)
+        start.model.metadata = {"preprocessing": self.preprocessing, "class_names": list(self.classes)}
         teacher = build_teacher(config, start)
         optimizer = create_optimizer(config.optimizer, start, train.freeze)
         model = start.model
-        model.metadata = {"preprocessing": self.preprocessing, "class_names": list(self.classes)}
         model.set_grad_checkpointing(train.grad_checkpointing)
         self.ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
         if train.compile:
@@ -87,12 +114,14 @@ class Trainer:
 
         self.dataset: Any = data.train
         self.streams = isinstance(data.train, IterableDataset)
-        sampler = None if self.streams else ShuffledSampler(len(cast(Sized, data.train)), config.seed)
-        loader = make_loader(self.dataset, config.data.batch_size, config.data.workers, sampler)
+        self.sampler = None if self.streams else ShuffledSampler(len(cast(Sized, data.train)), config.seed)
+        loader = make_loader(self.dataset, config.data.batch_size, config.data.workers, self.sampler)
         validation = make_loader(data.validation, config.data.batch_size, config.data.workers)
         self.foreground = getattr(data.validation, "foreground", None)
         self.examples = first_images(data.validation, 4)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        if self.ema is not None:
+            self.ema.to(accelerator.device)
         self.loader = prepare_loader(accelerator, loader)
         self.validation = prepare_loader(accelerator, validation)
         self.batches = self._batches_per_epoch()
@@ -127,17 +156,12 @@ class Trainer:
         self.total_steps = total
         self.progress = Progress()
         self.guard = DivergenceGuard(math.log(max(len(self.classes), 2)), train.mixed_precision == "fp16")
-        self.metrics = MetricsFile(config.run_dir / "metrics.jsonl")
         accelerator.register_for_checkpointing(self.progress, self.guard)
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
-        self.about = {
-            "architecture": model.architecture,
-            "stages": list(model.stages),
-            "selector": config.model.selector["name"],
-            "classes": len(self.classes),
-            "optimizer": config.optimizer.name,
-        }
+        # what the configuration does not say, but the meaning of a state depends on
+        self.about = {"classes": list(self.classes), "processes": accelerator.num_processes}
+        model_config(model)  # refuses now what could not be saved after an epoch
 
     def fit(self) -> dict[str, float]:
         """Train to the last epoch and return the last validation metrics."""
@@ -145,11 +169,14 @@ class Trainer:
         run_dir = config.run_dir
         if self.state is not None:
             load_state(accelerator, self.state, self.about)
-        elif accelerator.is_main_process:
-            with saving(run_dir):
+        if accelerator.is_main_process:
+            try:
                 run_dir.mkdir(parents=True, exist_ok=True)
                 save_config(config, run_dir / "config.yaml")
-        if accelerator.is_main_process:
+            except OSError as error:
+                raise InputError(
+                    f"{run_dir} is not writable ({error.strerror}): choose another place with output_dir=FOLDER."
+                ) from None
             self.metrics.cut_back(progress.step)
         self.logbook = Logbook(accelerator, progress.step, self.preprocessing)
         self._announce()
@@ -194,6 +221,10 @@ class Trainer:
                 with saving(self.config.run_dir):
                     save_state(self.accelerator, self.config.run_dir, self.about)
         bar.close()
+        if recent:  # a stream that ended early
+            self._account(recent)
+        if progress.count == 0:
+            raise InputError(f"data.name={self.config.data.name}: the training stream gave no batch.")
 
     def _remaining_batches(self) -> Iterator[Any]:
         """Yield the epoch's batches, without those that a resumed run has done."""
@@ -204,7 +235,11 @@ class Trainer:
             loader = skip_first_batches(self.loader, done) if done else self.loader
             # Accelerate counts iterations itself and would start again from 0 after a resume
             loader.set_epoch(self.progress.epoch)
-        self.dataset.set_epoch(self.progress.epoch)  # not reached through Accelerate on several processes
+        # what it wraps is not always reached: not the data set on several processes, nor the sampler when
+        # batches are skipped there
+        self.dataset.set_epoch(self.progress.epoch)
+        if self.sampler is not None:
+            self.sampler.set_epoch(self.progress.epoch)
         for number, batch in enumerate(loader, start=done):
             if number == self.batches:
                 return
@@ -277,6 +312,8 @@ class Trainer:
         improved = metrics["top1"] > progress.best
         progress.best = max(progress.best, metrics["top1"])
         progress.epoch, progress.batch, progress.sums, progress.count = progress.epoch + 1, 0, {}, 0
+        logged = {name.replace("train/", "epoch/"): value for name, value in row.items() if name != "epoch"}
+        accelerator.log(logged, step=progress.step)
         with saving(run_dir):
             if accelerator.is_main_process:
                 self.metrics.append(row)
@@ -285,7 +322,6 @@ class Trainer:
                     if improved:
                         model.save_pretrained(run_dir / "best")
             save_state(accelerator, run_dir, self.about)
-        accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
         accelerator.print(
             f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  top-1 {metrics['top1']:.2f} %"
             + (f"  foreground recall {metrics['foreground_recall']:.3f}" if "foreground_recall" in metrics else "")
@@ -322,12 +358,15 @@ class Trainer:
                     f"data.name={self.config.data.name} is a stream of unknown length: set train.steps_per_epoch."
                 ) from None
             return limit
+        available = min(available, limit or available)
+        available -= available % self.config.train.accumulation_steps  # whole steps only
         if available == 0:
             raise InputError(
-                f"data.batch_size={self.config.data.batch_size}: the training split has only "
-                f"{len(self.dataset)} images for {self.accelerator.num_processes} process(es); lower it."
+                f"data.batch_size={self.config.data.batch_size}: the training split has only {len(self.dataset)} "
+                f"images for {self.accelerator.num_processes} process(es) and "
+                f"{self.config.train.accumulation_steps} batch(es) a step; lower them."
             )
-        return min(available, limit or available)
+        return available
 
     def _announce(self) -> None:
         say, config = self.accelerator.print, self.config
@@ -335,7 +374,7 @@ class Trainer:
         counts = [str(count) for count in self.keep_counts(self.keep_counts.warmup_steps)]
         say(
             f"{model.architecture}: {self.keep_counts.num_patches} patches"
-            + (f", {' -> '.join(counts)} after blocks {list(model.stages)}" if counts else ", no pruning")
+            + (f", {' -> '.join(counts)} before blocks {list(model.stages)}" if counts else ", no pruning")
             + f"; selector {config.model.selector['name']}; {len(self.classes)} classes"
         )
         say(

@@ -21,6 +21,17 @@ _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"
 _OPTIONAL = {"reducer", "global_pool", "metadata"}
 
 
+_CARD = """---
+library_name: dynavit
+pipeline_tag: image-classification
+---
+
+# {architecture}, token-pruned
+
+Load with `dynavit.load("FOLDER_OR_HUB_NAME")`; any keep ratio: `dynavit.load(..., keep_ratio=0.5)`.
+"""
+
+
 class _Savable(Protocol):
     """What saving reads of a model."""
 
@@ -54,7 +65,6 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         config: Any = None,
         repo_id: str | None = None,
         push_to_hub: bool = False,
-        model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
         """Write the model into a folder. What an earlier save left there stays whole until replaced.
@@ -64,7 +74,6 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
             config: ignored: the model describes itself.
             repo_id: Hub repository to push to; the folder's name if None.
             push_to_hub: push it there as well.
-            model_card_kwargs: for the README.md written where there is none.
             push_to_hub_kwargs: passed to ``push_to_hub``.
 
         Returns:
@@ -77,11 +86,9 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self._save_pretrained(folder)
-        if not (folder / "README.md").exists():
-            self.generate_model_card(**(model_card_kwargs or {})).save(folder / "README.md")
         if not push_to_hub:
             return None
-        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
+        return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = json.dumps(model_config(cast(_Savable, self)), indent=2) + "\n"
@@ -92,6 +99,8 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         partial.replace(save_directory / WEIGHTS)
         (save_directory / (CONFIG + ".partial")).write_text(config)
         (save_directory / (CONFIG + ".partial")).replace(save_directory / CONFIG)
+        if not (save_directory / "README.md").exists():
+            (save_directory / "README.md").write_text(_CARD.format(architecture=self.architecture))
 
     @classmethod
     def from_pretrained(

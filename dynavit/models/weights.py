@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,14 +19,14 @@ from dynavit.models.factory import load
 
 
 def load_backbone(
-    checkpoint: str | Path, architecture: str | None, num_classes: int | None, **kwargs: Any
+    checkpoint: str | Path, architecture: str | None, classes: Sequence[str] | None, **kwargs: Any
 ) -> tuple[nn.Module, str, dict[str, Any], bool]:
     """Build a backbone from a checkpoint of one's own.
 
     Args:
         checkpoint: a folder that dynavit wrote, or a state dict (.safetensors, .pth, .pt, .bin).
         architecture: timm name; needed for a state dict, checked against a folder.
-        num_classes: classes wanted; the head is replaced where the checkpoint has others.
+        classes: names of the classes wanted; the head is replaced where the checkpoint has others.
         kwargs: for timm, with a state dict.
 
     Returns:
@@ -35,6 +36,11 @@ def load_backbone(
         InputError: missing, damaged or mismatching checkpoint; mismatches are listed.
     """
     path = Path(checkpoint)
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist, seen from {Path.cwd()}: model.checkpoint names a folder that dynavit wrote, or a "
+            f"state dict."
+        )
     if path.is_dir():
         model = load(path)
         if architecture not in (None, model.architecture):
@@ -48,14 +54,15 @@ def load_backbone(
                 f"leave model.kwargs out."
             )
         assert model.architecture is not None
-        replaced = num_classes is not None and num_classes != model.num_classes
-        if replaced:
-            model.reset_classifier(num_classes)  # type: ignore[arg-type]
+        known = model.metadata.get("class_names") or [str(number) for number in range(model.num_classes)]
+        replaced = classes is not None and list(classes) != list(known)
+        if classes is not None and replaced:
+            model.reset_classifier(len(classes))
         return model.backbone, model.architecture, model.model_kwargs, replaced
     if architecture is None:
         raise InputError(f"{path}: a state dict needs model.architecture=TIMM_NAME.")
-    if num_classes is not None:
-        kwargs = {**kwargs, "num_classes": num_classes}
+    if classes is not None:
+        kwargs = {**kwargs, "num_classes": len(classes)}
     backbone = timm.create_model(architecture, **kwargs)
     return backbone, architecture, kwargs, _load_matching(backbone, _read_state(path), path)
 

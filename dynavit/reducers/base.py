@@ -29,4 +29,6 @@ def create_reducer(name: str, **kwargs: Any) -> Reducer:
     known = {cls.name: cls for cls in Reducer.__subclasses__()}
     if name not in known:
         raise InputError(f"unknown reducer {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
-    return known[name](**kwargs)
+    if kwargs:
+        raise InputError(f"reducer {name!r} has no option {next(iter(kwargs))!r}; it has none.")
+    return known[name]()

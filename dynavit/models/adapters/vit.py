@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dynavit.errors import UnsupportedBackbone
 from dynavit.models.adapters.base import BackboneAdapter, register_adapter
 from dynavit.selectors.functional import log_mask
 
@@ -27,16 +28,16 @@ class VisionTransformerAdapter(BackboneAdapter):
         name = type(backbone).__name__
         for number, block in enumerate(self.backbone.blocks):
             if type(block) is not Block:
-                raise TypeError(
+                raise UnsupportedBackbone(
                     f"{name}.blocks[{number}] is a {type(block).__name__}, which dynavit cannot "
                     f"mask; the supported block is timm.models.vision_transformer.Block (pre-norm)."
                 )
         if not isinstance(self.backbone.patch_drop, nn.Identity):
-            raise TypeError(f"{name} drops patches at random (patch_drop_rate); create it without.")
+            raise UnsupportedBackbone(f"{name} drops patches at random (patch_drop_rate); create it without.")
         if self.backbone.global_pool not in _POOLS or not isinstance(
             self.backbone.attn_pool, AttentionPoolLatent | None
         ):
-            raise TypeError(
+            raise UnsupportedBackbone(
                 f"{name}(global_pool={self.backbone.global_pool!r}) cannot leave out dropped tokens; "
                 f"supported: {', '.join(map(repr, _POOLS))}. Pass global_pool= when creating it."
             )
