@@ -16,6 +16,7 @@ from dynavit.errors import InputError, did_you_mean
 Transform = Callable[[Image.Image], torch.Tensor]
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_CROP_MODES = ("center", "squash", "border")
 _PROBABILITIES = ("hflip", "vflip", "grayscale_prob", "gaussian_blur_prob", "random_erasing")
 _16_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -75,6 +76,7 @@ def create_transforms(
     std: Sequence[float],
     interpolation: str = "bicubic",
     crop_pct: float = 1.0,
+    crop_mode: str = "center",
     augmentation: Mapping[str, Any] | None = None,
 ) -> tuple[Transform, Transform]:
     """Create the transforms of training and of evaluation images, both timm's.
@@ -85,6 +87,7 @@ def create_transforms(
         std: each channel is divided by it.
         interpolation: one of nearest, bilinear, bicubic, box, hamming and lanczos.
         crop_pct: fraction of the resized image's edge that evaluation keeps, from the centre.
+        crop_mode: ``"center"`` keeps the aspect ratio and crops, ``"squash"`` distorts, ``"border"`` pads.
         augmentation: fields of :class:`Augmentation`; those left out have timm's training defaults.
             None trains on exactly what evaluation sees.
 
@@ -104,6 +107,8 @@ def create_transforms(
             f"unknown interpolation {interpolation!r}.{did_you_mean(interpolation, _INTERPOLATIONS)} "
             f"Known: {', '.join(_INTERPOLATIONS)}."
         )
+    if crop_mode not in _CROP_MODES:
+        raise InputError(f"crop_mode is one of {', '.join(_CROP_MODES)}, got {crop_mode!r}.")
     if not 0 < crop_pct <= 1:
         raise InputError(f"crop_pct is a fraction above 0 and at most 1, got {crop_pct!r}.")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -113,7 +118,7 @@ def create_transforms(
         "std": tuple(std),
         "interpolation": interpolation,
     }
-    evaluate = create_transform(**common, crop_pct=crop_pct)
+    evaluate = create_transform(**common, crop_pct=crop_pct, crop_mode=crop_mode)
     if augmentation is None:
         return evaluate, evaluate
     known = [entry.name for entry in fields(Augmentation)]

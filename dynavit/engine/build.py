@@ -141,4 +141,5 @@ def resolve_preprocessing(config: DataConfig, backbone: Any) -> dict[str, Any]:
         "std": list(resolved["std"]),
         "interpolation": resolved["interpolation"],
         "crop_pct": resolved["crop_pct"],
+        "crop_mode": resolved["crop_mode"],
     }

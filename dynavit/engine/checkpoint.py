@@ -16,6 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from dynavit.config import Config, changed_keys, load_config
 from dynavit.errors import InputError
 
 _ABOUT = "about.json"
@@ -48,6 +49,41 @@ class Progress:
         """Restore the fields."""
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def refuse_to_overwrite(run_dir: Path, resume: bool, epochs: int) -> None:
+    """Refuse to start a run where there is something to lose.
+
+    Args:
+        run_dir: its folder, which holds no state to resume from.
+        resume: whether an interrupted start may be begun again.
+        epochs: how many its metrics tell of.
+
+    Raises:
+        InputError: the folder holds a run or a model.
+    """
+    elsewhere = "choose another place with output_dir=FOLDER or name=NAME."
+    has_model = (run_dir / "model.safetensors").exists()
+    if not resume and (has_model or (run_dir / "config.yaml").exists()):
+        raise InputError(f"{run_dir} already holds a run: continue it with --resume, or {elsewhere}")
+    # a run killed at the end of its first epoch has no state yet; anything more is somebody's model
+    if has_model and epochs != 1:
+        raise InputError(f"{run_dir} holds a model but no state to resume from: {elsewhere}")
+
+
+def refuse_another_configuration(run_dir: Path, config: Config) -> None:
+    """Refuse to resume a run with settings that would change what it computes.
+
+    Raises:
+        InputError: naming them, with their old and new values.
+    """
+    changes = changed_keys(load_config(run_dir / "config.yaml"), config)
+    if changes:
+        listed = ", ".join(f"{key}={now!r} (was {old!r})" for key, old, now in changes)
+        raise InputError(
+            f"{run_dir} was started with another configuration: {listed}. Resume with that of the run, or choose "
+            f"another place with output_dir=FOLDER or name=NAME."
+        )
 
 
 @contextmanager

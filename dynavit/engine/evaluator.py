@@ -18,7 +18,7 @@ from torch import Tensor
 from dynavit.config import EvaluateConfig
 from dynavit.engine.build import build_data, build_start, starts_trained
 from dynavit.engine.evaluation import evaluate_accuracy
-from dynavit.engine.loading import first_images, make_loader, prepare_loader
+from dynavit.engine.loading import first_images, foreground_of, make_loader, prepare_loader
 from dynavit.engine.run import Run
 from dynavit.errors import InputError
 from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
@@ -67,7 +67,7 @@ def evaluate_run(
     loader = prepare_loader(
         accelerator, make_loader(data.validation, run.config.data.batch_size, run.config.data.workers)
     )
-    foreground = getattr(data.validation, "foreground", None)
+    foreground = foreground_of(data.validation, run.preprocessing, run.model.adapter.grid_size)
 
     ratios = list(settings.keep_ratios if keep_ratios is None else keep_ratios) if run.model.stages else []
     variants = [("pruned", ratio, _at(run.model, ratio)) for ratio in ratios]

@@ -2,13 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from dynavit.config import Config
 from dynavit.data.classification import collate
+from dynavit.data.samplers import ShuffledSampler
+from dynavit.errors import InputError
+
+
+class TrainingBatches:
+    """The training batches of this process, of any epoch, from any batch on.
+
+    Attributes:
+        streams: the data set is a stream, which can be entered at its beginning only.
+        length: batches an epoch, a multiple of the accumulation steps.
+
+    Raises:
+        InputError: not one step of batches, or a stream of unknown length without ``steps_per_epoch``.
+    """
+
+    def __init__(self, accelerator: Accelerator, dataset: Any, config: Config) -> None:
+        self.accelerator, self.dataset = accelerator, dataset
+        self.streams = isinstance(dataset, IterableDataset)
+        self.sampler = None if self.streams else ShuffledSampler(len(dataset), config.seed)
+        loader = make_loader(dataset, config.data.batch_size, config.data.workers, self.sampler)
+        self.loader = prepare_loader(accelerator, loader)
+        self.length = self._length(config)
+
+    def epoch(self, epoch: int, done: int) -> Iterator[Any]:
+        """Yield the batches of an epoch, without the first ``done``."""
+        loader = skip_first_batches(self.loader, done) if done and not self.streams else self.loader
+        if not self.streams:
+            # Accelerate counts iterations itself and would start again from 0 after a resume
+            loader.set_epoch(epoch)
+        # what Accelerate wraps is not always reached through it: not the data set on several processes,
+        # nor the sampler when batches are skipped there
+        self.dataset.set_epoch(epoch)
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch)
+        for number, batch in enumerate(loader, start=done):
+            if number == self.length:
+                return
+            yield send_to_device(batch, self.accelerator.device)
+
+    def _length(self, config: Config) -> int:
+        limit, window = config.train.steps_per_epoch, config.train.accumulation_steps
+        try:
+            available = min(len(self.loader), limit or len(self.loader))
+        except TypeError:  # a stream that does not know its length
+            if limit is None:
+                raise InputError(
+                    f"data.name={config.data.name} is a stream of unknown length: set train.steps_per_epoch."
+                ) from None
+            available = limit
+        if available < window:
+            raise InputError(
+                f"data.batch_size={config.data.batch_size}: the training split has only {len(self.dataset)} images "
+                f"for {self.accelerator.num_processes} process(es) and {window} batch(es) a step; lower them."
+            )
+        return available - available % window
 
 
 def make_loader(
@@ -32,6 +90,19 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> Any:
     would divide that once more.
     """
     return loader if isinstance(loader.dataset, IterableDataset) else accelerator.prepare(loader)
+
+
+def foreground_of(dataset: Any, preprocessing: dict[str, Any], grid_size: tuple[int, int]) -> Any:
+    """Return the function from a sample's index to its foreground mask, if masks fit what the model sees.
+
+    They are over the whole picture, so they do not fit where evaluation crops, nor where the grid of
+    patches does not divide it.
+    """
+    foreground = getattr(dataset, "foreground", None)
+    if foreground is None or preprocessing["crop_pct"] < 1:
+        return None
+    height, width = foreground(0).shape
+    return None if height % grid_size[0] or width % grid_size[1] else foreground
 
 
 def first_images(dataset: Any, count: int) -> list[Tensor]:

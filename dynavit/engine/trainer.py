@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
-from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import ProjectConfiguration, send_to_device
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor
-from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from dynavit.config import Config, changed_keys, load_config, save_config
-from dynavit.data.samplers import ShuffledSampler
+from dynavit.config import Config, save_config
 from dynavit.engine.build import build_data, build_start, build_teacher, resolve_preprocessing
-from dynavit.engine.checkpoint import Progress, find_state, load_state, save_state, saving
+from dynavit.engine.checkpoint import (
+    Progress,
+    find_state,
+    load_state,
+    refuse_another_configuration,
+    refuse_to_overwrite,
+    save_state,
+    saving,
+)
 from dynavit.engine.evaluation import evaluate_accuracy
-from dynavit.engine.loading import first_images, make_loader, prepare_loader
+from dynavit.engine.loading import TrainingBatches, first_images, foreground_of, make_loader, prepare_loader
 from dynavit.engine.logbook import Logbook
 from dynavit.engine.monitor import DivergenceGuard, MetricsFile
 from dynavit.engine.objective import ClassificationObjective
@@ -53,9 +59,9 @@ class Trainer:
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         self.state = find_state(run_dir) if resume else None
         if self.state is None:
-            self._refuse_to_overwrite(resume)
+            refuse_to_overwrite(run_dir, resume, epochs=len(self.metrics.rows()))
         else:
-            self._refuse_another_configuration()
+            refuse_another_configuration(run_dir, config)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=train.mixed_precision,
@@ -65,30 +71,6 @@ class Trainer:
         )
         seed_all(config.seed)
         self._build()
-
-    def _refuse_to_overwrite(self, resume: bool) -> None:
-        run_dir = self.config.run_dir
-        found = [name for name in ("config.yaml", "model.safetensors") if (run_dir / name).exists()]
-        if found and not resume:
-            raise InputError(
-                f"{run_dir} already holds a run: continue it with --resume, or choose another place with "
-                f"output_dir=FOLDER or name=NAME."
-            )
-        # a run killed in its first epoch has no state yet; anything more is somebody's finished model
-        if "model.safetensors" in found and len(self.metrics.rows()) != 1:
-            raise InputError(
-                f"{run_dir} holds a model but no state to resume from: choose another place with "
-                f"output_dir=FOLDER or name=NAME."
-            )
-
-    def _refuse_another_configuration(self) -> None:
-        before = load_config(self.config.run_dir / "config.yaml")
-        changes = [f"{key}={now!r} (was {old!r})" for key, old, now in changed_keys(before, self.config)]
-        if changes:
-            raise InputError(
-                f"{self.config.run_dir} was started with another configuration: {', '.join(changes)}. Resume with "
-                f"that of the run, or choose another place with output_dir=FOLDER or name=NAME."
-            )
 
     def _build(self) -> None:
         config, accelerator = self.config, self.accelerator
@@ -112,20 +94,15 @@ class Trainer:
         if train.compile:
             model.compile()
 
-        self.dataset: Any = data.train
-        self.streams = isinstance(data.train, IterableDataset)
-        self.sampler = None if self.streams else ShuffledSampler(len(cast(Sized, data.train)), config.seed)
-        loader = make_loader(self.dataset, config.data.batch_size, config.data.workers, self.sampler)
         validation = make_loader(data.validation, config.data.batch_size, config.data.workers)
-        self.foreground = getattr(data.validation, "foreground", None)
+        self.foreground = foreground_of(data.validation, self.preprocessing, model.adapter.grid_size)
         self.examples = first_images(data.validation, 4)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if self.ema is not None:
             self.ema.to(accelerator.device)
-        self.loader = prepare_loader(accelerator, loader)
+        self.batches = TrainingBatches(accelerator, data.train, config)
         self.validation = prepare_loader(accelerator, validation)
-        self.batches = self._batches_per_epoch()
-        self.steps_per_epoch = math.ceil(self.batches / train.accumulation_steps)
+        self.steps_per_epoch = self.batches.length // train.accumulation_steps
 
         teacher = teacher.to(accelerator.device) if teacher is not None else None
         budget = model.selector.budget == "expected" and model.selector.trains_predictor
@@ -192,32 +169,34 @@ class Trainer:
         progress, train = self.progress, self.config.train
         self.model.train()
         bar = tqdm(
-            total=self.batches,
+            total=self.batches.length,
             initial=progress.batch,
             desc=f"epoch {progress.epoch + 1}/{train.epochs}",
             leave=False,
             disable=None if self.accelerator.is_main_process else True,  # None: only where there is a terminal
         )
         recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-        for images, labels, _ in self._remaining_batches():
+        for images, labels, _ in self.batches.epoch(progress.epoch, progress.batch):
+            # by what is being done, not by what was done before: a resumed run draws the same
+            seed_all(self.config.seed, progress.epoch, progress.batch, self.accelerator.process_index)
             losses, norms = self._step(images, labels)
             progress.batch += 1
             recent.append((losses, norms))
             stepped = self.accelerator.sync_gradients
             due = (
                 stepped
-                and not self.streams  # which cannot be entered in the middle
+                and not self.batches.streams  # which cannot be entered in the middle
                 and train.checkpoint_steps
                 and progress.step % train.checkpoint_steps == 0
             )
-            if len(recent) >= _CHECK_STEPS or progress.batch == self.batches or due:
+            if len(recent) >= _CHECK_STEPS or progress.batch == self.batches.length or due:
                 bar.update(len(recent))
                 loss = self._account(recent)
                 bar.set_postfix(loss=f"{loss:.3f}")
                 recent = []
             if stepped and progress.step % train.log_steps == 0:
                 self.logbook.step(progress.step, losses, norms, self.temperature, self._learning_rate(), len(images))
-            if due and progress.batch < self.batches:
+            if due and progress.batch < self.batches.length:
                 with saving(self.config.run_dir):
                     save_state(self.accelerator, self.config.run_dir, self.about)
         bar.close()
@@ -225,27 +204,6 @@ class Trainer:
             self._account(recent)
         if progress.count == 0:
             raise InputError(f"data.name={self.config.data.name}: the training stream gave no batch.")
-
-    def _remaining_batches(self) -> Iterator[Any]:
-        """Yield the epoch's batches, without those that a resumed run has done."""
-        done = self.progress.batch
-        if self.streams:
-            loader = self.loader
-        else:
-            loader = skip_first_batches(self.loader, done) if done else self.loader
-            # Accelerate counts iterations itself and would start again from 0 after a resume
-            loader.set_epoch(self.progress.epoch)
-        # what it wraps is not always reached: not the data set on several processes, nor the sampler when
-        # batches are skipped there
-        self.dataset.set_epoch(self.progress.epoch)
-        if self.sampler is not None:
-            self.sampler.set_epoch(self.progress.epoch)
-        for number, batch in enumerate(loader, start=done):
-            if number == self.batches:
-                return
-            # known only to the training in progress: the next draw does not depend on earlier ones
-            seed_all(self.config.seed, self.progress.epoch, number, self.accelerator.process_index)
-            yield send_to_device(batch, self.accelerator.device)
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         progress, accelerator = self.progress, self.accelerator
@@ -285,16 +243,18 @@ class Trainer:
 
     def _account(self, recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> float:
         """Add up losses and let the guard look at every step; returns the mean loss of these."""
-        for values, norms in recent:
-            loss = float(values["loss"])
+        names = [name for name in recent[0][0] if "/" not in name]
+        table = torch.stack([torch.stack([values[name].float() for name in names]) for values, _ in recent])
+        # the mean over processes: all of them log the same, and stop together
+        rows = [dict(zip(names, row, strict=True)) for row in self.accelerator.reduce(table, "mean").tolist()]
+        for row, (_, norms) in zip(rows, recent, strict=True):
             if norms:
                 gradients = {part: float(norm) for part, norm in norms.items()}
-                self.guard.check(loss, gradients, self._learning_rate())
-            for name, value in values.items():
-                if not name.startswith("kept/"):
-                    self.progress.sums[name] = self.progress.sums.get(name, 0.0) + float(value)
+                self.guard.check(row["loss"], gradients, self._learning_rate())
+            for name, value in row.items():
+                self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
             self.progress.count += 1
-        return sum(float(values["loss"]) for values, _ in recent) / len(recent)
+        return sum(row["loss"] for row in rows) / len(rows)
 
     def _validate(self) -> dict[str, float]:
         with self._deployed() as model:
@@ -348,26 +308,6 @@ class Trainer:
     def _learning_rate(self) -> float:
         return self.config.optimizer.lr * self.lr(self.progress.step)
 
-    def _batches_per_epoch(self) -> int:
-        limit = self.config.train.steps_per_epoch
-        try:
-            available = len(self.loader)
-        except TypeError:  # a stream that does not know its length
-            if limit is None:
-                raise InputError(
-                    f"data.name={self.config.data.name} is a stream of unknown length: set train.steps_per_epoch."
-                ) from None
-            return limit
-        available = min(available, limit or available)
-        available -= available % self.config.train.accumulation_steps  # whole steps only
-        if available == 0:
-            raise InputError(
-                f"data.batch_size={self.config.data.batch_size}: the training split has only {len(self.dataset)} "
-                f"images for {self.accelerator.num_processes} process(es) and "
-                f"{self.config.train.accumulation_steps} batch(es) a step; lower them."
-            )
-        return available
-
     def _announce(self) -> None:
         say, config = self.accelerator.print, self.config
         model: PrunedViT = self.accelerator.unwrap_model(self.model)
@@ -378,7 +318,7 @@ class Trainer:
             + f"; selector {config.model.selector['name']}; {len(self.classes)} classes"
         )
         say(
-            f"{config.train.epochs} epochs of {self.batches} batches x {config.data.batch_size} images x "
+            f"{config.train.epochs} epochs of {self.batches.length} batches x {config.data.batch_size} images x "
             f"{self.accelerator.num_processes} process(es) on {self.accelerator.device}; "
             f"writing {config.run_dir}"
         )

@@ -1,5 +1,6 @@
 """ONNX files answer as torch does, at any batch size, or are not written."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -64,6 +65,32 @@ def test_a_model_that_differs_is_not_written(model_of, images_for, tmp_path: Pat
     with pytest.raises(dynavit.InputError, match="Nothing was written"):
         onnx.export_onnx(model, tmp_path / "model.onnx", images_for(model, batch=8), {})
     assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
+
+
+@pytest.mark.parametrize("image_size", [[32, 32], [32, 64], [48, 24]])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "RGBA", "CMYK"])
+def test_the_example_prepares_images_as_the_library_does(image_size: list[int], crop_mode: str, mode: str) -> None:
+    from dynavit.data.transforms import create_transforms, to_rgb
+
+    spec = importlib.util.spec_from_file_location("predict_onnx", ROOT / "tools" / "predict_onnx.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    settings = {
+        "image_size": image_size, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4],
+        "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": crop_mode,
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    for size in ((40, 60), (100, 90), (33, 33)):
+        if mode == "I;16":
+            image = Image.fromarray(rng.integers(0, 65535, size, dtype=np.uint16))
+        else:
+            channels = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
+            image = Image.fromarray(rng.integers(0, 255, (*size, *channels), dtype=np.uint8), mode=mode)
+        expected = create_transforms(**settings)[1](to_rgb(image.copy()))
+        np.testing.assert_allclose(example.preprocess(example.to_rgb(image), **settings), expected, atol=1e-5)
 
 
 @pytest.mark.slow
