@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from tqdm import tqdm
 
 from dynavit.config import EvaluateConfig
 from dynavit.engine.build import build_data, build_start, starts_trained
@@ -96,7 +97,7 @@ def evaluate_run(
         row["throughput"] = {}
     batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
     sample = torch.stack(first_images(data.validation, max([4, *batch_sizes])))
-    for batch_size in batch_sizes:
+    for batch_size in tqdm(batch_sizes, desc="speed", leave=False, disable=None):
         repeated = sample[torch.arange(batch_size) % len(sample)]
         _time(rows, variants, repeated.to(run.device), settings.rounds)
 

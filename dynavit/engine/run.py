@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from dynavit.config import Config, load_config
 from dynavit.data.samples import UNREADABLE
@@ -108,7 +109,7 @@ def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[
         InputError: not one image can be read.
     """
     readable = 0
-    for first in range(0, len(paths), batch_size):
+    for first in tqdm(range(0, len(paths), batch_size), desc="images", leave=False, disable=None):
         good, images, problems = [], [], []
         for path in paths[first : first + batch_size]:
             try:
