@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,8 +53,13 @@ class Logbook:
         values |= {"schedule/temperature": temperature, "schedule/lr": lr}
         if self.accelerator.scaler is not None:
             values["schedule/loss_scale"] = self.accelerator.scaler.get_scale()
-        self.accelerator.log(values, step=step)
+        self.scalars(step, values)
         self._since = time.perf_counter(), step
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers by name."""
+        with self._writing():
+            self.accelerator.log(dict(values), step=step)
 
     @torch.no_grad()
     def pictures(self, step: int, model: PrunedViT, images: Sequence[Tensor]) -> None:
@@ -62,4 +69,13 @@ class Logbook:
         picture = kept_token_grid(pixels, [mask.cpu() for mask in trace.masks], model.adapter.grid_size)
         tensor = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
-        writer.add_image("kept_tokens", tensor.reshape(picture.height, picture.width, 3), step, dataformats="HWC")
+        with self._writing():
+            writer.add_image("kept_tokens", tensor.reshape(picture.height, picture.width, 3), step, dataformats="HWC")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Go on without a log where it cannot be written; what matters is saved elsewhere."""
+        try:
+            yield
+        except OSError as error:
+            warnings.warn(f"the TensorBoard log could not be written: {error}", stacklevel=4)

@@ -273,7 +273,7 @@ class Trainer:
         progress.best = max(progress.best, metrics["top1"])
         progress.epoch, progress.batch, progress.sums, progress.count = progress.epoch + 1, 0, {}, 0
         logged = {name.replace("train/", "epoch/"): value for name, value in row.items() if name != "epoch"}
-        accelerator.log(logged, step=progress.step)
+        self.logbook.scalars(progress.step, logged)
         with saving(run_dir):
             if accelerator.is_main_process:
                 self.metrics.append(row)
