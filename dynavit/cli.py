@@ -54,7 +54,8 @@ def _one_line(error: Exception) -> str:
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
     """Say in one line what TensorBoard's writing thread could not write; training goes on without it."""
     if isinstance(failed.exc_value, OSError):
-        print(f"warning: the TensorBoard log could not be written: {failed.exc_value}", file=sys.stderr)
+        # in one piece, since the main thread may be writing too
+        sys.stderr.write(f"warning: the TensorBoard log could not be written: {failed.exc_value}\n")
     else:
         threading.__excepthook__(failed)
 
