@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from dynavit.errors import InputError
 
@@ -199,19 +200,21 @@ def _predict(options: argparse.Namespace) -> None:
             name = run.class_names[label]
             rows.append({"image": str(path), "label": name, "probability": round(probability, 4)})
     if options.output is None:
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        _write_csv(sys.stdout, rows)
         return
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with options.output.open("w", newline="") as file:
         if options.output.suffix == ".json":
             json.dump(rows, file, indent=2)
         else:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            _write_csv(file, rows)
     print(f"{len(rows)} images labelled in {options.output}")
+
+
+def _write_csv(file: TextIO, rows: list[dict[str, str | float]]) -> None:
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def _add_selectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from dynavit.config import Config, load_config
 from dynavit.data.samples import UNREADABLE
-from dynavit.data.transforms import create_transforms, to_pixels, to_rgb
+from dynavit.data.transforms import Transform, create_transforms, to_pixels, to_rgb
 from dynavit.engine.build import resolve_preprocessing
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, load
@@ -41,9 +42,13 @@ class Run:
     class_names: tuple[str, ...]
     device: torch.device
 
+    @cached_property
+    def _evaluation_transform(self) -> Transform:
+        return create_transforms(**self.preprocessing)[1]
+
     def transform(self, image: Image.Image) -> Tensor:
         """Turn any picture into the ``(3, H, W)`` tensor that the model expects."""
-        return create_transforms(**self.preprocessing)[1](to_rgb(image))
+        return self._evaluation_transform(to_rgb(image))
 
     def pixels(self, image: Tensor) -> Any:
         """Undo the normalisation: ``(3, H, W)`` to ``(H, W, 3)`` uint8."""

@@ -118,10 +118,10 @@ class Trainer:
             if mixing
             else None
         )
-        total = train.epochs * self.steps_per_epoch
+        self.total_steps = train.epochs * self.steps_per_epoch
         self.lr = LearningRate(
             round(config.optimizer.warmup_epochs * self.steps_per_epoch),
-            total,
+            self.total_steps,
             config.optimizer.final_lr_scale,
         )
         rows, columns = model.adapter.grid_size
@@ -130,9 +130,8 @@ class Trainer:
             model.keep_ratios,
             round(config.schedule.keep_ratio_warmup_epochs * self.steps_per_epoch),
         )
-        self.total_steps = total
         self.progress = Progress()
-        self.guard = DivergenceGuard(math.log(max(len(self.classes), 2)), train.mixed_precision == "fp16")
+        self.guard = DivergenceGuard(math.log(len(self.classes)), train.mixed_precision == "fp16")
         accelerator.register_for_checkpointing(self.progress, self.guard)
         if self.ema is not None:
             accelerator.register_for_checkpointing(self.ema)
