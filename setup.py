@@ -10,10 +10,12 @@ version = re.search(r'__version__ = "(.+?)"', (here / "dynavit/__init__.py").rea
 
 extras = {
     "export": ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"],
+    "reid": ["pytorch-metric-learning>=2.9"],
     "search": ["optuna>=4.0"],
 }
 extras["dev"] = [
     *extras["export"],
+    *extras["reid"],
     "hypothesis>=6.100",
     "import-linter>=2.1",
     "mypy>=1.15",

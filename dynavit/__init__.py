@@ -5,6 +5,7 @@ from dynavit.models import PrunedViT, Trace, create_model, load, prune
 from dynavit.selectors import (
     Selection,
     Selector,
+    check_selector,
     create_selector,
     list_selectors,
     register_selector,
@@ -18,6 +19,7 @@ __all__ = [
     "Selection",
     "Selector",
     "Trace",
+    "check_selector",
     "create_model",
     "create_selector",
     "list_selectors",

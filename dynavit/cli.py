@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from dynavit.errors import InputError
 
@@ -23,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="dynavit", description="Make Vision Transformers cheaper by dropping tokens while they run."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_export, _add_visualize, _add_predict, _add_selectors):
+    for add in (_add_train, _add_evaluate, _add_export, _add_benchmark, _add_visualize, _add_predict, _add_study, _add_selectors):
         add(commands)
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positional arguments in one run only; settings may stand on both sides of an option
@@ -108,7 +106,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"{run.path} holds a dense model: it has no pruning stages, so there is one row.")
     batch_sizes = [] if options.no_timing else options.batch_sizes
     rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output)
-    print(format_table(rows))
+    print(format_table(rows, "map" if run.is_reid else "top1"))
     print(f"\nWritten to {options.output or run.path}: report.html, evaluation.json, evaluation.csv, pareto.png")
 
 
@@ -131,16 +129,72 @@ def _export(options: argparse.Namespace) -> None:
     run = open_run(options.run_dir, options.keep_ratio, "cpu", options.overrides)
     output: Path = options.output or run.path / "model.onnx"
     print("Exporting; this takes from half a minute to a few minutes ...")
-    checked = export_run(run, output, options.images)
+    checked, retrieval = export_run(run, output, options.images)
     print(
         f"Written: {output} ({output.stat().st_size / 1e6:.1f} MB), opset 20, any batch size, keep ratios "
         f"{', '.join(f'{ratio:g}' for ratio in run.model.keep_ratios) or '1 (dense)'}."
     )
     print(
         f"Checked in onnxruntime on {checked.images} images at batch sizes {', '.join(map(str, checked.batch_sizes))}: "
-        f"largest difference {checked.max_difference:.1e} (logits have a standard deviation of {checked.scale:.2g}), "
-        f"same top-1."
+        f"largest difference {checked.max_difference:.1e} (outputs have a standard deviation of {checked.scale:.2g})"
+        + ("." if run.is_reid else ", same top-1.")
     )
+    if retrieval is not None:
+        print(f"Searching with its embeddings: {retrieval}")
+
+
+def _add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "what pruning saves on this machine, and what selectors cost; needs no data and no trained model"
+    parser = _command(commands, "benchmark", _benchmark, summary)
+    parser.add_argument("--backbone", default="deit_small_patch16_224", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--keep-ratios", type=_numbers(float), default=[0.7], metavar="0.7,0.5", help="(default: 0.7)")
+    parser.add_argument("--batch-sizes", type=_numbers(int), metavar="1,8,32", help="(default: 1,8,32; selectors: 256)")
+    parser.add_argument(
+        "--dtypes", default="float32", metavar="float32,bfloat16", help="float16, too (default: %(default)s)"
+    )
+    parser.add_argument("--selector", default="topk", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--training", action="store_true", help="time training steps, masked and gathered")
+    parser.add_argument("--selectors", action="store_true", help="time every selector against one block instead")
+    parser.add_argument("--model-kwargs", type=_mapping, metavar="JSON", help="for timm, as '{\"img_size\": 384}'")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each is timed (default: 7)")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers")
+    _add_device(parser)
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from dynavit.engine.benchmark import (
+        benchmark_models,
+        benchmark_selectors,
+        format_models,
+        format_selectors,
+        machine,
+    )
+    from dynavit.engine.run import _device
+
+    if options.output is not None and options.output.suffix != ".json":
+        raise InputError(f"--output {options.output}: the name must end in .json.")
+    device = _device(options.device)
+    common = {"device": device, "rounds": options.rounds, "model_kwargs": options.model_kwargs}
+    print(f"{options.backbone}, random weights; {machine(device)}\n")
+    if options.selectors:
+        rows = benchmark_selectors(options.backbone, options.batch_sizes or [256], **common)
+        print(format_selectors(rows))
+    else:
+        rows = benchmark_models(
+            options.backbone,
+            options.keep_ratios,
+            options.batch_sizes or [1, 8, 32],
+            [name.strip() for name in options.dtypes.split(",")],
+            selector=options.selector,
+            training=options.training,
+            **common,
+        )
+        print(format_models(rows))
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        measured = {"backbone": options.backbone, "machine": machine(device), "rows": rows}
+        options.output.write_text(json.dumps(measured, indent=2) + "\n")
+        print(f"\nWritten: {options.output}")
 
 
 def _add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -172,49 +226,71 @@ def _visualize(options: argparse.Namespace) -> None:
 
 
 def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "predict", _predict, "label the images of a folder")
+    parser = _command(commands, "predict", _predict, "label the images of a folder, or find for each the most alike")
     parser.add_argument("run_dir", metavar="RUN_DIR", help=_RUN_HELP)
     parser.add_argument("--images", required=True, metavar="DIR", help="folder with images, or one image")
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="(default: the one trained with)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help=".csv or .json (default: the terminal)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help=".csv or .json; .npz for embeddings (default: the terminal)"
+    )
     _add_device(parser)
 
 
 def _predict(options: argparse.Namespace) -> None:
-    import torch
+    from dynavit.engine.predictor import embed_images, label_images, nearest_images, write_embeddings, write_rows
+    from dynavit.engine.run import open_run
 
-    from dynavit.engine.run import list_images, open_run, read_images
-
-    if options.output is not None and options.output.suffix not in (".csv", ".json"):
-        raise InputError(f"--output {options.output}: the name must end in .csv or .json.")
     run = open_run(options.run_dir, options.keep_ratio, options.device)
-    rows: list[dict[str, str | float]] = []
-    for paths, images, problems in read_images(run, list_images(options.images), max(options.batch_size, 1)):
-        _report(problems)
-        if not paths:
-            continue
-        with torch.inference_mode():
-            probabilities, labels = run.model(images).float().softmax(dim=1).max(dim=1)
-        for path, probability, label in zip(paths, probabilities.tolist(), labels.tolist(), strict=True):
-            name = run.class_names[label]
-            rows.append({"image": str(path), "label": name, "probability": round(probability, 4)})
-    if options.output is None:
-        _write_csv(sys.stdout, rows)
+    output, suffixes = options.output, (".csv", ".json", ".npz") if run.is_reid else (".csv", ".json")
+    if output is not None and output.suffix not in suffixes:
+        raise InputError(f"--output {output}: the name must end in {', '.join(suffixes[:-1])} or {suffixes[-1]}.")
+    batch_size = max(options.batch_size, 1)
+    if run.is_reid:
+        names, embeddings = embed_images(run, options.images, batch_size, _report)
+        rows = nearest_images(names, embeddings) if output is None or output.suffix != ".npz" else []
+    else:
+        rows = label_images(run, options.images, batch_size, _report)
+        names = [row["image"] for row in rows]
+    if output is None:
+        write_rows(sys.stdout, rows, ".csv")
         return
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="") as file:
-        if options.output.suffix == ".json":
-            json.dump(rows, file, indent=2)
-        else:
-            _write_csv(file, rows)
-    print(f"{len(rows)} images labelled in {options.output}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".npz":
+        write_embeddings(output, names, embeddings)
+        print(f"{len(names)} embeddings of {embeddings.shape[1]} numbers in {output}")
+        return
+    with output.open("w", newline="") as file:
+        write_rows(file, rows, output.suffix)
+    print(f"{len(rows)} images {'matched' if run.is_reid else 'labelled'} in {output}")
 
 
-def _write_csv(file: TextIO, rows: list[dict[str, str | float]]) -> None:
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "compare ways of training through a selection, good and bad, on small made-up problems"
+    parser = _command(commands, "study", _study, summary)
+    parser.add_argument(
+        "study", choices=["stability", "selection"], help="what makes training explode; how well each selector learns"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="(default: checkpoints/study-STUDY)")
+    parser.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each run (default: 250; selection: 400)")
+    parser.add_argument("--variants", metavar="NAME,NAME", help="run these only (default: all)")
+
+
+def _study(options: argparse.Namespace) -> None:
+    from dynavit.studies.report import report_selection, report_stability
+
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2.") from None
+    variants = options.variants and [name.strip() for name in options.variants.split(",")]
+    output: Path = options.output or Path("checkpoints") / f"study-{options.study}"
+    if options.study == "stability":
+        print(report_stability(output, seeds, options.steps or 250, variants))
+    else:
+        print(report_selection(output, seeds, options.steps or 400, variants))
+    print(f"\nWritten to {output}: {options.study}.md, {options.study}.json, {options.study}.csv, {options.study}.png")
 
 
 def _add_selectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -260,6 +336,16 @@ def _numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
         return numbers
 
     return parse
+
+
+def _mapping(text: str) -> dict[str, object]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r}: a JSON object, such as '{{\"img_size\": 384}}'")
+    return value
 
 
 def _report(problems: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
+from torchvision.transforms import v2
 
 from dynavit.errors import InputError, did_you_mean
 
@@ -137,6 +138,62 @@ def create_transforms(
             f"timm cannot build augmentation={dict(augmentation)}: {error!r}. "
             f"Policies are written like 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or '3a'."
         ) from None
+
+
+def create_reid_transforms(
+    image_size: int | Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str = "bicubic",
+    flip: float = 0.5,
+    pad: int | None = None,
+    erase: float = 0.5,
+) -> tuple[Transform, Transform]:
+    """Create the transforms of re-identification (He et al. 2021, TransReID, section 4.2).
+
+    Both distort the image to the given size. Training then mirrors it, shifts it (a black border and a
+    random crop), normalises it, and puts noise in the place of a rectangle of 2 to 33 % of its area
+    (Zhong et al. 2020, Random Erasing).
+
+    Args:
+        image_size: height and width, or one number for both.
+        mean: subtracted from each channel, for channels in 0..1.
+        std: each channel is divided by it.
+        interpolation: one of nearest, bilinear, bicubic, box, hamming and lanczos.
+        flip: probability of mirroring left and right.
+        pad: the largest shift, in pixels of the given size; None is TransReID's, 10 for a height of 256.
+        erase: probability of erasing a rectangle.
+
+    Returns:
+        The transforms ``(train, eval)``, from PIL image to tensor ``(3, height, width)``.
+
+    Raises:
+        InputError: a value that cannot work.
+
+    Example:
+        >>> train, evaluate = create_reid_transforms((256, 128), (0.5,) * 3, (0.5,) * 3)
+        >>> train(Image.new("RGB", (64, 128))).shape
+        torch.Size([3, 256, 128])
+    """
+    if interpolation not in _INTERPOLATIONS:
+        raise InputError(
+            f"unknown interpolation {interpolation!r}.{did_you_mean(interpolation, _INTERPOLATIONS)} "
+            f"Known: {', '.join(_INTERPOLATIONS)}."
+        )
+    for name, value in (("flip", flip), ("erase", erase)):
+        if not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise InputError(f"augmentation.{name} is a probability in 0..1, got {value!r}.")
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if pad is None:
+        pad = round(height * 10 / 256)
+    if not isinstance(pad, int) or pad < 0:
+        raise InputError(f"augmentation.pad is a number of pixels, 0 or more, got {pad!r}.")
+    resize = v2.Resize((height, width), v2.InterpolationMode(interpolation))
+    to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    shift = [v2.RandomHorizontalFlip(flip), v2.Pad(pad), v2.RandomCrop((height, width))]
+    # erased pixels are standard normal, as the normalised ones around them about are
+    noise = v2.RandomErasing(erase, scale=(0.02, 1 / 3), ratio=(0.3, 3.3), value="random")
+    return v2.Compose([resize, *shift, *to_tensor, noise]), v2.Compose([resize, *to_tensor])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,8 +1,8 @@
-"""From a configuration to data and models."""
+"""From a configuration to models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,9 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from dynavit.config import Config, DataConfig
-from dynavit.data.classification import ClassificationData, create_classification_data
-from dynavit.data.transforms import create_transforms
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, create_model, load, prune
-from dynavit.models.weights import load_backbone
+from dynavit.models.weights import load_backbone, load_reid_start
 
 
 @dataclass(frozen=True)
@@ -25,23 +23,33 @@ class Start:
 
     Attributes:
         model: with predictors, ready to train.
-        dense: a frozen copy of the starting backbone, in eval mode.
-        head_replaced: the classifier is new, because the checkpoint had other classes.
+        dense: a frozen copy of the starting model in eval mode, which prunes nowhere.
+        head_replaced: the classifier, or the neck, is new: the checkpoint had other classes, or none.
         dense_is_trained: ``dense`` knows the classes, so that comparing with it means something.
     """
 
     model: PrunedViT
-    dense: nn.Module
+    dense: PrunedViT
     head_replaced: bool
     dense_is_trained: bool
 
 
-def build_start(config: Config, classes: Sequence[str] | None) -> Start:
-    """Create the starting model for these classes (None: those it has).
+def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None = None) -> Start:
+    """Create the starting model for these classes, or training identities (None: those it has).
+
+    Args:
+        config: the run.
+        classes: their names.
+        side: options of the camera embedding, or None.
 
     Raises:
         InputError: what the configuration asks for does not exist or does not fit.
     """
+    build = _build_reid if config.task == "reid" else _build_classifier
+    return build(config, classes, side)
+
+
+def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None) -> Start:
     settings = config.model
     if settings.checkpoint is not None:
         backbone, architecture, kwargs, replaced = load_backbone(
@@ -58,6 +66,33 @@ def build_start(config: Config, classes: Sequence[str] | None) -> Start:
         backbone = create_model(architecture, settings.pretrained, stages=(), **kwargs).backbone
         trained = starts_trained(config, classes)
         replaced = settings.pretrained and not trained
+    model = _pruned(config, backbone, architecture, kwargs)
+    dense = prune(deepcopy(backbone), stages=())
+    return Start(model.train(), dense.eval().requires_grad_(False), replaced, trained)
+
+
+def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[str, Any] | None) -> Start:
+    settings = config.model
+    parts: dict[str, Any] = {"embedding": settings.embedding, "side": side}
+    if identities is not None:
+        parts["num_identities"] = len(identities)
+    if settings.checkpoint is not None:
+        start = load_reid_start(settings.checkpoint, settings.architecture, identities, **settings.kwargs)
+        backbone, architecture, kwargs = start.backbone, start.architecture, start.model_kwargs
+    else:
+        assert settings.architecture is not None
+        start, architecture, kwargs = None, settings.architecture, {**settings.kwargs, "num_classes": 0}
+        backbone = create_model(architecture, settings.pretrained, stages=(), **kwargs).backbone
+    model = _pruned(config, backbone, architecture, kwargs, **parts)
+    restored = start.restore(model) if start is not None else ()
+    dense = prune(deepcopy(backbone), stages=())
+    dense.neck, dense.side = deepcopy(model.neck), deepcopy(model.side)
+    trained = "neck" in restored
+    return Start(model.train(), dense.eval().requires_grad_(False), not trained, trained)
+
+
+def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict[str, Any], **parts: Any) -> PrunedViT:
+    settings = config.model
     model = prune(
         backbone,
         stages=settings.stages,
@@ -67,30 +102,35 @@ def build_start(config: Config, classes: Sequence[str] | None) -> Start:
         reducer=settings.reducer,
         architecture=architecture,
         model_kwargs=kwargs,
+        **parts,
     )
     model.execution = settings.execution  # type: ignore[assignment]
     model.mask_form = settings.mask_form  # type: ignore[assignment]
-    dense = deepcopy(backbone).eval().requires_grad_(False)
-    return Start(model.train(), dense, replaced, trained)
+    return model
 
 
 def starts_trained(config: Config, classes: Sequence[str] | None) -> bool:
     """Whether timm's weights, if the run starts from those, know as many classes."""
     settings = config.model
-    if not settings.pretrained or settings.architecture is None or classes is None:
+    if not settings.pretrained or settings.architecture is None or classes is None or config.task != "classify":
         return False
     known = timm.get_pretrained_cfg(settings.architecture)
     return known is not None and known.num_classes == len(classes)
 
 
 def build_teacher(config: Config, start: Start) -> nn.Module | None:
-    """Return the frozen teacher, or None where no distillation is asked for.
+    """Return the frozen teacher, a timm model, or None where no distillation is asked for.
 
     Raises:
         InputError: a teacher of other classes, or one that has not learned them.
     """
     if not (config.loss.logit_distillation or config.loss.token_distillation):
         return None
+    if config.task == "reid" and config.loss.logit_distillation:
+        raise InputError(
+            "loss.logit_distillation: a re-identification model answers with an embedding, not with logits; use "
+            "loss.token_distillation."
+        )
     if config.loss.teacher == "start":
         if not start.dense_is_trained:
             raise InputError(
@@ -98,9 +138,11 @@ def build_teacher(config: Config, start: Start) -> nn.Module | None:
                 "teach them. Train it first (model.stages=[]), name another loss.teacher, or set "
                 "loss.logit_distillation=0 and loss.token_distillation=0."
             )
-        return start.dense
+        return start.dense.backbone
     teacher, student = load(config.loss.teacher), start.model
-    compared: dict[str, tuple[Any, Any]] = {"classes": (teacher.num_classes, student.num_classes)}
+    compared: dict[str, tuple[Any, Any]] = {}
+    if config.loss.logit_distillation:
+        compared["number of classes"] = (teacher.num_classes, student.num_classes)
     sizes = [tuple(model.backbone.patch_embed.img_size) for model in (teacher, student)]
     compared["image size"] = (sizes[0], sizes[1])
     for name in ("mean", "std"):
@@ -115,23 +157,11 @@ def build_teacher(config: Config, start: Start) -> nn.Module | None:
     return teacher.backbone.eval().requires_grad_(False)
 
 
-def build_data(config: DataConfig, preprocessing: dict[str, Any], seed: int, train: bool = True) -> ClassificationData:
-    """Open the data sets, with the preprocessing that the model wants; ``train=False``: validation only."""
-    return create_classification_data(
-        config.name,
-        config.root,
-        transforms=create_transforms(**preprocessing, augmentation=config.augmentation),
-        seed=seed,
-        train_split=config.train_split if train else None,
-        validation_split=config.validation_split,
-        download=config.download,
-        corrupt=config.corrupt,
-        options=config.options,
-    )
+def resolve_preprocessing(config: DataConfig, backbone: Any, squash: bool = False) -> dict[str, Any]:
+    """Return image size, mean, std, interpolation and crop fraction: the model's unless configured.
 
-
-def resolve_preprocessing(config: DataConfig, backbone: Any) -> dict[str, Any]:
-    """Return image size, mean, std, interpolation and crop fraction: the model's unless configured."""
+    ``squash`` distorts images to the size, whole, as re-identification does.
+    """
     size = tuple(backbone.patch_embed.img_size)
     args = {"mean": config.mean, "std": config.std, "crop_pct": config.crop_pct}
     resolved = resolve_data_config({**args, "interpolation": config.interpolation}, model=backbone)
@@ -140,6 +170,6 @@ def resolve_preprocessing(config: DataConfig, backbone: Any) -> dict[str, Any]:
         "mean": list(resolved["mean"]),
         "std": list(resolved["std"]),
         "interpolation": resolved["interpolation"],
-        "crop_pct": resolved["crop_pct"],
-        "crop_mode": resolved["crop_mode"],
+        "crop_pct": 1.0 if squash else resolved["crop_pct"],
+        "crop_mode": "squash" if squash else resolved["crop_mode"],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -13,18 +13,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from dynavit.config import EvaluateConfig
-from dynavit.engine.build import build_data, build_start, starts_trained
-from dynavit.engine.evaluation import evaluate_accuracy
-from dynavit.engine.loading import first_images, foreground_of, make_loader, prepare_loader
+from dynavit.data.reid import ReidData
+from dynavit.engine.build import build_start, starts_trained
+from dynavit.engine.loading import first_images, make_loader, prepare_loader
+from dynavit.engine.ranked import draw_ranked_lists
 from dynavit.engine.run import Run
+from dynavit.engine.tasks import create_task
 from dynavit.errors import InputError
 from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
 from dynavit.metrics.timing import measure, median_ratio
-from dynavit.models import PrunedViT, prune
+from dynavit.models import PrunedViT
 from dynavit.report.html import write_report
 from dynavit.report.pareto import plot_pareto
 from dynavit.report.tokens import kept_token_grid
@@ -47,8 +50,8 @@ def evaluate_run(
         run: an opened run with a configuration.
         keep_ratios: r keeps r, r^2, r^3 ... over the stages; the configuration's if None.
         batch_sizes: at which speed is measured; an empty list measures none.
-        output: where ``evaluation.json``, ``evaluation.csv``, ``pareto.png``, ``kept_tokens.png`` and
-            ``report.html`` go; the run's folder if None.
+        output: where ``evaluation.json``, ``evaluation.csv``, ``pareto.png``, ``kept_tokens.png``,
+            ``ranked_lists.png`` and ``report.html`` go; the run's folder if None.
 
     Raises:
         InputError: the folder has no configuration to take data from, or an impossible ratio.
@@ -59,8 +62,9 @@ def evaluate_run(
     output = output or run.path
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=run.device.type == "cpu")
-    data = build_data(run.config.data, run.preprocessing, run.config.seed, train=False)
-    if tuple(data.class_names) != run.class_names:
+    task = create_task(run.config)
+    data = task.open_data(run.preprocessing, train=False)
+    if not isinstance(data, ReidData) and tuple(data.class_names) != run.class_names:
         raise InputError(
             f"the data have the classes {', '.join(data.class_names[:5])} ... and the model "
             f"{', '.join(run.class_names[:5])} ...: evaluate on data of the same classes."
@@ -68,7 +72,6 @@ def evaluate_run(
     loader = prepare_loader(
         accelerator, make_loader(data.validation, run.config.data.batch_size, run.config.data.workers)
     )
-    foreground = foreground_of(data.validation, run.preprocessing, run.model.adapter.grid_size)
 
     ratios = list(settings.keep_ratios if keep_ratios is None else keep_ratios) if run.model.stages else []
     variants = [("pruned", ratio, _at(run.model, ratio)) for ratio in ratios]
@@ -79,6 +82,7 @@ def evaluate_run(
         raise InputError("there is nothing to evaluate: give at least one keep ratio, as in --keep-ratios 0.7")
 
     rows: list[Row] = []
+    details = []
     for kind, ratio, variant in variants:
         title = "dense" if kind == "dense" else f"keep ratio {ratio:g}"
         rows.append(
@@ -87,22 +91,25 @@ def evaluate_run(
                 "keep_ratio": ratio,
                 "tokens": tokens_per_stage(variant),
                 "gmacs": closed_form_macs(variant) / 1e9,
-                **evaluate_accuracy(variant, loader, accelerator, foreground, title),
+                **task.evaluate(variant, loader, accelerator, data, title),
             }
         )
+        details.append(task.detail())
     base = rows[0]
-    for row in rows:
+    for row, detail in zip(rows, details, strict=True):
+        row |= task.difference(details[0], detail) if row is not base else {}
         row["gmacs_ratio"] = base["gmacs"] / row["gmacs"]
-        row["delta_top1"] = row["top1"] - base["top1"]
+        row[f"delta_{task.metric}"] = row[task.metric] - base[task.metric]
         row["throughput"] = {}
     batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
     sample = torch.stack(first_images(data.validation, max([4, *batch_sizes])))
     for batch_size in tqdm(batch_sizes, desc="speed", leave=False, disable=None):
         repeated = sample[torch.arange(batch_size) % len(sample)]
-        _time(rows, variants, repeated.to(run.device), settings.rounds)
+        _time(rows, variants, repeated.to(run.device), settings.rounds, run.unknown_cameras(batch_size))
 
+    ranked = draw_ranked_lists(run, data, loader, accelerator) if isinstance(data, ReidData) else None
     if accelerator.is_main_process:
-        _write(run, rows, output, sample)
+        _write(run, rows, output, sample, task.metric, ranked)
     return rows
 
 
@@ -121,19 +128,25 @@ def _dense(run: Run) -> PrunedViT | None:
     if run.config.model.checkpoint is None and not starts_trained(run.config, run.class_names):
         return None  # its head was random: there is nothing to compare with
     try:
-        start = build_start(run.config, run.class_names)
+        start = build_start(run.config, run.class_names, run.model.side.options() if run.model.side else None)
     except InputError as error:
         warnings.warn(f"no dense row, because the model that the run started from is gone: {error}", stacklevel=2)
         return None
-    return prune(start.dense, stages=()).eval().to(run.device) if start.dense_is_trained else None
+    return start.dense.to(run.device) if start.dense_is_trained else None
 
 
 @torch.inference_mode()
-def _time(rows: list[Row], variants: list[tuple[str, float, PrunedViT]], images: Tensor, rounds: int) -> None:
+def _time(
+    rows: list[Row],
+    variants: list[tuple[str, float, PrunedViT]],
+    images: Tensor,
+    rounds: int,
+    inputs: Mapping[str, Tensor],
+) -> None:
     """Add images per second and speedup over the first row at one batch size."""
     calls: dict[str, Callable[[], object]] = {}
     for number, (_, _, model) in enumerate(variants):
-        calls[str(number)] = partial(model, images)
+        calls[str(number)] = partial(model, images, **inputs)
     seconds = measure(calls, rounds=rounds)
     for number, row in enumerate(rows):
         mine = seconds[str(number)]
@@ -145,19 +158,22 @@ def _time(rows: list[Row], variants: list[tuple[str, float, PrunedViT]], images:
         }
 
 
-def _write(run: Run, rows: list[Row], output: Path, sample: Tensor) -> None:
+def _write(run: Run, rows: list[Row], output: Path, sample: Tensor, metric: str, ranked: Image.Image | None) -> None:
     (output / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
     flat = [_flat(row) for row in rows]
     with (output / "evaluation.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in flat for name in row)))
         writer.writeheader()
         writer.writerows(flat)
-    plot_pareto(rows, output / "pareto.png")
+    plot_pareto(rows, output / "pareto.png", metric)
     pictures: dict[str, Any] = {"Accuracy, MACs and speed": output / "pareto.png"}
     if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
         picture = draw_kept_tokens(run, sample[:4])
         picture.save(output / "kept_tokens.png")
         pictures["Tokens kept after each stage"] = picture
+    if ranked is not None:
+        ranked.save(output / "ranked_lists.png")
+        pictures["What is found first for some queries; dropped patches are faded"] = ranked
     assert run.config is not None
     settings = {
         "folder": str(run.path),
@@ -168,13 +184,13 @@ def _write(run: Run, rows: list[Row], output: Path, sample: Tensor) -> None:
         "device": str(run.device),
         "torch threads": torch.get_num_threads(),
     }
-    write_report(output / "report.html", f"{run.config.name}: accuracy against cost", rows, pictures, settings)
+    write_report(output / "report.html", f"{run.config.name}: accuracy against cost", rows, pictures, settings, metric)
 
 
 @torch.inference_mode()
 def draw_kept_tokens(run: Run, images: Tensor, captions: Sequence[str] | None = None) -> Any:
     """Draw images ``(B, 3, H, W)`` with the tokens that the model keeps after each stage."""
-    _, trace = run.model(images.to(run.device), return_trace=True)
+    _, trace = run.model(images.to(run.device), return_trace=True, **run.unknown_cameras(len(images)))
     pixels = [run.pixels(image) for image in images]
     masks = [mask.cpu() for mask in trace.masks]
     return kept_token_grid(pixels, masks, run.model.adapter.grid_size, captions=captions)

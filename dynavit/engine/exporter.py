@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from dynavit.engine.build import build_data
+from dynavit.data.reid import ReidData
 from dynavit.engine.loading import first_images
 from dynavit.engine.run import Run, list_images, read_images
+from dynavit.engine.tasks import create_task
+from dynavit.engine.tasks.reid import Searchable
 from dynavit.errors import InputError
-from dynavit.export import Verification, export_onnx
+from dynavit.export import Verification, export_onnx, open_onnx
 
 _IMAGES = 32
+_QUERIES, _SEARCHED = 100, 1000
 
 
-def export_run(run: Run, output: Path, images: str | None = None) -> Verification:
+def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verification, str | None]:
     """Write a run's model, at its present keep ratio, as ONNX.
 
     Args:
@@ -23,14 +28,19 @@ def export_run(run: Run, output: Path, images: str | None = None) -> Verificatio
         output: file to write; its folder is made if missing.
         images: folder of images to check with; the run's validation data if None.
 
+    Returns:
+        What was compared, and for re-identification with the run's data what a search by the exported
+        model's embeddings gives beside one by the original's.
+
     Raises:
         InputError: nothing to check with, a missing package, or an exported model that differs.
     """
+    data = None
     if images is not None:
         batches = read_images(run, list_images(images)[:_IMAGES], _IMAGES)
         sample = torch.cat([batch for _, batch, _ in batches])
     elif run.config is not None:
-        data = build_data(run.config.data, run.preprocessing, run.config.seed, train=False)
+        data = create_task(run.config).open_data(run.preprocessing, train=False)
         sample = torch.stack(first_images(data.validation, _IMAGES))
     else:
         raise InputError(f"{run.path} has no config.yaml that names data to check with: pass --images DIR.")
@@ -43,4 +53,53 @@ def export_run(run: Run, output: Path, images: str | None = None) -> Verificatio
         "keep_ratios": list(run.model.keep_ratios),
         "architecture": run.model.architecture,
     }
-    return export_onnx(run.model, output, sample, metadata)
+    if run.is_reid:
+        del metadata["class_names"]  # of the training identities, which the embedding does not tell
+    model = run.model if run.model.side is None else _WithoutCameras(run)
+    name = "embedding" if run.is_reid else "logits"
+    checked = export_onnx(model, output, sample, metadata, output=name, classifies=not run.is_reid)
+    if not isinstance(data, ReidData):
+        return checked, None
+    return checked, _compare_searches(run, open_onnx(output, name), data)
+
+
+class _WithoutCameras(nn.Module):
+    """A model with a camera embedding, told that every camera is unknown."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.model = run.model
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert self.model.side is not None
+        embedding: Tensor = self.model(images, **self.model.side.unknown(images.shape[0]))
+        return embedding
+
+
+@torch.inference_mode()
+def _compare_searches(run: Run, exported: Callable[[Tensor], Tensor], data: ReidData) -> str:
+    """Search part of the data with both models; the metrics have to be the same.
+
+    Raises:
+        InputError: they are not.
+    """
+    queries = [index for index in range(data.num_query) if data.has_match[index]][:_QUERIES]
+    wanted = set(data.identities[queries].tolist())
+    gallery = [index for index in range(data.num_query, len(data.identities)) if int(data.identities[index]) in wanted][
+        :_SEARCHED
+    ]
+    samples = [(index, data.validation[index]) for index in [*queries, *gallery]]
+    readable = [(index, sample[0]) for index, sample in samples if sample is not None]
+    indices = torch.tensor([index for index, _ in readable])
+    batches = torch.stack([image for _, image in readable]).split(_IMAGES)
+    summaries = [
+        Searchable(torch.cat([answer(batch) for batch in batches]), indices, data).search().summary()
+        for answer in (run.answer, exported)
+    ]
+    original, found = (f"mAP {values['map']:.2f} %, rank-1 {values['rank1']:.2f} %" for values in summaries)
+    if any(abs(value - summaries[1][name]) > 0.05 for name, value in summaries[0].items()):
+        raise InputError(
+            f"searching with the exported model gives {found}, with the original {original}: please report this with "
+            f"the versions of torch, onnx and onnxruntime."
+        )
+    return f"{found} on {len(queries)} queries and {len(gallery)} gallery images, as by the original's."

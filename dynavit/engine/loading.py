@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from dynavit.config import Config
 from dynavit.data.classification import collate
-from dynavit.data.samplers import ShuffledSampler
 from dynavit.errors import InputError
 
 
@@ -23,15 +22,17 @@ class TrainingBatches:
         streams: the data set is a stream, which can be entered at its beginning only.
         length: batches an epoch, a multiple of the accumulation steps.
 
+    Args:
+        sampler: order of the images, with ``set_epoch``; None for streams.
+
     Raises:
         InputError: not one step of batches, or a stream of unknown length without ``steps_per_epoch``.
     """
 
-    def __init__(self, accelerator: Accelerator, dataset: Any, config: Config) -> None:
-        self.accelerator, self.dataset = accelerator, dataset
+    def __init__(self, accelerator: Accelerator, dataset: Any, sampler: Any, config: Config) -> None:
+        self.accelerator, self.dataset, self.sampler = accelerator, dataset, sampler
         self.streams = isinstance(dataset, IterableDataset)
-        self.sampler = None if self.streams else ShuffledSampler(len(dataset), config.seed)
-        loader = make_loader(dataset, config.data.batch_size, config.data.workers, self.sampler)
+        loader = make_loader(dataset, config.data.batch_size, config.data.workers, sampler)
         self.loader = prepare_loader(accelerator, loader)
         self.length = self._length(config)
 
@@ -92,14 +93,14 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader[Any]) -> Any:
     return loader if isinstance(loader.dataset, IterableDataset) else accelerator.prepare(loader)
 
 
-def foreground_of(dataset: Any, preprocessing: dict[str, Any], grid_size: tuple[int, int]) -> Any:
+def foreground_of(dataset: Any, preprocessing: dict[str, Any] | None, grid_size: tuple[int, int]) -> Any:
     """Return the function from a sample's index to its foreground mask, if masks fit what the model sees.
 
     They are over the whole picture, so they do not fit where evaluation crops, nor where the grid of
-    patches does not divide it.
+    patches does not divide it. Without ``preprocessing`` nothing is cropped.
     """
     foreground = getattr(dataset, "foreground", None)
-    if foreground is None or preprocessing["crop_pct"] < 1:
+    if foreground is None or (preprocessing is not None and preprocessing["crop_pct"] < 1):
         return None
     height, width = foreground(0).shape
     return None if height % grid_size[0] or width % grid_size[1] else foreground

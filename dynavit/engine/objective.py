@@ -1,70 +1,153 @@
-"""What training minimises: the task, the token budget, and agreement with a dense teacher."""
+"""What training minimises: the task, the token budget, agreement with a dense teacher, and rewards."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dynavit.config import LossConfig
-from dynavit.losses import keep_ratio_loss, logit_distillation, token_distillation
+from dynavit.engine.budget import Budget
+from dynavit.engine.rewards import create_reward
+from dynavit.losses import logit_distillation, policy_gradient_loss, token_distillation
 from dynavit.models import Trace
+from dynavit.selectors import Selector
 
 
-class ClassificationObjective:
-    """Cross-entropy, keep-ratio loss and distillation, weighted as configured.
+@dataclass(frozen=True)
+class Moment:
+    """Where the schedules stand in one step.
 
-    Args:
-        settings: the weights.
-        budget: whether the selector's count is only expected, so that a keep-ratio loss applies.
-        teacher: frozen dense timm model, or None.
+    Attributes:
+        temperature: of the selector.
+        counts: tokens to keep at each stage; tensors where the model is compiled.
+        keep_ratios: the same as fractions.
     """
 
-    def __init__(self, settings: LossConfig, budget: bool, teacher: nn.Module | None) -> None:
+    temperature: float | Tensor
+    counts: Sequence[Any]
+    keep_ratios: Sequence[float]
+
+
+class Objective(ABC):
+    """One forward and its losses, weighted as configured; a task adds its own.
+
+    Selectors that learn from a reward see every image ``reward_samples`` times in one forward, and each
+    sample's reward is compared with the others' of its image.
+
+    Args:
+        settings: weights and options.
+        selector: of the model.
+        budget: compares kept tokens with the keep ratios; None where the selector keeps exactly k.
+        teacher: frozen dense timm model, or None.
+
+    Attributes:
+        module: what of the losses has parameters, if anything: to be optimised, and prepared by the accelerator.
+    """
+
+    module: nn.Module | None = None
+
+    def __init__(self, settings: LossConfig, selector: Selector, budget: Budget | None, teacher: Any) -> None:
         self.settings = settings
-        self.budget = budget and settings.keep_ratio > 0
-        self.teacher: Any = teacher
+        self.budget = budget
+        self.teacher = teacher
+        self.reward = create_reward(settings.reward) if selector.needs_reward else None
+        self.samples = 1
+        if selector.needs_reward:
+            self.samples = 2 if getattr(selector, "antithetic", False) else settings.reward_samples
+
+    @abstractmethod
+    def task_losses(self, output: Any, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
+        """Return the task's losses by name, each with its weight."""
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images ``(B, 3, H, W)`` and targets as the losses want them."""
+        return images, labels
+
+    def inputs(self, indices: Tensor) -> dict[str, Tensor]:
+        """Return what else the model is given for these samples ``(B,)``."""
+        return {}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return numbers of the last forward to be logged."""
+        return {}
 
     def __call__(
-        self, images: Tensor, targets: Tensor, logits: Tensor, trace: Trace, keep_ratios: Sequence[float]
-    ) -> dict[str, Tensor]:
-        """Return the unweighted losses by name and their weighted sum as ``"loss"``.
+        self, model: nn.Module, images: Tensor, labels: Tensor, indices: Tensor, moment: Moment
+    ) -> tuple[dict[str, Tensor], Trace]:
+        """Return the unweighted losses by name, their weighted sum as ``"loss"``, and the forward's trace.
 
         Args:
-            images: ``(B, 3, H, W)``, for the teacher.
-            targets: ``(B,)`` labels or ``(B, C)`` probabilities.
-            logits: ``(B, C)``.
-            trace: of the same forward.
-            keep_ratios: the ratios aimed at in this step.
+            model: in training mode, prepared by the accelerator.
+            images: ``(B, 3, H, W)``.
+            labels: ``(B,)``.
+            indices: ``(B,)`` of the samples.
+            moment: of this step.
         """
-        weights, settings = {"task": 1.0}, self.settings
-        # probabilities come from mixup, which has smoothed them already
-        smoothing = settings.label_smoothing if targets.ndim == 1 else 0.0
-        losses = {"task": F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)}
-        if self.budget and trace.expected:
-            losses["keep_ratio"] = keep_ratio_loss(trace.expected, keep_ratios)
-            weights["keep_ratio"] = settings.keep_ratio
-        if self.teacher is not None:
-            features, answer = self._teach(images)
-            if settings.logit_distillation:
-                losses["logit_distillation"] = logit_distillation(logits, answer, settings.distillation_temperature)
-                weights["logit_distillation"] = settings.logit_distillation
-            if settings.token_distillation and trace.masks:
-                assert trace.features is not None
-                assert trace.positions is not None
-                losses["token_distillation"] = token_distillation(
-                    trace.features, features, trace.positions, trace.masks[-1]
-                )
-                weights["token_distillation"] = settings.token_distillation
+        images, targets = self.prepare(images, labels)
+        lesson = self._teach(images)
+        inputs = self.inputs(indices)
+        if self.samples > 1:
+            images, targets = _repeated(images, self.samples), _repeated(targets, self.samples)
+            inputs = {name: _repeated(value, self.samples) for name, value in inputs.items()}
+        output, trace = model(
+            images, return_trace=True, temperature=moment.temperature, keep_counts=moment.counts, **inputs
+        )
+        terms = self.task_losses(output, targets)
+        if self.budget is not None and trace.expected:
+            terms["keep_ratio"] = self.budget(trace, moment.keep_ratios), self.settings.keep_ratio
+        if lesson is not None:
+            terms |= self._agreement(output, trace, *lesson)
+        if self.reward is not None and trace.log_prob is not None:
+            rewards = self._rewards(output, targets)
+            log_prob = trace.log_prob.reshape(self.samples, -1)
+            terms["policy_gradient"] = policy_gradient_loss(log_prob, rewards), self.settings.policy_gradient
         for name, loss in trace.aux.items():
-            losses[name], weights[name] = loss, 1.0
-        losses["loss"] = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-        return losses
+            terms[name] = loss, 1.0
+        losses = {name: loss for name, (loss, _) in terms.items()}
+        losses["loss"] = torch.stack([weight * loss for loss, weight in terms.values()]).sum()
+        return losses, trace
 
     @torch.no_grad()
-    def _teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _rewards(self, output: Any, targets: Tensor) -> Tensor:
+        """Return the rewards ``(K, B)``: each sample of the whole batch is judged by itself."""
+        assert self.reward is not None
+        size = len(targets) // self.samples
+        parts = [slice(number * size, (number + 1) * size) for number in range(self.samples)]
+        return torch.stack([self.reward(_part(output, part), targets[part]) for part in parts])
+
+    @torch.no_grad()
+    def _teach(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.teacher is None:
+            return None
         tokens = self.teacher.forward_features(images)
-        return tokens[:, self.teacher.num_prefix_tokens :], self.teacher.forward_head(tokens)
+        features = tokens[:, self.teacher.num_prefix_tokens :]
+        return _repeated(features, self.samples), _repeated(self.teacher.forward_head(tokens), self.samples)
+
+    def _agreement(
+        self, output: Any, trace: Trace, features: Tensor, answer: Tensor
+    ) -> dict[str, tuple[Tensor, float]]:
+        settings, terms = self.settings, {}
+        if settings.logit_distillation:
+            loss = logit_distillation(output, answer, settings.distillation_temperature)
+            terms["logit_distillation"] = loss, settings.logit_distillation
+        if settings.token_distillation and trace.masks:
+            assert trace.features is not None
+            assert trace.positions is not None
+            loss = token_distillation(trace.features, features, trace.positions, trace.masks[-1])
+            terms["token_distillation"] = loss, settings.token_distillation
+        return terms
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    """Repeat a batch as a whole: sample s of image b stands at ``s * B + b``."""
+    return tensor.repeat(times, *[1] * (tensor.ndim - 1)) if times > 1 else tensor
+
+
+def _part(output: Any, part: slice) -> Any:
+    """Cut a batch out of a model's output, which is a tensor or a named tuple of them."""
+    return output[part] if isinstance(output, Tensor) else type(output)(*(tensor[part] for tensor in output))

@@ -14,27 +14,37 @@ from dynavit.engine.build import Start
 from dynavit.errors import InputError
 
 
-def create_optimizer(settings: OptimizerConfig, start: Start, freeze: str) -> torch.optim.Optimizer:
+def create_optimizer(
+    settings: OptimizerConfig, start: Start, freeze: str, loss: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """Build the optimiser over what can learn, and freeze the rest.
 
-    The backbone learns at ``backbone_lr_scale`` times the rate, except a head that was replaced.
-    Predictors that the selector cannot train are frozen. Each group carries ``lr_scale`` and
-    ``part`` ("backbone" or "fast"), which :func:`set_learning_rates` reads.
+    The backbone learns at ``backbone_lr_scale`` times the rate, and so do a head or neck that are not new.
+    Predictors that the selector cannot train are frozen. ``loss`` is a loss that learns, if there is one.
+    Each group carries ``lr_scale`` and ``part`` ("backbone" or "fast"), which :func:`set_learning_rates` reads.
 
     Raises:
         InputError: nothing is left to learn, or timm has no such optimiser.
     """
     model, backbone = start.model, start.model.backbone
     backbone.requires_grad_(freeze != "backbone")
-    model.predictors.requires_grad_(model.selector.trains_predictor)
+    model.predictors.requires_grad_(model.selector.trains_predictor or model.selector.needs_reward)
     head = list(_parameters(backbone.get_classifier())) if start.head_replaced else []
+    beside = [part for part in (model.neck, model.side) if part is not None]
     for parameter in head:
         parameter.requires_grad_(True)
 
     groups = _backbone_groups(settings, backbone, exclude={id(parameter) for parameter in head})
+    if not start.head_replaced:
+        kept = [parameter for part in beside for parameter in part.parameters()]
+        groups.append({"params": kept, "weight_decay": 0.0})
     for group in groups:
         group.update(lr_scale=group.get("lr_scale", 1.0) * settings.backbone_lr_scale, part="backbone")
     fast = [*model.predictors.parameters(), *head]
+    if start.head_replaced:
+        fast += [parameter for part in beside for parameter in part.parameters()]
+    if loss is not None:
+        fast += loss.parameters()
     groups.append({"params": fast, "weight_decay": 0.0, "lr_scale": 1.0, "part": "fast"})
     for group in groups:
         group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]

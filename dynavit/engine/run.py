@@ -46,6 +46,20 @@ class Run:
     def _evaluation_transform(self) -> Transform:
         return create_transforms(**self.preprocessing)[1]
 
+    @property
+    def is_reid(self) -> bool:
+        """Whether the model answers with an embedding."""
+        return self.model.neck is not None
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Run the model on images ``(B, 3, H, W)`` of which no camera is known."""
+        answer: Tensor = self.model(images, **self.unknown_cameras(len(images)))
+        return answer
+
+    def unknown_cameras(self, batch: int) -> dict[str, Tensor]:
+        """Return what a model with a camera embedding is told where cameras are unknown."""
+        return {} if self.model.side is None else self.model.side.unknown(batch)
+
     def transform(self, image: Image.Image) -> Tensor:
         """Turn any picture into the ``(3, H, W)`` tensor that the model expects."""
         return self._evaluation_transform(to_rgb(image))
@@ -85,7 +99,7 @@ def open_run(
     if "preprocessing" in metadata:
         preprocessing = metadata["preprocessing"]
     else:
-        preprocessing = resolve_preprocessing((config or Config()).data, model.backbone)
+        preprocessing = resolve_preprocessing((config or Config()).data, model.backbone, squash=model.neck is not None)
     names = metadata.get("class_names") or [str(number) for number in range(model.num_classes)]
     return Run(path, model.to(chosen), config, preprocessing, tuple(names), chosen)
 

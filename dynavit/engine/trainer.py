@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from timm.data import Mixup
-from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
 from dynavit.config import Config, save_config
-from dynavit.engine.build import build_data, build_start, build_teacher, resolve_preprocessing
+from dynavit.engine.announce import announce, warn_of_normalised_logits
 from dynavit.engine.checkpoint import (
     Progress,
     find_state,
@@ -26,17 +23,13 @@ from dynavit.engine.checkpoint import (
     save_state,
     saving,
 )
-from dynavit.engine.evaluation import evaluate_accuracy
-from dynavit.engine.loading import TrainingBatches, first_images, foreground_of, make_loader, prepare_loader
 from dynavit.engine.logbook import Logbook
 from dynavit.engine.monitor import DivergenceGuard, MetricsFile
-from dynavit.engine.objective import ClassificationObjective
-from dynavit.engine.optimization import clip_by_part, create_optimizer, set_learning_rates
-from dynavit.engine.schedules import KeepCounts, LearningRate, anneal
+from dynavit.engine.optimization import clip_by_part, set_learning_rates
 from dynavit.engine.seeding import seed_all
+from dynavit.engine.setup import create_setup
 from dynavit.errors import InputError
-from dynavit.models import PrunedViT
-from dynavit.models.hub import model_config
+from dynavit.models import PrunedViT, Trace
 
 _CHECK_STEPS = 10  # losses are read from the device this often, so that it is not made to wait
 
@@ -70,74 +63,17 @@ class Trainer:
             project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir)),
         )
         seed_all(config.seed)
-        self._build()
-
-    def _build(self) -> None:
-        config, accelerator = self.config, self.accelerator
-        train = config.train
-        probe = build_start(config, None).model
-        self.preprocessing = resolve_preprocessing(config.data, probe.backbone)
-        with accelerator.main_process_first():  # which may have to download
-            data = build_data(config.data, self.preprocessing, config.seed)
-        if data.train is None:
-            raise InputError(f"data.name={config.data.name} has no training split {config.data.train_split!r}.")
-        self.classes = data.class_names
-        if len(self.classes) < 2:
-            raise InputError(f"the data have one class only ({self.classes[0]}): there is nothing to tell apart.")
-        start = build_start(config, self.classes)
-        start.model.metadata = {"preprocessing": self.preprocessing, "class_names": list(self.classes)}
-        teacher = build_teacher(config, start)
-        optimizer = create_optimizer(config.optimizer, start, train.freeze)
-        model = start.model
-        model.set_grad_checkpointing(train.grad_checkpointing)
-        self.ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
-        if train.compile:
-            model.compile()
-
-        validation = make_loader(data.validation, config.data.batch_size, config.data.workers)
-        self.foreground = foreground_of(data.validation, self.preprocessing, model.adapter.grid_size)
-        self.examples = first_images(data.validation, 4)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        if self.ema is not None:
-            self.ema.to(accelerator.device)
-        self.batches = TrainingBatches(accelerator, data.train, config)
-        self.validation = prepare_loader(accelerator, validation)
-        self.steps_per_epoch = self.batches.length // train.accumulation_steps
-
-        teacher = teacher.to(accelerator.device) if teacher is not None else None
-        budget = model.selector.budget == "expected" and model.selector.trains_predictor
-        self.objective = ClassificationObjective(config.loss, budget, teacher)
-        mixing = config.data.mixup or config.data.cutmix
-        self.mixup = (
-            Mixup(
-                mixup_alpha=config.data.mixup,
-                cutmix_alpha=config.data.cutmix,
-                label_smoothing=config.loss.label_smoothing,
-                num_classes=len(self.classes),
-            )
-            if mixing
-            else None
-        )
-        self.total_steps = train.epochs * self.steps_per_epoch
-        self.lr = LearningRate(
-            round(config.optimizer.warmup_epochs * self.steps_per_epoch),
-            self.total_steps,
-            config.optimizer.final_lr_scale,
-        )
-        rows, columns = model.adapter.grid_size
-        self.keep_counts = KeepCounts(
-            rows * columns,
-            model.keep_ratios,
-            round(config.schedule.keep_ratio_warmup_epochs * self.steps_per_epoch),
-        )
+        self.setup = create_setup(config, self.accelerator)
+        self.model, self.optimizer, self.ema = self.setup.model, self.setup.optimizer, self.setup.ema
+        self.batches, self.schedules = self.setup.batches, self.setup.schedules
         self.progress = Progress()
-        self.guard = DivergenceGuard(math.log(len(self.classes)), train.mixed_precision == "fp16")
-        accelerator.register_for_checkpointing(self.progress, self.guard)
+        half_precision = train.mixed_precision == "fp16"
+        self.guard = DivergenceGuard(self.setup.task.chance_loss(len(self.setup.classes)), half_precision)
+        self.accelerator.register_for_checkpointing(self.progress, self.guard)
         if self.ema is not None:
-            accelerator.register_for_checkpointing(self.ema)
+            self.accelerator.register_for_checkpointing(self.ema)
         # what the configuration does not say, but the meaning of a state depends on
-        self.about = {"classes": list(self.classes), "processes": accelerator.num_processes}
-        model_config(model)  # refuses now what could not be saved after an epoch
+        self.about = {"classes": list(self.setup.classes), "processes": self.accelerator.num_processes}
 
     def fit(self) -> dict[str, float]:
         """Train to the last epoch and return the last validation metrics."""
@@ -154,8 +90,8 @@ class Trainer:
                     f"{run_dir} is not writable ({error.strerror}): choose another place with output_dir=FOLDER."
                 ) from None
             self.metrics.cut_back(progress.step)
-        self.logbook = Logbook(accelerator, progress.step, self.preprocessing)
-        self._announce()
+        self.logbook = Logbook(accelerator, progress.step, self.setup.preprocessing)
+        announce(config, self.setup, accelerator, self.state, progress.step)
         while progress.epoch < config.train.epochs:
             self._train_epoch()
             metrics = self._validate()
@@ -175,10 +111,10 @@ class Trainer:
             disable=None if self.accelerator.is_main_process else True,  # None: only where there is a terminal
         )
         recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-        for images, labels, _ in self.batches.epoch(progress.epoch, progress.batch):
+        for images, labels, indices in self.batches.epoch(progress.epoch, progress.batch):
             # by what is being done, not by what was done before: a resumed run draws the same
             seed_all(self.config.seed, progress.epoch, progress.batch, self.accelerator.process_index)
-            losses, norms = self._step(images, labels)
+            losses, norms = self._step(images, labels, indices)
             progress.batch += 1
             recent.append((losses, norms))
             stepped = self.accelerator.sync_gradients
@@ -204,21 +140,13 @@ class Trainer:
         if progress.count == 0:
             raise InputError(f"data.name={self.config.data.name}: the training stream gave no batch.")
 
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _step(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         progress, accelerator = self.progress, self.accelerator
-        targets: Tensor = labels
-        if self.mixup is not None:
-            images, targets = self.mixup(images, labels)
-        counts: list[Any] = self.keep_counts(progress.step)
-        temperature: float | Tensor = self.temperature
-        if self.config.train.compile:  # tensors can move without recompiling
-            counts = [torch.tensor(count, device=images.device) for count in counts]
-            temperature = torch.tensor(temperature, device=images.device)
+        moment = self.schedules.moment(progress.step, images.device)
         norms: dict[str, Tensor] = {}
         with accelerator.accumulate(self.model):
             with accelerator.autocast():
-                logits, trace = self.model(images, return_trace=True, temperature=temperature, keep_counts=counts)
-                losses = self.objective(images, targets, logits, trace, self.keep_counts.ratios(progress.step))
+                losses, trace = self.setup.objective(self.model, images, labels, indices, moment)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 accelerator.unscale_gradients()
@@ -231,14 +159,10 @@ class Trainer:
             progress.step += 1
             if self.ema is not None:
                 self.ema.update(accelerator.unwrap_model(self.model), step=progress.step)
+        if progress.step == 1 and self.setup.objective.budget is not None:
+            warn_of_normalised_logits(trace)
         values = {name: loss.detach() for name, loss in losses.items()}
-        for stage, kept in enumerate(trace.counts, start=1):
-            values[f"kept/mean_{stage}"] = kept.float().mean()
-            values[f"kept/min_{stage}"] = kept.min().float()
-            values[f"kept/empty_{stage}"] = (kept == 0).sum().float()
-        for stage, expected in enumerate(trace.expected, start=1):
-            values[f"kept/probability_{stage}"] = expected.detach().mean()
-        return values, norms
+        return values | _kept(trace) | self.setup.objective.statistics(), norms
 
     def _account(self, recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> float:
         """Add up losses and let the guard look at every step; returns the mean loss of these."""
@@ -256,10 +180,11 @@ class Trainer:
         return sum(row["loss"] for row in rows) / len(rows)
 
     def _validate(self) -> dict[str, float]:
+        setup = self.setup
         with self._deployed() as model:
-            metrics = evaluate_accuracy(model, self.validation, self.accelerator, self.foreground, "validation")
-            if self.accelerator.is_main_process and self.examples and model.stages:
-                self.logbook.pictures(self.progress.step, model, self.examples)
+            metrics = setup.task.evaluate(model, setup.validation, self.accelerator, setup.data, "validation")
+            if self.accelerator.is_main_process and setup.examples and model.stages:
+                self.logbook.pictures(self.progress.step, model, setup.examples)
         return metrics
 
     def _finish_epoch(self, metrics: dict[str, float]) -> None:
@@ -268,8 +193,9 @@ class Trainer:
         row |= {f"train/{name}": total / progress.count for name, total in progress.sums.items()}
         row |= {f"val/{name}": value for name, value in metrics.items()}
         row |= {"lr": self._learning_rate(), "temperature": self.temperature}
-        improved = metrics["top1"] > progress.best
-        progress.best = max(progress.best, metrics["top1"])
+        task = self.setup.task
+        improved = metrics[task.metric] > progress.best
+        progress.best = max(progress.best, metrics[task.metric])
         progress.epoch, progress.batch, progress.sums, progress.count = progress.epoch + 1, 0, {}, 0
         logged = {name.replace("train/", "epoch/"): value for name, value in row.items() if name != "epoch"}
         self.logbook.scalars(progress.step, logged)
@@ -281,10 +207,7 @@ class Trainer:
                     if improved:
                         model.save_pretrained(run_dir / "best")
             save_state(accelerator, run_dir, self.about)
-        accelerator.print(
-            f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  top-1 {metrics['top1']:.2f} %"
-            + (f"  foreground recall {metrics['foreground_recall']:.3f}" if "foreground_recall" in metrics else "")
-        )
+        accelerator.print(f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  {task.describe(metrics)}")
 
     @contextmanager
     def _deployed(self) -> Iterator[PrunedViT]:
@@ -300,28 +223,19 @@ class Trainer:
     @property
     def temperature(self) -> float:
         """The selector's temperature at this step."""
-        settings = self.config.schedule
-        fraction = self.progress.step / max(self.total_steps - 1, 1)
-        return anneal(settings.temperature_kind, settings.temperature_start, settings.temperature_end, fraction)
+        return self.schedules.temperature(self.progress.step)
 
     def _learning_rate(self) -> float:
-        return self.config.optimizer.lr * self.lr(self.progress.step)
+        return self.schedules.lr(self.progress.step)
 
-    def _announce(self) -> None:
-        say, config = self.accelerator.print, self.config
-        model: PrunedViT = self.accelerator.unwrap_model(self.model)
-        counts = [str(count) for count in self.keep_counts(self.keep_counts.warmup_steps)]
-        say(
-            f"{model.architecture}: {self.keep_counts.num_patches} patches"
-            + (f", {' -> '.join(counts)} before blocks {list(model.stages)}" if counts else ", no pruning")
-            + f"; selector {config.model.selector['name']}; {len(self.classes)} classes"
-        )
-        say(
-            f"{config.train.epochs} epochs of {self.batches.length} batches x {config.data.batch_size} images x "
-            f"{self.accelerator.num_processes} process(es) on {self.accelerator.device}; "
-            f"writing {config.run_dir}"
-        )
-        if model.stages and model.selector.budget == "k" and config.loss.keep_ratio:
-            say("The selector keeps exactly k tokens: the keep-ratio loss would have nothing to do and is left out.")
-        if self.state is not None:
-            say(f"Resuming from {self.state} at step {self.progress.step} of {self.total_steps}.")
+
+def _kept(trace: Trace) -> dict[str, Tensor]:
+    """Return numbers about the tokens kept in a forward, by name and stage."""
+    values: dict[str, Tensor] = {}
+    for stage, kept in enumerate(trace.counts, start=1):
+        values[f"kept/mean_{stage}"] = kept.float().mean()
+        values[f"kept/min_{stage}"] = kept.min().float()
+        values[f"kept/empty_{stage}"] = (kept == 0).sum().float()
+    for stage, expected in enumerate(trace.expected, start=1):
+        values[f"kept/probability_{stage}"] = expected.detach().mean()
+    return values

@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.errors import InputError
 from dynavit.export.verify import Verification, verify
-from dynavit.models import PrunedViT
 
 OPSET = 20
 
 
 def export_onnx(
-    model: PrunedViT, path: Path, images: Tensor, metadata: Mapping[str, Any], batch_sizes: tuple[int, ...] = (1, 2, 5)
+    model: nn.Module,
+    path: Path,
+    images: Tensor,
+    metadata: Mapping[str, Any],
+    batch_sizes: tuple[int, ...] = (1, 2, 5),
+    output: str = "logits",
+    classifies: bool = True,
 ) -> Verification:
     """Write a model at its present keep ratio as ONNX, if onnxruntime agrees with torch.
 
-    Input ``images`` ``(batch, 3, H, W)``, output ``logits`` ``(batch, C)``; the batch is dynamic. Tokens are
+    Input ``images`` ``(batch, 3, H, W)``, one output ``(batch, C)``; the batch is dynamic. Tokens are
     removed by TopK and GatherElements.
 
     Args:
@@ -34,39 +39,48 @@ def export_onnx(
         images: ``(M, 3, H, W)`` to check with, M at least the largest batch size.
         metadata: written into the file as JSON strings, one a key.
         batch_sizes: at which the two are compared.
+        output: name of the output.
+        classifies: the largest output names a class, and has to stay the largest.
 
     Raises:
         InputError: packages for ONNX are missing, or the exported model differs.
     """
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise InputError(f"{error.name} is missing: pip install 'dynavit[export]'.") from None
 
     partial = path.with_name(path.name + ".partial")
     try:
-        _export(model, images[:2], partial)
+        _export(model, images[:2], partial, output)
         written = onnx.load(partial)
         onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in metadata.items()})
         onnx.save(written, partial)
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(str(partial), options, providers=["CPUExecutionProvider"])
-
-        def run(batch: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
-
-        checked = verify(model, run, images, batch_sizes)
+        checked = verify(model, open_onnx(partial, output), images, batch_sizes, classifies=classifies)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return checked
 
 
-def _export(model: PrunedViT, example: Tensor, path: Path) -> None:
+def open_onnx(path: Path, output: str = "logits") -> Callable[[Tensor], Tensor]:
+    """Return an exported model as a function from images ``(B, 3, H, W)`` to its output ``(B, C)``."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([output], {"images": images.numpy()})[0])
+
+    return run
+
+
+def _export(model: nn.Module, example: Tensor, path: Path, output: str) -> None:
     # an example of one image would bake the batch size in, and torch's fused attention on CPU does
     # not decompose with a mask: hence two images, and the plain backend
     batch = torch.export.Dim("batch")
@@ -80,7 +94,7 @@ def _export(model: PrunedViT, example: Tensor, path: Path) -> None:
                 path,
                 dynamo=True,
                 input_names=["images"],
-                output_names=["logits"],
+                output_names=[output],
                 dynamic_shapes={"images": {0: batch}},
                 opset_version=OPSET,
                 external_data=False,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ from torch import nn
 
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models.adapters import create_adapter
+from dynavit.models.heads import BNNeck, EmbeddingPlace
+from dynavit.models.patches import OverlappingPatchEmbed
 from dynavit.models.pruned_vit import PrunedViT
+from dynavit.models.side import SideEmbedding
 from dynavit.reducers import Reducer, create_reducer
 from dynavit.selectors import Selector, create_selector
 
@@ -27,6 +32,9 @@ def create_model(
     keep_ratios: Sequence[float] | None = None,
     selector: str | Mapping[str, Any] | Selector = "topk",
     reducer: str | Mapping[str, Any] | Reducer = "drop",
+    num_identities: int | None = None,
+    embedding: EmbeddingPlace = "after",
+    side: Mapping[str, Any] | None = None,
     **model_kwargs: Any,
 ) -> PrunedViT:
     """Create a timm Vision Transformer that prunes tokens.
@@ -40,7 +48,18 @@ def create_model(
         keep_ratios: one ratio a stage, in place of ``keep_ratio``.
         selector: a registered name, ``{"name": ..., option: value}`` or an instance.
         reducer: likewise.
-        model_kwargs: everything else goes to ``timm.create_model``.
+        num_identities: make a re-identification model: a :class:`~dynavit.models.heads.BNNeck` for
+            this number of training identities takes the place of the classifier.
+        embedding: what such a model returns in eval: the feature "after" or "before" the batch norm.
+        side: tell the model the camera of each image, and the view if that matters:
+            ``{"cameras": 6, "views": 1, "scale": 3.0}``, of which only the first is needed. See
+            :class:`~dynavit.models.side.SideEmbedding`.
+        model_kwargs: everything else goes to ``timm.create_model``; but for ``patch_stride``, smaller than
+            the patch size, which makes patches overlap: see
+            :class:`~dynavit.models.patches.OverlappingPatchEmbed`.
+
+    Warns:
+        UserWarning: overlapping patches that do not reach the border of the image.
 
     Raises:
         InputError: unknown name or impossible value.
@@ -50,20 +69,18 @@ def create_model(
         >>> model = create_model("test_vit", num_classes=10, stages=(2, 4), keep_ratio=0.5)
         >>> model.keep_ratios
         (0.5, 0.25)
+        >>> create_model("test_vit", num_identities=751).neck.classifier
+        Linear(in_features=64, out_features=751, bias=False)
     """
-    try:
-        source, name = timm.models.parse_model_name(architecture)
-    except (ValueError, AssertionError) as error:  # names a source that timm does not know, or looks like a path
-        raise InputError(f"{architecture!r} is no timm model name. {error}") from None
-    if source is None and not timm.is_model(name.partition(".")[0]):
-        hint = did_you_mean(architecture, timm.list_models())
-        if "/" in architecture:
-            hint = f" A model of the Hugging Face Hub is written 'hf-hub:{architecture}'."
-        raise InputError(f"timm has no model {architecture!r}.{hint} timm.list_models('*vit*') lists what there is.")
-    for key in {"img_size", "patch_size"} & model_kwargs.keys():
-        if isinstance(model_kwargs[key], list):  # as JSON and YAML hand it over
-            model_kwargs[key] = tuple(model_kwargs[key])
-    backbone = _create_backbone(architecture, pretrained, model_kwargs)
+    if num_identities is not None:
+        if model_kwargs.get("num_classes", 0) != 0:
+            raise InputError(
+                f"num_classes={model_kwargs['num_classes']} and num_identities={num_identities}: a model either "
+                f"classifies or embeds; give one of them."
+            )
+        model_kwargs["num_classes"] = 0
+    backbone = create_backbone(architecture, pretrained, **model_kwargs)
+    _tell_unused_pixels(backbone)
     return prune(
         backbone,
         stages=stages,
@@ -71,6 +88,9 @@ def create_model(
         keep_ratios=keep_ratios,
         selector=selector,
         reducer=reducer,
+        num_identities=num_identities,
+        embedding=embedding,
+        side=side,
         architecture=architecture,
         model_kwargs=model_kwargs,
     )
@@ -84,6 +104,9 @@ def prune(
     keep_ratios: Sequence[float] | None = None,
     selector: str | Mapping[str, Any] | Selector = "topk",
     reducer: str | Mapping[str, Any] | Reducer = "drop",
+    num_identities: int | None = None,
+    embedding: EmbeddingPlace = "after",
+    side: Mapping[str, Any] | None = None,
     architecture: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> PrunedViT:
@@ -111,6 +134,8 @@ def prune(
         keep_ratios=keep_ratios,  # type: ignore[arg-type]
         selector=_created(selector, Selector, create_selector),
         reducer=_created(reducer, Reducer, create_reducer),
+        neck=_created_neck(backbone, num_identities, embedding),
+        side=_created_side(backbone, side),
     )
     model.architecture = architecture
     model.model_kwargs = dict(model_kwargs or {})
@@ -139,9 +164,31 @@ def default_stages(depth: int) -> tuple[int, ...]:
     return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0}))
 
 
-def _create_backbone(architecture: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create a timm model, with overlapping patches where ``patch_stride`` is given.
+
+    Raises:
+        InputError: unknown name or impossible value.
+    """
     try:
-        backbone: Any = timm.create_model(architecture, pretrained=pretrained, **kwargs)
+        source, name = timm.models.parse_model_name(architecture)
+    except (ValueError, AssertionError) as error:  # names a source that timm does not know, or looks like a path
+        raise InputError(f"{architecture!r} is no timm model name. {error}") from None
+    if source is None and not timm.is_model(name.partition(".")[0]):
+        hint = did_you_mean(architecture, timm.list_models())
+        if "/" in architecture:
+            hint = f" A model of the Hugging Face Hub is written 'hf-hub:{architecture}'."
+        raise InputError(f"timm has no model {architecture!r}.{hint} timm.list_models('*vit*') lists what there is.")
+    for key in {"img_size", "patch_size", "patch_stride"} & kwargs.keys():
+        if isinstance(kwargs[key], list):  # as JSON and YAML hand it over
+            kwargs[key] = tuple(kwargs[key])
+    options = {key: value for key, value in kwargs.items() if key != "patch_stride"}
+    if kwargs.get("patch_stride") is not None:
+        options["embed_layer"] = partial(OverlappingPatchEmbed, stride=kwargs["patch_stride"])
+    try:
+        backbone: Any = timm.create_model(architecture, pretrained=pretrained, **options)
+    except InputError:
+        raise
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"timm cannot create {architecture} with {kwargs}: {reason}") from error
@@ -151,6 +198,8 @@ def _create_backbone(architecture: str, pretrained: bool, kwargs: dict[str, Any]
             f"the weights of {architecture} could not be downloaded ({reason}): connect, or use pretrained=False."
         ) from error
     embed = getattr(backbone, "patch_embed", None)
+    if isinstance(embed, OverlappingPatchEmbed):
+        return backbone
     size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
     padded = getattr(embed, "dynamic_img_pad", False)
     if size is not None and patch is not None and not padded and any(s % p for s, p in zip(size, patch, strict=True)):
@@ -160,6 +209,35 @@ def _create_backbone(architecture: str, pretrained: bool, kwargs: dict[str, Any]
             f"that is, or pass dynamic_img_size=True, dynamic_img_pad=True."
         )
     return backbone
+
+
+def _tell_unused_pixels(backbone: Any) -> None:
+    unused = getattr(getattr(backbone, "patch_embed", None), "unused", None)
+    if unused is not None and any(unused):
+        embed = backbone.patch_embed
+        warnings.warn(
+            f"patches of {tuple(embed.patch_size)} pixels every {embed.stride} leave the last {unused[0]} rows and "
+            f"{unused[1]} columns of {tuple(embed.img_size)} unused.",
+            stacklevel=3,
+        )
+
+
+def _created_neck(backbone: Any, num_identities: int | None, embedding: EmbeddingPlace) -> BNNeck | None:
+    if num_identities is not None:
+        return BNNeck(backbone.num_features, num_identities, embedding)
+    if embedding != "after":
+        raise InputError(f"embedding={embedding!r} belongs to re-identification models: give num_identities as well.")
+    return None
+
+
+def _created_side(backbone: Any, options: Mapping[str, Any] | None) -> SideEmbedding | None:
+    if options is None:
+        return None
+    known = ("cameras", "views", "scale")
+    if not isinstance(options, Mapping) or "cameras" not in options or not options.keys() <= set(known):
+        raise InputError(f"side={options!r}: give a mapping with 'cameras', and perhaps 'views' and 'scale'.")
+    views, scale = options.get("views", 1), options.get("scale", 3.0)
+    return SideEmbedding(options["cameras"], views, backbone.embed_dim, scale)
 
 
 def _created(part: Any, kind: type[nn.Module], create: Any) -> Any:

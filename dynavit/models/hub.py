@@ -18,12 +18,12 @@ from dynavit.selectors.registry import selector_config
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
-_OPTIONAL = {"reducer", "global_pool", "metadata"}
+_OPTIONAL = {"reducer", "global_pool", "metadata", "num_identities", "embedding", "side"}
 
 
 _CARD = """---
 library_name: dynavit
-pipeline_tag: image-classification
+pipeline_tag: {task}
 ---
 
 # {architecture}, token-pruned
@@ -40,6 +40,8 @@ class _Savable(Protocol):
     keep_ratios: tuple[float, ...]
     selector: Any
     reducer: Any
+    neck: Any
+    side: Any
     architecture: str | None
     model_kwargs: dict[str, Any]
     metadata: dict[str, Any]
@@ -100,7 +102,9 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         (save_directory / (CONFIG + ".partial")).write_text(config)
         (save_directory / (CONFIG + ".partial")).replace(save_directory / CONFIG)
         if not (save_directory / "README.md").exists():
-            (save_directory / "README.md").write_text(_CARD.format(architecture=self.architecture))
+            task = "image-classification" if cast(_Savable, self).neck is None else "image-feature-extraction"
+            card = _CARD.format(architecture=self.architecture, task=task)
+            (save_directory / "README.md").write_text(card)
 
     @classmethod
     def from_pretrained(
@@ -184,8 +188,9 @@ def model_config(model: _Savable) -> dict[str, Any]:
             "dynavit.prune."
         )
     kwargs = {**model.model_kwargs, "num_classes": model.backbone.num_classes}
-    for key in ("img_size", "patch_size"):  # set_input_size may have changed them
-        size = getattr(model.backbone.patch_embed, key, None)
+    # set_input_size may have changed the first two; only overlapping patches have a stride
+    for key, attribute in (("img_size", "img_size"), ("patch_size", "patch_size"), ("patch_stride", "stride")):
+        size = getattr(model.backbone.patch_embed, attribute, None)
         if size is not None:
             kwargs[key] = list(size)
     config = {
@@ -198,6 +203,10 @@ def model_config(model: _Savable) -> dict[str, Any]:
         "reducer": {"name": model.reducer.name},
         "metadata": model.metadata,
     }
+    if model.neck is not None:
+        config |= {"num_identities": model.neck.num_identities, "embedding": model.neck.embedding}
+    if model.side is not None:
+        config["side"] = model.side.options()
     try:
         json.dumps(config)
     except TypeError as error:

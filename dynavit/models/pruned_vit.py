@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.models.adapters import BackboneAdapter, create_adapter
+from dynavit.models.heads import BNNeck
 from dynavit.models.hub import HubMixin
+from dynavit.models.side import SideEmbedding
 from dynavit.models.tokens import GatheredTokens, MaskedTokens, MaskForm
 from dynavit.models.trace import Trace
 from dynavit.predictors import ScorePredictor
@@ -35,6 +37,8 @@ class PrunedViT(nn.Module, HubMixin):
         backbone: the timm model, shared with the caller.
         predictors: one :class:`ScorePredictor` a stage.
         selector, reducer: how tokens are chosen, and what becomes of the others.
+        neck: the head of a re-identification model, in place of the backbone's classifier; or None.
+        side: adds what is known of camera and view to the tokens; or None.
         stages: blocks (0-based) before which tokens are pruned.
         execution: "mask" hides dropped tokens, "gather" removes them; "auto" masks while training
             and gathers in eval.
@@ -48,6 +52,8 @@ class PrunedViT(nn.Module, HubMixin):
         keep_ratios: float | Sequence[float],
         selector: Selector,
         reducer: Reducer,
+        neck: BNNeck | None = None,
+        side: SideEmbedding | None = None,
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
@@ -57,6 +63,9 @@ class PrunedViT(nn.Module, HubMixin):
         self.predictors = nn.ModuleList(ScorePredictor(self.embed_dim) for _ in self.stages)
         self.selector = selector
         self.reducer = reducer
+        self.neck = neck
+        self.side = side
+        self._check_head()
         self.model_kwargs: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
         self.execution: Execution = "auto"
@@ -77,16 +86,21 @@ class PrunedViT(nn.Module, HubMixin):
     def forward(
         self,
         images: Tensor,
+        cameras: Tensor | None = None,
+        views: Tensor | None = None,
         *,
         return_trace: bool = False,
         temperature: float | Tensor = 1.0,
         keep_counts: Sequence[int | Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> Any:
-        """Classify images ``(B, 3, H, W)``.
+        """Classify images ``(B, 3, H, W)``, or embed them where there is a neck.
 
         Args:
             images: input batch.
+            cameras: ``(B,)`` int64, the camera of each image, -1 where unknown; for models with a
+                side embedding, and only for those.
+            views: likewise; may be left out by a model of one view.
             return_trace: also return what happened to the tokens.
             temperature: passed to the selector; training only.
             keep_counts: tokens to keep at each stage, in place of the keep ratios. Tensors let a
@@ -94,31 +108,39 @@ class PrunedViT(nn.Module, HubMixin):
             generator: source of the selector's noise; training only.
 
         Returns:
-            Logits ``(B, num_classes)``, or ``(logits, Trace)``.
+            Logits ``(B, num_classes)``; with a neck :class:`~dynavit.models.heads.Embedding` in
+            training, and in eval embeddings ``(B, D)`` of length 1. Or that and a Trace.
 
         Raises:
             InputError: ``keep_counts`` of another length than the stages, or of shape ``(B,)`` in
-                gather execution.
+                gather execution; cameras or views that are needed, or not; one image alone for a neck
+                in training.
         """
-        x, trace = self._forward(images, temperature, keep_counts, generator)
-        output = self.adapter.head(x, trace.mask, self.training, pre_logits=False)
+        x, trace = self._forward(images, cameras, views, temperature, keep_counts, generator)
+        output = self._head(x, trace.mask)
         return (output, trace) if return_trace else output
 
-    def forward_features(self, images: Tensor, return_trace: bool = False) -> Any:
+    def forward_features(
+        self,
+        images: Tensor,
+        return_trace: bool = False,
+        cameras: Tensor | None = None,
+        views: Tensor | None = None,
+    ) -> Any:
         """Return the tokens after the last norm, ``(B, P + n, D)``, and with them the trace if asked.
 
         Where dropped tokens are only masked, pooling has to know: pass ``trace.mask`` on to
         :meth:`forward_head`.
         """
-        x, trace = self._forward(images, 1.0, None, None)
+        x, trace = self._forward(images, cameras, views, 1.0, None, None)
         return (x, trace) if return_trace else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, mask: Tensor | None = None) -> Any:
-        """Pool and classify tokens, as timm's method does.
+        """Pool tokens and classify or embed them, as timm's method does.
 
         Args:
             x: what :meth:`forward_features` returned.
-            pre_logits: stop before the classifier.
+            pre_logits: stop before the classifier or the neck.
             mask: ``trace.mask`` of the same forward; needed in mask execution.
 
         Raises:
@@ -133,11 +155,18 @@ class PrunedViT(nn.Module, HubMixin):
                 "execution='mask'), so pooling needs their mask: use forward_features(images, "
                 "return_trace=True) and forward_head(x, mask=trace.mask)."
             )
-        return self.adapter.head(x, mask, self.training, pre_logits)
+        return self._head(x, mask, pre_logits)
+
+    def _head(self, x: Tensor, mask: Tensor | None, pre_logits: bool = False) -> Any:
+        if self.neck is None or pre_logits:
+            return self.adapter.head(x, mask, self.training, pre_logits)
+        return self.neck(self.adapter.head(x, mask, self.training, pre_logits=True))
 
     def _forward(
         self,
         images: Tensor,
+        cameras: Tensor | None,
+        views: Tensor | None,
         temperature: float | Tensor,
         keep_counts: Sequence[int | Tensor] | None,
         generator: torch.Generator | None,
@@ -146,6 +175,13 @@ class PrunedViT(nn.Module, HubMixin):
         trace = Trace()
         kind = GatheredTokens if gathers else MaskedTokens
         x, context = self.adapter.embed(images)
+        if self.side is not None:
+            x = x + self.side(cameras, views, x.shape[0]).to(x.dtype)
+        elif cameras is not None or views is not None:
+            raise InputError(
+                "this model has no side embedding: call it without cameras and views, or create it with "
+                "side={'cameras': ...}."
+            )
         tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
         always = self.training or keep_counts is not None
         if keep_counts is None:
@@ -189,26 +225,46 @@ class PrunedViT(nn.Module, HubMixin):
         else:
             tokens.apply(selection, soft=self.training and self.selector.soft)
         assert tokens.expected is not None
+        assert tokens.probs is not None
         trace.expected.append(tokens.expected)
+        present = selection.mask if tokens.mask is None else tokens.mask
+        trace.decided.append(present.sum(dim=1) / tokens.num_patches)
+        trace.probs.append(tokens.probs)
+        if selection.log_prob is not None:
+            trace.log_prob = selection.log_prob if trace.log_prob is None else trace.log_prob + selection.log_prob
         for name, loss in selection.aux.items():
             trace.aux[name] = trace.aux[name] + loss if name in trace.aux else loss
 
     def _executes(self) -> Literal["mask", "gather"]:
         if self.execution == "auto":
             return "mask" if self.training else "gather"
-        if self.execution == "gather" and self.training and self.selector.budget != "k":
+        fixed = self.selector.budget == "k" and not self.selector.soft
+        if self.execution == "gather" and self.training and not fixed:
             raise InputError(
-                f"execution='gather' in training needs a selector that keeps a fixed number of "
+                f"execution='gather' in training needs a selector that removes a fixed number of "
                 f"tokens; {type(self.selector).__name__} does not. Use execution='mask' or 'auto'."
             )
         return self.execution
+
+    def _check_head(self) -> None:
+        if self.neck is None:
+            return
+        if self.backbone.num_classes > 0:
+            raise InputError(
+                f"num_identities={self.neck.num_identities}: this backbone has a classifier of its own, which would "
+                f"never be used. Create it with num_classes=0, or call backbone.reset_classifier(0) first."
+            )
+        if self.backbone.global_pool == "":
+            raise InputError(
+                "num_identities=... needs one feature an image: create the backbone with global_pool='token' or 'avg'."
+            )
 
     # timm's conventions
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the head."""
-        return int(self.backbone.num_classes)
+        """Number of classes of the head, or of training identities of the neck."""
+        return int(self.backbone.num_classes) if self.neck is None else self.neck.num_identities
 
     @property
     def num_features(self) -> int:
@@ -234,11 +290,17 @@ class PrunedViT(nn.Module, HubMixin):
 
     def get_classifier(self) -> nn.Module:
         """Return the classifier layer."""
-        return self.backbone.get_classifier()
+        return self.backbone.get_classifier() if self.neck is None else self.neck.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier, as timm's method does."""
-        self.backbone.reset_classifier(num_classes, global_pool)
+        """Replace the classifier, as timm's method does; of a neck, that of its identities."""
+        if self.neck is None:
+            self.backbone.reset_classifier(num_classes, global_pool)
+            return
+        self.neck.reset(num_classes)
+        if global_pool is not None:
+            self.backbone.reset_classifier(0, global_pool)
+            self._check_head()
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
         """Change the image or patch size, as timm's method does."""
@@ -251,7 +313,8 @@ class PrunedViT(nn.Module, HubMixin):
     def no_weight_decay(self) -> set[str]:
         """Return names of parameters to leave out of weight decay, the predictors' included."""
         backbone = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
-        return backbone | {f"predictors.{name}" for name, _ in self.predictors.named_parameters()}
+        side = {"side.table"} if self.side is not None else set()  # as position embeddings
+        return backbone | side | {f"predictors.{name}" for name, _ in self.predictors.named_parameters()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's layer groups for layer-wise learning rates, names prefixed by backbone."""

@@ -33,6 +33,8 @@ class MaskedTokens:
         kept: ``(B, N)`` bool over the original patches: kept by every stage so far. Differs from
             ``alive`` where soft selections, which remove nothing, said no.
         expected: ``(B,)`` fp32: expected fraction of the original patches kept so far.
+        probs: ``(B, n)`` fp32: probability of each token present to have been kept so far, by the last stage
+            where that removes tokens, by all of them where selections are soft.
     """
 
     def __init__(self, x: Tensor, context: Any, adapter: BackboneAdapter, *, training: bool, form: MaskForm) -> None:
@@ -44,7 +46,7 @@ class MaskedTokens:
         self.alive = self.kept = torch.ones(shape, dtype=torch.bool, device=x.device)
         self.mask: Tensor | None = None
         self.expected: Tensor | None = None
-        self._survival: Tensor | None = None
+        self.probs: Tensor | None = None
 
     @property
     def patches(self) -> Tensor:
@@ -55,13 +57,13 @@ class MaskedTokens:
         """Hide what a stage did not keep; a soft selection hides in part and removes nothing."""
         self.kept = self.kept & selection.keep
         self.mask = selection.mask if self.mask is None else self.mask * selection.mask
-        survival = selection.probs
-        if soft:  # a hard selection's probabilities are already 0 on what is dead
-            survival = survival if self._survival is None else self._survival * survival
-            self._survival = survival
-        else:
+        if soft and self.probs is not None:
+            self.probs = self.probs * selection.probs
+        else:  # a hard selection's probabilities are already 0 on what is dead
+            self.probs = selection.probs
+        if not soft:
             self.alive = self.alive & selection.keep
-        self.expected = survival.sum(dim=1) / self.num_patches
+        self.expected = self.probs.sum(dim=1) / self.num_patches
 
     def attention_mask(self) -> Tensor | None:
         """Return what the next block's attention is given: None, booleans or an additive bias."""
@@ -86,7 +88,8 @@ class GatheredTokens(MaskedTokens):
         self.positions = self.positions.gather(1, index)
         self.alive = torch.ones_like(index, dtype=torch.bool)
         self.kept = torch.zeros_like(self.kept).scatter(1, self.positions, True)
-        self.expected = selection.probs.sum(dim=1) / self.num_patches
+        self.probs = selection.probs
+        self.expected = self.probs.sum(dim=1) / self.num_patches
         if self.training:
             mask = selection.mask.gather(1, index)
             self.mask = mask if self.mask is None else self.mask.gather(1, index) * mask

@@ -17,6 +17,9 @@ class Trace:
         expected: ``(B,)`` fp32 for each stage that selected (in eval one at ratio 1.0 does not):
             expected fraction of the original patches kept, by the selector's probabilities; what a
             keep-ratio loss reads.
+        decided: likewise, the fraction that the mask of this forward adds up to: sampled, with its gradient.
+        probs: ``(B, n)`` fp32 for each stage that selected: probabilities to be kept so far.
+        log_prob: ``(B,)`` sum over the stages of the selector's ``log_prob``; None where it gives none.
         features: ``(B, n, D)`` patch tokens after the last norm.
         positions: ``(B, n)`` their original patch indices.
         mask: ``(B, n)`` their final mask, or None where all count fully.
@@ -25,6 +28,9 @@ class Trace:
 
     masks: list[Tensor] = field(default_factory=list)
     expected: list[Tensor] = field(default_factory=list)
+    decided: list[Tensor] = field(default_factory=list)
+    probs: list[Tensor] = field(default_factory=list)
+    log_prob: Tensor | None = None
     features: Tensor | None = None
     positions: Tensor | None = None
     mask: Tensor | None = None

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from dynavit.errors import InputError
-from dynavit.models.factory import load
+from dynavit.models.factory import create_backbone, load
+from dynavit.models.pruned_vit import PrunedViT
+
+_GRID = ("img_size", "patch_stride")  # what may differ from a saved model: positions are resampled
 
 
 def load_backbone(
@@ -35,43 +39,152 @@ def load_backbone(
     Raises:
         InputError: missing, damaged or mismatching checkpoint; mismatches are listed.
     """
-    path = Path(checkpoint)
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist, seen from {Path.cwd()}: model.checkpoint names a folder that dynavit wrote, or a "
-            f"state dict."
-        )
+    path = _existing(checkpoint)
     if path.is_dir():
-        model = load(path)
-        if architecture not in (None, model.architecture):
-            raise InputError(
-                f"model.architecture={architecture} but {path} holds a {model.architecture}: leave "
-                f"model.architecture out, or start from another checkpoint."
-            )
+        model = _load_folder(path, architecture)
         if kwargs:
             raise InputError(
                 f"model.kwargs={kwargs}: {path} already says how its {model.architecture} is built; "
                 f"leave model.kwargs out."
             )
         assert model.architecture is not None
-        known = model.metadata.get("class_names") or [str(number) for number in range(model.num_classes)]
-        replaced = classes is not None and list(classes) != list(known)
+        replaced = classes is not None and (model.neck is not None or list(classes) != _classes_of(model))
         if classes is not None and replaced:
-            model.reset_classifier(len(classes))
+            model.backbone.reset_classifier(len(classes))
         return model.backbone, model.architecture, model.model_kwargs, replaced
     if architecture is None:
         raise InputError(f"{path}: a state dict needs model.architecture=TIMM_NAME.")
     if classes is not None:
         kwargs = {**kwargs, "num_classes": len(classes)}
-    backbone = timm.create_model(architecture, **kwargs)
+    backbone = create_backbone(architecture, **kwargs)
     return backbone, architecture, kwargs, _load_matching(backbone, _read_state(path), path)
+
+
+@dataclass(frozen=True)
+class ReidStart:
+    """What a re-identification run starts from.
+
+    Attributes:
+        backbone: without a classifier.
+        architecture: its timm name.
+        model_kwargs: what it is made with.
+        neck: state of the checkpoint's neck, where that was trained on the same identities.
+        side: state of the checkpoint's side embedding, if it has one.
+    """
+
+    backbone: nn.Module
+    architecture: str
+    model_kwargs: dict[str, Any]
+    neck: Mapping[str, Tensor] | None = None
+    side: Mapping[str, Tensor] | None = None
+
+    def restore(self, model: PrunedViT) -> tuple[str, ...]:
+        """Give a model around this backbone what else of the checkpoint fits it.
+
+        Returns:
+            Those of "neck" and "side" that were restored; the others are as new.
+        """
+        restored = []
+        for name, state in (("neck", self.neck), ("side", self.side)):
+            part = getattr(model, name)
+            if part is None or state is None:
+                continue
+            shapes = {key: value.shape for key, value in part.state_dict().items()}
+            if shapes == {key: value.shape for key, value in state.items()}:
+                part.load_state_dict(state)
+                restored.append(name)
+        return tuple(restored)
+
+
+def load_reid_start(
+    checkpoint: str | Path, architecture: str | None, identities: Sequence[str] | None, **kwargs: Any
+) -> ReidStart:
+    """Read the start of a re-identification run from a checkpoint of one's own.
+
+    Args:
+        checkpoint: a folder that dynavit wrote, for classification or re-identification, or a state
+            dict; classifiers are left out.
+        architecture: timm name; needed for a state dict, checked against a folder.
+        identities: names of the training identities; None for those of the checkpoint.
+        kwargs: for timm, with a state dict; with a folder ``img_size`` and ``patch_stride`` may differ
+            from it, and position embeddings are resampled.
+
+    Raises:
+        InputError: missing, damaged or mismatching checkpoint; mismatches are listed.
+    """
+    path = _existing(checkpoint)
+    if not path.is_dir():
+        if architecture is None:
+            raise InputError(f"{path}: a state dict needs model.architecture=TIMM_NAME.")
+        kwargs = {**kwargs, "num_classes": 0}
+        backbone = create_backbone(architecture, **kwargs)
+        _load_matching(backbone, _read_state(path), path)
+        return ReidStart(backbone, architecture, kwargs)
+    model = _load_folder(path, architecture)
+    assert model.architecture is not None
+    if not kwargs.keys() <= set(_GRID):
+        raise InputError(
+            f"model.kwargs={kwargs}: {path} already says how its {model.architecture} is built; give "
+            f"{' and '.join(_GRID)} at most."
+        )
+    same = identities is None or list(identities) == _classes_of(model)
+    neck = None if model.neck is None or not same else model.neck.state_dict()
+    side = None if model.side is None else model.side.state_dict()
+    model.backbone.reset_classifier(0)
+    kwargs = {**model.model_kwargs, **kwargs, "num_classes": 0}
+    backbone = model.backbone
+    if any(kwargs.get(key) != model.model_kwargs.get(key) for key in _GRID):
+        backbone = _regridded(backbone, model.architecture, kwargs)
+    return ReidStart(backbone, model.architecture, kwargs, neck, side)
+
+
+def _existing(checkpoint: str | Path) -> Path:
+    path = Path(checkpoint)
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist, seen from {Path.cwd()}: model.checkpoint names a folder that dynavit wrote, or a "
+            f"state dict."
+        )
+    return path
+
+
+def _load_folder(path: Path, architecture: str | None) -> PrunedViT:
+    model = load(path)
+    if architecture not in (None, model.architecture):
+        raise InputError(
+            f"model.architecture={architecture} but {path} holds a {model.architecture}: leave "
+            f"model.architecture out, or start from another checkpoint."
+        )
+    return model
+
+
+def _classes_of(model: PrunedViT) -> list[str]:
+    return list(model.metadata.get("class_names") or [str(number) for number in range(model.num_classes)])
+
+
+def _regridded(old: Any, architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Return the same backbone for another image size or stride."""
+    new: Any = create_backbone(architecture, **kwargs)
+    new.reset_classifier(0, old.global_pool)
+    state = old.state_dict()
+    if "pos_embed" in state:
+        state["pos_embed"] = resample_abs_pos_embed(
+            state["pos_embed"],
+            new_size=list(new.patch_embed.grid_size),
+            old_size=list(old.patch_embed.grid_size),
+            num_prefix_tokens=0 if old.no_embed_class else old.num_prefix_tokens,
+        )
+    new.load_state_dict(state)
+    return new
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
+        state: Any
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: model.checkpoint names a folder or a state dict.") from None
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -82,14 +195,23 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors.")
+    # resampling positions in half precision would round them once more
+    half = (torch.float16, torch.bfloat16)
+    state = {name: value.float() if value.dtype in half else value for name, value in state.items()}
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def _load_matching(backbone: nn.Module, state: dict[str, Tensor], path: Path) -> bool:
+def _load_matching(backbone: Any, state: dict[str, Tensor], path: Path) -> bool:
     """Load everything but a head of other classes; returns whether the head was left new."""
-    state = checkpoint_filter_fn(state, cast(VisionTransformer, backbone))
+    try:
+        state = checkpoint_filter_fn(state, cast(VisionTransformer, backbone))
+    except RuntimeError as error:  # positions of a grid that cannot be guessed
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path} does not fit the architecture: its tensors cannot be resampled ({reason}).") from None
     own = backbone.state_dict()
-    head = {name for name in state if name in own and name.startswith("head") and state[name].shape != own[name].shape}
+    head = {name for name in state if name.startswith("head")}
+    if backbone.num_classes > 0:  # one that fits, or that the architecture does not know, is no other head
+        head = {name for name in head if name in own and state[name].shape != own[name].shape}
     for name in head:
         del state[name]
     shapes = [

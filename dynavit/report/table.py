@@ -6,6 +6,7 @@ A row is a mapping, as ``evaluation.json`` holds it:
 - ``keep_ratio``: a number, or one a stage; ``tokens``: patch tokens kept after each stage;
 - ``gmacs``: 1e9 multiply-accumulates an image; ``gmacs_ratio``: the dense model's over these;
 - the metric (``top1``, ``map``, ...) in percent, and ``delta_<metric>``: points against dense;
+  ``delta_<metric>_low`` and ``_high``: the 95 % interval of that;
 - ``throughput``: ``{batch size: {"images_per_second": ..., "speedup": ...}}``.
 
 All but ``model`` may be missing. Ratios, deltas and speedups are against the dense row, or against the
@@ -63,6 +64,11 @@ def columns(rows: Sequence[Row], metric: str = "top1") -> list[Column]:
         Column(metric_name(metric), cells=[_cell(row.get(metric), lambda x: f"{x:.2f}") for row in rows]),
         Column("delta", cells=[_cell(_delta(row, metric), lambda x: signed(x, 2)) for row in rows]),
     ]
+    if any(f"delta_{metric}_low" in row for row in rows):
+        table.append(Column("95 % interval", cells=[_interval(row, metric) for row in rows]))
+    if metric == "map" and any("rank1" in row for row in rows):
+        rank1 = [_cell(row.get("rank1"), lambda x: f"{x:.2f}") for row in rows]
+        table.append(Column(metric_name("rank1"), cells=rank1))
     for batch_size in batch_sizes(rows):
         speeds = [throughput(row).get(batch_size, {}) for row in rows]
         group = f"batch {batch_size}"
@@ -202,6 +208,11 @@ def signed(value: float, decimals: int) -> str:
 
 def _delta(row: Row, metric: str) -> float | None:
     return None if is_dense(row) else row.get(f"delta_{metric}")
+
+
+def _interval(row: Row, metric: str) -> str:
+    low, high = (row.get(f"delta_{metric}_{end}") for end in ("low", "high"))
+    return _NOTHING if low is None or high is None else f"{signed(low, 2)} to {signed(high, 2)}"
 
 
 def _first_ratio(row: Row) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +58,17 @@ class Selector(nn.Module):
             ``probs`` set their number during training.
         soft: the training forward uses a fractional mask and therefore removes no token.
         stochastic: the training forward draws noise.
-        trains_predictor: the task loss reaches the logits.
+        trains_predictor: the task loss reaches the logits through ``mask``.
+        needs_reward: learns from a reward through ``log_prob`` instead.
         needs_scores: reads the logits at all; if not, the model skips its predictors in eval.
     """
 
-    budget: ClassVar[Literal["k", "expected"]] = "k"
-    soft: ClassVar[bool] = False
-    stochastic: ClassVar[bool] = False
-    trains_predictor: ClassVar[bool] = True
-    needs_scores: ClassVar[bool] = True
+    budget: Literal["k", "expected"] = "k"
+    soft: bool = False
+    stochastic: bool = False
+    trains_predictor: bool = True
+    needs_reward: bool = False
+    needs_scores: bool = True
 
     def forward(
         self,

@@ -12,11 +12,11 @@ from accelerate import Accelerator
 
 import dynavit
 from dynavit.config import Config
-from dynavit.engine.build import build_data, build_start
-from dynavit.engine.evaluation import evaluate_accuracy
+from dynavit.engine.build import build_start
 from dynavit.engine.evaluator import evaluate_run
 from dynavit.engine.loading import make_loader
 from dynavit.engine.run import list_images, open_run, read_images
+from dynavit.engine.tasks import create_task
 from dynavit.engine.trainer import Trainer
 
 Make = Callable[..., Config]
@@ -94,14 +94,15 @@ def test_a_bad_ratio_is_refused_before_anything_is_measured(run: Path, tmp_path:
 
 def test_accuracy_equals_a_plain_loop(run: Path) -> None:
     opened = open_run(run)
-    data = build_data(opened.config.data, opened.preprocessing, 0)
+    task = create_task(opened.config)
+    data = task.open_data(opened.preprocessing)
     hits = []
     for image, label, _ in (data.validation[i] for i in range(len(data.validation))):
         hits.append(int(opened.model(image[None]).argmax()) == label)
     accelerator = Accelerator(cpu=True)
     for batch_size in (5, 12):  # the last batch may be smaller
         loader = accelerator.prepare(make_loader(data.validation, batch_size, 0))
-        metrics = evaluate_accuracy(opened.model, loader, accelerator)
+        metrics = task.evaluate(opened.model, loader, accelerator, data)
         assert metrics["top1"] == pytest.approx(100 * sum(hits) / len(hits))
 
 
@@ -110,7 +111,8 @@ def test_foreground_recall_of_known_selections(tiny: Make) -> None:
     config = tiny("data.name=quickstart", "data.root=null", "data.options={validation_size: 6, train_size: 8}")
     config.model.kwargs |= {"img_size": 64}
     start = build_start(config, [str(digit) for digit in range(10)])
-    data = build_data(config.data, {"image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3}, 0)
+    task = create_task(config)
+    data = task.open_data({"image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0})
     accelerator = Accelerator(cpu=True)
     foreground = data.validation.foreground
     model = start.model.eval()
@@ -125,7 +127,7 @@ def test_foreground_recall_of_known_selections(tiny: Make) -> None:
         model.selector = dynavit.create_selector("fixed")
         model.selector.decisions = [keep, keep]
         loader = make_loader(data.validation, 6, 0)
-        results.append(evaluate_accuracy(model, loader, accelerator, foreground)["foreground_recall"])
+        results.append(task.evaluate(model, loader, accelerator, data)["foreground_recall"])
     assert results == [1.0, 0.0]
 
 

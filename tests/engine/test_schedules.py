@@ -49,7 +49,7 @@ def test_only_optimiser_steps_move_schedules(tiny: Callable[..., Config]) -> Non
     seen: list[tuple[int, float]] = []
     original = trainer._step
 
-    def watched(images: torch.Tensor, labels: torch.Tensor) -> object:
+    def watched(images: torch.Tensor, *others: torch.Tensor) -> object:
         before = trainer.temperature
         with torch.no_grad():
             trainer.model(images)  # another forward in training mode
@@ -57,7 +57,7 @@ def test_only_optimiser_steps_move_schedules(tiny: Callable[..., Config]) -> Non
             trainer.model.train()
         assert trainer.temperature == before
         seen.append((trainer.progress.step, before))
-        return original(images, labels)
+        return original(images, *others)
 
     trainer._step = watched
     trainer.fit()

@@ -167,7 +167,7 @@ def test_models_that_are_no_runs_are_not_overwritten(tiny: Make) -> None:
 def test_only_whole_accumulated_steps_are_taken(tiny: Make) -> None:
     trainer = Trainer(tiny("train.accumulation_steps=2", "train.epochs=3"))  # of three batches an epoch
     trainer.fit()
-    assert trainer.progress.step == trainer.total_steps == 3
+    assert trainer.progress.step == trainer.schedules.total_steps == 3
     with pytest.raises(dynavit.InputError, match=r"4 batch\(es\) a step"):
         Trainer(tiny("train.accumulation_steps=4", folder="other"))
 
@@ -219,7 +219,7 @@ def test_a_fine_tune_starts_from_the_checkpoint_and_is_taught_by_it(tiny: Make) 
     trainer = Trainer(config)
     for name, value in dynavit.load(dense).backbone.state_dict().items():
         torch.testing.assert_close(trainer.model.backbone.state_dict()[name], value, rtol=0, atol=0)
-    teacher = trainer.objective.teacher
+    teacher = trainer.setup.objective.teacher
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     trainer.fit()
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -230,7 +230,7 @@ def test_a_fine_tune_starts_from_the_checkpoint_and_is_taught_by_it(tiny: Make) 
 
 def test_mixup_trains_on_probabilities(tiny: Make) -> None:
     trainer = Trainer(tiny("data.mixup=0.8", "loss.label_smoothing=0.1", "train.epochs=1"))
-    _, targets = trainer.mixup(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 1]))
+    _, targets = trainer.setup.objective.prepare(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 1]))
     assert targets.shape == (4, 3)
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
     trainer.fit()

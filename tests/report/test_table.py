@@ -109,3 +109,12 @@ def test_three_digits(value: float, text: str) -> None:
 
 def test_signs() -> None:
     assert [signed(x, 2) for x in (0.004, -0.004, 0.005001, -1.5)] == ["0.00", "0.00", "+0.01", "-1.50"]
+
+
+def test_reid_shows_rank1_and_how_sure_the_difference_is() -> None:
+    dense = {"model": "dense", "map": 60.0, "rank1": 70.0}
+    pruned = row(map=59.0, rank1=71.5, delta_map=-1.0, delta_map_low=-2.346, delta_map_high=0.4)
+    lines = format_table([dense, pruned], metric="map").splitlines()
+    assert lines[0].split()[-5:] == ["delta", "95", "%", "interval", "rank-1"]
+    assert lines[2].split()[-3:] == ["-", "-", "70.00"]
+    assert lines[3].split()[-5:] == ["-1.00", "-2.35", "to", "+0.40", "71.50"]

@@ -11,9 +11,27 @@ from torch import Tensor
 from dynavit.selectors import Selection, Selector, create_selector, list_selectors, registry
 from dynavit.selectors.functional import hard_topk
 
-NAMES = [name for name in list_selectors() if name != "fixed"]  # which has to be told what to keep
-LEARNED = [name for name in NAMES if create_selector(name).trains_predictor]
-HARD = [name for name in NAMES if not create_selector(name).soft]
+VARIANTS = {
+    **{name: {"name": name} for name in list_selectors() if name != "fixed"},  # which has to be told what to keep
+    "topk, gate": {"name": "topk", "gradient": "gate"},
+    "topk, none": {"name": "topk", "gradient": "none"},
+    "ste, bernoulli": {"name": "ste", "backward": "bernoulli"},
+    "ste, reinmax": {"name": "ste", "backward": "reinmax"},
+    "score_function, bernoulli": {"name": "score_function", "distribution": "bernoulli"},
+    "score_function, disarm": {"name": "score_function", "distribution": "bernoulli", "antithetic": True},
+}
+
+
+def create(variant: str) -> Selector:
+    return create_selector(**VARIANTS[variant])
+
+
+NAMES = list(VARIANTS)
+LEARNED = [name for name in NAMES if create(name).trains_predictor]
+SCORED = [name for name in NAMES if create(name).needs_scores]
+HARD = [name for name in NAMES if not create(name).soft]
+GATES = [name for name in LEARNED if create(name).budget == "expected"]
+DENSE = [name for name in LEARNED if name not in ("topk, gate", "perturbed_topk")]  # gradient to every alive token
 B, N, K = 4, 12, 5
 
 
@@ -38,7 +56,7 @@ def run(
     temperature: float = 0.8,
     seed: int = 2,
 ) -> Selection:
-    selector = create_selector(name).train(training)
+    selector = create(name).train(training)
     return selector(logits, alive, k, temperature, torch.Generator().manual_seed(seed))
 
 
@@ -49,9 +67,12 @@ def gradient(selection: Selection, logits: Tensor) -> Tensor:
 
 
 def test_the_lists_are_what_they_should_be() -> None:
-    assert {"topk", "gumbel_sigmoid", "ste"} <= set(LEARNED)
-    assert "random" in NAMES
-    assert "random" not in LEARNED
+    assert set(NAMES) - set(LEARNED) == {
+        "random", "topk, none", "score_function", "score_function, bernoulli", "score_function, disarm",
+    }  # fmt: skip
+    assert set(GATES) == {"gumbel_sigmoid", "ste", "ste, bernoulli", "ste, reinmax", "threshold_ste"}
+    assert set(NAMES) - set(HARD) == {"gumbel_sigmoid", "soft_topk", "perturbed_topk"}
+    assert set(NAMES) - set(SCORED) == {"random"}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -69,13 +90,42 @@ def test_only_alive_tokens_are_kept(name: str, training: bool) -> None:
     assert selection.keep.any()
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", DENSE)
 def test_gradient_reaches_every_alive_token_and_no_other(name: str) -> None:
     logits, alive = make_logits().requires_grad_(), make_alive()
     result = gradient(run(name, logits, alive), logits)
     assert result.isfinite().all()
     assert (result[~alive] == 0).all()
     assert (result[alive] != 0).all()
+
+
+def test_a_gate_teaches_kept_tokens_alone() -> None:
+    logits, alive = make_logits().requires_grad_(), make_alive()
+    selection = run("topk, gate", logits, alive)
+    result = gradient(selection, logits)
+    assert (result[selection.keep] != 0).all()
+    assert (result[~selection.keep] == 0).all()
+    expected = logits.sigmoid() * (-logits).sigmoid()
+    tempered = (logits / 0.8).sigmoid() * (-logits / 0.8).sigmoid() / 0.8
+    weight = torch.randn(B, N, generator=torch.Generator().manual_seed(9))
+    torch.testing.assert_close(result, (tempered * weight * selection.keep).detach())
+    assert not torch.allclose(result, (expected * weight * selection.keep).detach())
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(LEARNED)))
+def test_selectors_without_a_gradient_have_none(name: str) -> None:
+    """By this the trainer knows that it has to freeze their predictors, or to reward them."""
+    logits = make_logits().requires_grad_()
+    selection = run(name, logits, make_alive())
+    assert not selection.mask.requires_grad
+    rewarded = create(name).needs_reward
+    assert rewarded == name.startswith("score_function")
+    assert (selection.log_prob is not None) == rewarded
+    if selection.log_prob is not None:
+        (result,) = torch.autograd.grad(selection.log_prob.sum(), logits)
+        assert selection.log_prob.shape == (B,)
+        assert (result != 0).any()
+        assert (result[~make_alive()] == 0).all()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -115,12 +165,12 @@ def test_more_wanted_than_alive(name: str) -> None:
         assert torch.equal(run(name, make_logits(), alive, k, training=False).keep, alive)
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", SCORED)
 def test_eval_keeps_the_k_largest_without_noise_or_temperature(name: str) -> None:
     logits, alive = make_logits(), make_alive()
     expected = hard_topk(logits, alive, K)
     assert (expected.sum(dim=1) == torch.clamp(alive.sum(dim=1), max=K)).all()
-    selector = create_selector(name).eval()
+    selector = create(name).eval()
     generator = torch.Generator().manual_seed(0)
     before, global_before = generator.get_state(), torch.get_rng_state()
     for temperature in (0.01, 1.0, 50.0):
@@ -131,7 +181,7 @@ def test_eval_keeps_the_k_largest_without_noise_or_temperature(name: str) -> Non
     assert torch.equal(torch.get_rng_state(), global_before)
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", SCORED)
 def test_ties_go_to_the_lowest_index(name: str) -> None:
     kept = run(name, torch.zeros(B, N), torch.ones(B, N, dtype=torch.bool), 3, training=False).keep
     assert torch.equal(kept, (torch.arange(N) < 3).expand(B, N))
@@ -155,7 +205,7 @@ def test_forms_of_k_agree(name: str, training: bool) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_k_is_asked_for_where_it_is_needed(name: str) -> None:
-    selector = create_selector(name)
+    selector = create(name)
     logits, alive = make_logits(), make_alive()
     with pytest.raises(ValueError, match="needs k"):
         selector.eval()(logits, alive)
@@ -194,18 +244,18 @@ def test_half_precision_logits_up_to_60(name: str, dtype: torch.dtype, temperatu
     assert torch.equal(selection.mask, exact.mask)
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", SCORED)
 def test_noise_comes_from_the_generator_alone(name: str) -> None:
     logits, alive = make_logits(), make_alive()
     first = run(name, logits, alive, seed=1)
     torch.manual_seed(123)
     assert torch.equal(first.mask, run(name, logits, alive, seed=1).mask)
-    changed = any(not torch.equal(first.mask, run(name, logits, alive, seed=s).mask) for s in (2, 3, 4))
-    assert changed == create_selector(name).stochastic
+    changed = any(not torch.equal(first.mask, run(name, logits, alive, seed=s).mask) for s in (2, 3, 4, 5))
+    assert changed == create(name).stochastic
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["topk", "gumbel_sigmoid", "ste"])
+@pytest.mark.parametrize("name", [name for name in DENSE if name != "soft_topk"] + ["topk, gate"])
 def test_permutation_equivariance(name: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permuting logits, alive and noise permutes the selection."""
     noise = make_logits(seed=5)
@@ -213,6 +263,7 @@ def test_permutation_equivariance(name: str, training: bool, monkeypatch: pytest
 
     def select(x: Tensor, alive: Tensor, drawn: Tensor) -> Selection:
         monkeypatch.setattr("dynavit.selectors.concrete.logistic_noise", lambda like, generator: drawn)
+        monkeypatch.setattr("dynavit.selectors.topk.gumbel_noise", lambda like, generator: drawn)
         return run(name, x, alive, training=training)
 
     logits, alive = make_logits(), make_alive()
@@ -224,22 +275,22 @@ def test_permutation_equivariance(name: str, training: bool, monkeypatch: pytest
     assert not torch.equal(permuted.keep, plain.keep)
 
 
-def test_topk_does_not_notice_a_shift_but_gates_do() -> None:
-    alive = make_alive()
-    results = {}
-    for name in ("topk", "ste", "gumbel_sigmoid"):
-        for shift in (0.0, 3.0):
-            logits = (make_logits() + shift).requires_grad_()
-            selection = run(name, logits, alive)
-            results[name, shift] = (selection.keep, gradient(selection, logits))
-    assert torch.equal(results["topk", 0.0][0], results["topk", 3.0][0])
-    torch.testing.assert_close(results["topk", 0.0][1], results["topk", 3.0][1], atol=1e-5, rtol=0)
-    for name in ("ste", "gumbel_sigmoid"):
-        assert results[name, 3.0][0].sum() > results[name, 0.0][0].sum()
+@pytest.mark.parametrize("name", ["topk", "gumbel_topk", "soft_topk", "perturbed_topk", *GATES])
+def test_selectors_of_k_do_not_notice_a_shift_but_gates_do(name: str) -> None:
+    alive, results = make_alive(), []
+    for shift in (0.0, 3.0):
+        logits = (make_logits() + shift).requires_grad_()
+        selection = run(name, logits, alive)
+        results.append((selection.mask, gradient(selection, logits), selection.probs))
+    if name in GATES:
+        assert results[1][2].sum() > results[0][2].sum() + B
+    else:
+        torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(results[0][1], results[1][1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("temperature", [4.0, 1.0, 0.25, 0.1])
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", [name for name in LEARNED if name != "perturbed_topk"])  # variance 1 / sigma^2
 def test_no_amplification(name: str, temperature: float) -> None:
     """T12: the gradient of the logits is at most max(1, 1 / (4 temperature)) that of the mask."""
     logits = make_logits().requires_grad_()
@@ -249,10 +300,11 @@ def test_no_amplification(name: str, temperature: float) -> None:
     assert (result.norm(dim=1) <= 1.0001 * bound * weight.norm(dim=1)).all()
 
 
-def test_topk_gradient_is_that_of_soft_topk() -> None:
+@pytest.mark.parametrize("name", ["topk", "gumbel_topk", "soft_topk"])
+def test_topk_gradient_is_that_of_soft_topk(name: str) -> None:
     """Straight-through: hard value, gradient of the relaxation, whose mass is k."""
     logits, alive = make_logits().requires_grad_(), make_alive()
-    selection = run("topk", logits, alive)
+    selection = run(name, logits, alive)
     expected = torch.minimum(torch.tensor(K), alive.sum(dim=1)).float()
     torch.testing.assert_close(selection.probs.sum(dim=1), expected, atol=1e-4, rtol=0)
     (of_probs,) = torch.autograd.grad(
@@ -266,7 +318,7 @@ def test_topk_gradient_is_that_of_soft_topk() -> None:
     torch.testing.assert_close(of_count, torch.zeros_like(of_count), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["ste", "gumbel_sigmoid"])
+@pytest.mark.parametrize("name", GATES)
 def test_gates_give_the_budget_a_gradient(name: str) -> None:
     logits, alive = make_logits().requires_grad_(), make_alive()
     (result,) = torch.autograd.grad(run(name, logits, alive).probs.sum(), logits)
@@ -285,7 +337,7 @@ def test_indices_are_ascending_positions() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_selectors_hold_no_state(name: str) -> None:
-    selector = create_selector(name)
+    selector = create(name)
     assert not selector.state_dict()
     before = dict(vars(selector))
     selector.train()(make_logits(), make_alive(), K)
@@ -297,16 +349,17 @@ def test_selectors_hold_no_state(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_selector_can_be_saved(name: str) -> None:
-    config = registry.selector_config(create_selector(name))
+    config = registry.selector_config(create(name))
     assert isinstance(create_selector(**config), Selector)
-    assert config["name"] == name
+    assert VARIANTS[name].items() <= config.items()
 
 
-def test_per_image_counts_in_training() -> None:
+@pytest.mark.parametrize("name", ["topk", "gumbel_topk", "soft_topk", "perturbed_topk"])
+def test_per_image_counts_in_training(name: str) -> None:
     counts = torch.tensor([1, 2, 3, 4])
     for dtype in (torch.float32, torch.float64):
         logits = make_logits(dtype=dtype).requires_grad_()
-        selection = run("topk", logits, torch.ones(B, N, dtype=torch.bool), counts)
+        selection = run(name, logits, torch.ones(B, N, dtype=torch.bool), counts)
         assert selection.mask.dtype == dtype
         assert torch.equal(selection.keep.sum(dim=1), counts)
         torch.testing.assert_close(selection.probs.sum(dim=1), counts.to(dtype), atol=1e-4, rtol=0)

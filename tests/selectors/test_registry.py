@@ -97,8 +97,10 @@ def test_unknown_name_suggests_the_nearest() -> None:
 def test_unknown_option_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r"'random' has no option 'seeds'\. Did you mean 'seed'"):
         create_selector("random", seeds=1)
-    with pytest.raises(InputError, match=r"'topk' has no option 'seed'.*Its options: none"):
+    with pytest.raises(InputError, match=r"'topk' has no option 'seed'.*Its options: gradient"):
         create_selector("topk", seed=1)
+    with pytest.raises(InputError, match=r"'gumbel_topk' has no option 'seed'.*Its options: none"):
+        create_selector("gumbel_topk", seed=1)
 
 
 def test_config_round_trip() -> None:

@@ -1,0 +1,30 @@
+"""The configuration of a run: typed, validated, printable, saved with the run.
+
+Only the command line and the engine read it; everything else takes plain arguments.
+"""
+
+from dynavit.config.files import changed_keys, load_config, save_config
+from dynavit.config.schema import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "changed_keys",
+    "load_config",
+    "save_config",
+]

@@ -1,0 +1,338 @@
+"""From folders of re-identification images to records of who was seen by which camera."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from dynavit.data.sources import few
+from dynavit.errors import InputError, did_you_mean
+
+LAYOUTS: Mapping[str, str] = {
+    "market1501": "ROOT/{bounding_box_train,query,bounding_box_test}/0002_c1s1_000451_03.jpg",
+    "dukemtmc": "ROOT/{bounding_box_train,query,bounding_box_test}/0005_c2_f0046985.jpg",
+    "cuhk03np": "ROOT/{bounding_box_train,query,bounding_box_test}/0001_c1_1.png, where ROOT is cuhk03-np/labeled "
+    "or cuhk03-np/detected",
+    "veri776": "ROOT/{image_train,image_query,image_test}/0001_c001_00016450_0.jpg",
+    "msmt17": "ROOT/{train,test} (or {mask_train_v2,mask_test_v2}) and ROOT/list_{train,val,query,gallery}.txt",
+    "folder": "ROOT/{train,query,gallery}/IDENTITY/*.jpg, or ROOT/{train,query,gallery}/*.jpg with "
+    "data.options.pattern",
+}
+"""What each layout looks like on disk."""
+
+NO_IMAGE = "no image file"
+"""Why a file is skipped: its name does not end like an image's, or it is hidden."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image: who was seen, by which camera, from which side. Keys are as in file names."""
+
+    path: Path
+    identity: str
+    camera: str | None = None
+    view: str | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one folder or list.
+
+    Attributes:
+        source: the folder or list.
+        records: sorted by path.
+        skipped: names of what was left out, by reason.
+    """
+
+    source: Path
+    records: tuple[Record, ...]
+    skipped: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All splits; the training split is None where it was neither needed nor there."""
+
+    train: Split | None
+    query: Split
+    gallery: Split
+
+
+# what a name says: (identity, camera, view), or why the image is skipped
+_Parsed = tuple[str, str | None, str | None] | str
+_Parser = Callable[[str], _Parsed]
+
+
+def read_layout(
+    name: str,
+    root: str | Path,
+    train_split: str = "train",
+    need_train: bool = True,
+    options: Mapping[str, Any] | None = None,
+) -> Layout:
+    """Find the images of a re-identification data set; no image is opened.
+
+    In the benchmarks' layouts, identity -1 marks junk, which is skipped, and 0 marks distractors, which
+    stay in the gallery but are neither trained on nor searched for. VeRi-776 has views where its root
+    holds ``keypoint_train.txt`` and ``keypoint_test.txt`` (Wang et al. 2017, Orientation Invariant Feature
+    Embedding).
+
+    Args:
+        name: a key of :data:`LAYOUTS`.
+        root: the data set's folder.
+        train_split: for ``msmt17`` ``"train"``, which is what results are compared on, or ``"train+val"``;
+            for ``folder`` the folder's name; for the others ``"train"``.
+        need_train: whether a missing training split is an error.
+        options: for ``folder``:
+
+            - ``query_split`` and ``gallery_split``: names of the folders, which may be the same;
+            - ``pattern``: regular expression with the group ``identity`` and optionally ``camera`` and
+              ``view``, searched for in an image's path below the split's folder. Without it, the folders
+              in there are the identities;
+            - ``camera_pattern``: regular expression with the group ``camera`` and optionally ``view``,
+              searched for in an image's path below its identity's folder.
+
+    Raises:
+        InputError: unknown layout or option, missing folders, or a split without one usable image.
+    """
+    if name not in LAYOUTS:
+        raise InputError(
+            f"unknown re-identification layout {name!r}.{did_you_mean(name, LAYOUTS)} Known: {', '.join(LAYOUTS)}."
+        )
+    root, options = Path(root), options or {}
+    known = ("query_split", "gallery_split", "pattern", "camera_pattern") if name == "folder" else ()
+    for key in options:
+        if key not in known:
+            raise InputError(
+                f"data.name={name} has no data.options.{key}.{did_you_mean(key, known)} "
+                f"Its options: {', '.join(known) or 'none'}."
+            )
+    if not root.is_dir():
+        raise InputError(f"data.root={root} is not a folder; expected {LAYOUTS[name]}.")
+    if name == "msmt17":
+        return _read_msmt17(root, train_split, need_train)
+    if name == "folder":
+        folders = (train_split, options.get("query_split", "query"), options.get("gallery_split", "gallery"))
+        parse = _folder_parser(options.get("pattern"), options.get("camera_pattern"))
+        parsers: tuple[_Parser, ...] = (parse,) * 3
+    else:
+        if train_split != "train":
+            raise InputError(f"data.name={name} has the training split 'train' only, got {train_split!r}.")
+        folders, parsers = _benchmark(name, root)
+    has_train = _check_folders(name, root, folders, need_train)
+    splits = [
+        _read_folder(name, root / folder, parse) if has_train or split else None
+        for split, (folder, parse) in enumerate(zip(folders, parsers, strict=True))
+    ]
+    train, query, gallery = splits
+    assert query is not None
+    assert gallery is not None
+    return Layout(train, query, gallery)
+
+
+def _benchmark(name: str, root: Path) -> tuple[tuple[str, str, str], tuple[_Parser, ...]]:
+    """Return the folders and the parsers of training, query and gallery names."""
+    if name == "veri776":
+        folders = ("image_train", "image_query", "image_test")
+        views = _read_views(root)
+    else:
+        folders = ("bounding_box_train", "query", "bounding_box_test")
+        views = {}
+    return folders, tuple(_numbered(views, distractors) for distractors in (False, False, True))
+
+
+def _numbered(views: Mapping[str, str], distractors: bool) -> _Parser:
+    """Return the parser of names that begin like 0002_c1."""
+
+    def parse(name: str) -> _Parsed:
+        match = re.match(r"(-?\d+)_c(\d+)", name)
+        if match is None:
+            return "name without identity and camera"
+        identity, camera = match.groups()
+        if int(identity) < 0:
+            return "junk (identity -1)"
+        if int(identity) == 0 and not distractors:
+            return "distractors (identity 0), which belong in the gallery"
+        return identity, str(int(camera)), views.get(name)
+
+    return parse
+
+
+def _read_views(root: Path) -> dict[str, str]:
+    """Return VeRi-776's views by file name: lines are a path, 20 keypoints and the view."""
+    views = {}
+    for path in (root / "keypoint_train.txt", root / "keypoint_test.txt"):
+        if path.is_file():
+            for words in map(str.split, path.read_text().splitlines()):
+                if len(words) > 1:
+                    views[words[0].rpartition("/")[2]] = words[-1]
+    return views
+
+
+def _folder_parser(pattern: str | None, camera_pattern: str | None) -> _Parser:
+    if pattern is not None and camera_pattern is not None:
+        raise InputError(
+            "data.options.pattern and data.options.camera_pattern exclude each other: put a group "
+            "(?P<camera>...) into pattern."
+        )
+    if pattern is not None:
+        whole = _compile("pattern", pattern, "identity", ("identity", "camera", "view"))
+
+        def parse(name: str) -> _Parsed:
+            groups = _search(whole, name)
+            if groups.get("identity") is None:
+                return "name that data.options.pattern does not match"
+            return str(groups["identity"]), groups.get("camera"), groups.get("view")
+
+        return parse
+    inner = None
+    if camera_pattern is not None:
+        inner = _compile("camera_pattern", camera_pattern, "camera", ("camera", "view"))
+
+    def parse_folder(name: str) -> _Parsed:
+        identity, _, rest = name.partition("/")
+        if not rest:
+            return "not in an identity's folder"
+        groups = _search(inner, rest) if inner else {}
+        return identity, groups.get("camera"), groups.get("view")
+
+    return parse_folder
+
+
+def _search(pattern: re.Pattern[str], name: str) -> dict[str, str | None]:
+    match = pattern.search(name)
+    return match.groupdict() if match else {}
+
+
+def _compile(key: str, pattern: str, needed: str, known: Iterable[str]) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"data.options.{key}={pattern!r} is no regular expression: {error}.") from None
+    if needed not in compiled.groupindex or set(compiled.groupindex) - set(known):
+        raise InputError(
+            f"data.options.{key}={pattern!r} needs the group (?P<{needed}>...) and knows {', '.join(known)}; "
+            f"it has {', '.join(compiled.groupindex) or 'none'}."
+        )
+    return compiled
+
+
+def _check_folders(name: str, root: Path, folders: Sequence[str], need_train: bool) -> bool:
+    """Return whether there is a training folder.
+
+    Raises:
+        InputError: a folder that is needed is missing.
+    """
+    found = [(root / folder).is_dir() for folder in folders]
+    needed = found if need_train else found[1:]
+    if not all(needed):
+        missing = dict.fromkeys(folder for folder, there in zip(folders, found, strict=True) if not there)
+        others = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        inside = [other for other in others if all((root / other / folder).is_dir() for folder in folders)]
+        hint = f" They are in {inside[0]}: set data.root={root / inside[0]}." if inside else ""
+        raise InputError(
+            f"data.root={root} has no folder {', '.join(missing)}; data.name={name} expects {LAYOUTS[name]}. "
+            f"Found: {few(others)}.{hint}"
+        )
+    return found[0]
+
+
+def _read_folder(name: str, folder: Path, parse: _Parser) -> Split:
+    records, skipped = [], defaultdict(list)
+    for file in _files(folder):
+        base = file.rpartition("/")[2]
+        if base.startswith(".") or not base.lower().endswith(IMG_EXTENSIONS):
+            skipped[NO_IMAGE].append(file)
+            continue
+        parsed = parse(file)
+        if isinstance(parsed, str):
+            skipped[parsed].append(file)
+        else:
+            records.append(Record(folder / file, *parsed))
+    return _checked(name, folder, records, skipped)
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the files below a folder, as sorted relative paths with forward slashes."""
+    found = []
+    for place, _, names in os.walk(folder, followlinks=True):
+        inside = Path(place).relative_to(folder).as_posix()
+        found += names if inside == "." else [f"{inside}/{name}" for name in names]
+    return sorted(found)
+
+
+def _checked(name: str, source: Path, records: Sequence[Record], skipped: Mapping[str, Sequence[str]]) -> Split:
+    if not records:
+        raise InputError(
+            f"{source} has no usable image: {describe_skipped(skipped) or 'it is empty'}. "
+            f"data.name={name} expects {LAYOUTS[name]}."
+        )
+    return Split(source, tuple(records), dict(skipped))
+
+
+def describe_skipped(skipped: Mapping[str, Sequence[str]]) -> str:
+    """Return how many files were skipped for which reason, with the first names.
+
+    Example:
+        >>> describe_skipped({"no image file": ["Thumbs.db"], "junk": ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]})
+        '1 no image file (Thumbs.db); 4 junk (a.jpg, b.jpg, c.jpg, ...)'
+    """
+    return "; ".join(
+        f"{len(names):,} {reason} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for reason, names in skipped.items()
+    )
+
+
+def _read_msmt17(root: Path, train_split: str, need_train: bool) -> Layout:
+    if train_split not in ("train", "train+val"):
+        raise InputError(f"data.train_split of msmt17 is 'train' or 'train+val', got {train_split!r}.")
+    train_folder, test_folder = ("mask_train_v2", "mask_test_v2") if _is_version_2(root) else ("train", "test")
+    train_lists = [f"list_{part}.txt" for part in train_split.split("+")]
+    needed = [test_folder, "list_query.txt", "list_gallery.txt"]
+    train_needed = [train_folder, *train_lists]
+    has_train = all((root / entry).exists() for entry in train_needed)
+    missing = [entry for entry in [*needed, *(train_needed if need_train else [])] if not (root / entry).exists()]
+    if missing:
+        raise InputError(f"data.root={root} has no {', '.join(missing)}; data.name=msmt17 expects {LAYOUTS['msmt17']}.")
+    train = None
+    if has_train:
+        parts = [_read_list(root / file, root / train_folder, "") for file in train_lists]
+        skipped: dict[str, list[str]] = defaultdict(list)
+        for part in parts:
+            for reason, names in part.skipped.items():
+                skipped[reason] += names
+        records = sorted((record for part in parts for record in part.records), key=lambda record: record.path)
+        train = Split(root / train_folder, tuple(records), dict(skipped))
+    # training and test people are numbered from 0 both, but they are not the same
+    query, gallery = (
+        _read_list(root / f"list_{part}.txt", root / test_folder, "test-") for part in ("query", "gallery")
+    )
+    return Layout(train, query, gallery)
+
+
+def _is_version_2(root: Path) -> bool:
+    return (root / "mask_test_v2").is_dir()
+
+
+def _read_list(path: Path, folder: Path, prefix: str) -> Split:
+    """Read lines like ``0000/0000_000_01_0303morning_0008_0.jpg 0``: camera 1 of identity 0."""
+    records, skipped = [], defaultdict(list)
+    for line in filter(None, map(str.strip, path.read_text().splitlines())):
+        match = re.fullmatch(r"((?:.*/)?\d+_\d+_(\d+)_[^/]*)\s+(\d+)", line)
+        if match is None:
+            skipped["line without path, camera and identity"].append(line)
+            continue
+        name, camera, identity = match.groups()
+        if not (folder / name).is_file():
+            skipped[f"listed, but not in {folder.name}"].append(name)
+        else:
+            records.append(Record(folder / name, prefix + identity, str(int(camera))))
+    records.sort(key=lambda record: record.path)
+    return _checked("msmt17", path, records, skipped)

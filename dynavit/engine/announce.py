@@ -1,0 +1,59 @@
+"""What a training says before it starts, and what it warns of."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from dynavit.config import Config
+from dynavit.engine.setup import Setup
+from dynavit.models import PrunedViT, Trace
+
+
+def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path | None, step: int) -> None:
+    """Print model, data and plan; ``state`` is what the run resumes from."""
+    say = accelerator.print
+    model: PrunedViT = accelerator.unwrap_model(setup.model)
+    keep_counts = setup.schedules.keep_counts
+    counts = [str(count) for count in keep_counts(keep_counts.warmup_steps)]
+    say(
+        f"{model.architecture}: {keep_counts.num_patches} patches"
+        + (f", {' -> '.join(counts)} before blocks {list(model.stages)}" if counts else ", no pruning")
+        + f"; selector {config.model.selector['name']}; {len(setup.classes)} {setup.task.classes}"
+    )
+    summary = getattr(setup.data, "summary", None)
+    if summary is not None:
+        say(summary())
+    say(
+        f"{config.train.epochs} epochs of {setup.batches.length} batches x {config.data.batch_size} images x "
+        f"{accelerator.num_processes} process(es) on {accelerator.device}; writing {config.run_dir}"
+    )
+    if model.stages and model.selector.budget == "k" and config.loss.keep_ratio:
+        say("The selector keeps exactly k tokens: the keep-ratio loss would have nothing to do and is left out.")
+    if setup.objective.reward is not None:
+        say(
+            f"The selector learns from a reward: {config.loss.reward}, compared over {setup.objective.samples} "
+            f"selections of every image, so a step costs as many forwards."
+        )
+    if state is not None:
+        say(f"Resuming from {state} at step {step} of {setup.schedules.total_steps}.")
+
+
+def warn_of_normalised_logits(trace: Trace) -> None:
+    """Warn where gates were fed log-probabilities over the tokens instead of raw logits.
+
+    Then ``sum(exp(logit)) = 1`` in every image, so gates keep less than one token on average and none at
+    all in more than a third of the images: it looks like an unstable selector.
+    """
+    if not trace.probs:
+        return
+    probs = trace.probs[0].detach()
+    odds = (probs / (1 - probs).clamp(min=1e-12)).sum(dim=1)
+    if bool(((odds - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            "the scores of the first stage are log-probabilities over the tokens (their exponentials sum to 1), so "
+            "independent gates keep less than one token of each image: give selectors raw logits, without softmax.",
+            stacklevel=2,
+        )

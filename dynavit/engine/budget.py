@@ -1,0 +1,61 @@
+"""The loss that pulls selectors with an expected count to the wanted number of tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from dynavit.errors import InputError
+from dynavit.losses import keep_ratio_loss, latency_loss
+from dynavit.metrics.latency import block_latency
+from dynavit.models import PrunedViT, Trace
+from dynavit.selectors import num_keep
+
+
+class Budget:
+    """Compares what a forward kept, or is expected to keep, with the keep ratios.
+
+    Args:
+        kind: ``"probabilities"``, ``"decisions"`` or ``"latency"``.
+        table: ``(N + 1,)`` time of a block by its number of tokens, for ``"latency"``.
+    """
+
+    def __init__(self, kind: str, table: Tensor | None = None) -> None:
+        self.kind = kind
+        self.table = table
+
+    def __call__(self, trace: Trace, keep_ratios: Sequence[float]) -> Tensor:
+        """Return the unweighted loss of one forward."""
+        if self.kind == "latency":
+            assert self.table is not None
+            table = self.table.to(trace.probs[0].device)
+            counts = [num_keep(len(table) - 1, ratio) for ratio in keep_ratios]
+            return latency_loss(trace.probs, counts, table)
+        found = trace.decided if self.kind == "decisions" else trace.expected
+        return keep_ratio_loss(found, keep_ratios)
+
+
+def measured_table(model: PrunedViT, path: Path, batch_size: int, accelerator: Accelerator) -> Tensor:
+    """Return the time of a block by its number of tokens: measured once a run, then read from ``path``.
+
+    Raises:
+        InputError: the file does not fit the model.
+    """
+    rows, columns = model.adapter.grid_size
+    if accelerator.is_main_process and not path.exists():
+        table = block_latency(model, None, batch_size, rounds=5)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"seconds_per_image": table.tolist(), "batch_size": batch_size}))
+    accelerator.wait_for_everyone()
+    (values,) = broadcast_object_list([json.loads(path.read_text())["seconds_per_image"]])
+    if len(values) != rows * columns + 1:
+        raise InputError(
+            f"{path} has the times of {len(values) - 1} tokens, the model has {rows * columns}: remove the file."
+        )
+    return torch.tensor(values)

@@ -1,0 +1,81 @@
+"""Answers for images of one's own: labels, or embeddings and who looks like whom."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynavit.engine.run import Run, list_images, read_images
+from dynavit.errors import InputError
+from dynavit.metrics.retrieval import rank_gallery
+
+Row = dict[str, Any]
+
+
+def label_images(run: Run, folder: str, batch_size: int, report: Callable[[Sequence[str]], None]) -> list[Row]:
+    """Return image, label and probability of every readable image in a folder."""
+    rows = []
+    for paths, images, problems in read_images(run, list_images(folder), batch_size):
+        report(problems)
+        if not paths:
+            continue
+        with torch.inference_mode():
+            probabilities, labels = run.answer(images).float().softmax(dim=1).max(dim=1)
+        for path, probability, label in zip(paths, probabilities.tolist(), labels.tolist(), strict=True):
+            rows.append({"image": str(path), "label": run.class_names[label], "probability": round(probability, 4)})
+    return rows
+
+
+def embed_images(
+    run: Run, folder: str, batch_size: int, report: Callable[[Sequence[str]], None]
+) -> tuple[list[str], Tensor]:
+    """Return paths and embeddings ``(M, D)``, of length 1, of every readable image in a folder."""
+    names: list[str] = []
+    found = []
+    for paths, images, problems in read_images(run, list_images(folder), batch_size):
+        report(problems)
+        if paths:
+            names += map(str, paths)
+            with torch.inference_mode():
+                found.append(run.answer(images).float().cpu())
+    return names, torch.cat(found)
+
+
+def nearest_images(names: Sequence[str], embeddings: Tensor) -> list[Row]:
+    """Return for every image the one that looks most like it, and the cosine of their embeddings.
+
+    Raises:
+        InputError: fewer than two images.
+    """
+    if len(names) < 2:
+        raise InputError("there is one image only, so nothing to compare it with: give a folder with several.")
+    unknown = torch.zeros(len(names), dtype=torch.int64)
+    itself = torch.arange(len(names))
+    nearest = rank_gallery(embeddings, embeddings, unknown, unknown, metric="cosine", exclude=itself, top=1)[:, 0]
+    similarity = (embeddings * embeddings[nearest]).sum(dim=1).tolist()
+    return [
+        {"image": name, "nearest": names[other], "similarity": round(value, 4)}
+        for name, other, value in zip(names, nearest.tolist(), similarity, strict=True)
+    ]
+
+
+def write_rows(file: TextIO, rows: Sequence[Row], suffix: str) -> None:
+    """Write rows as ``.json`` or else as CSV."""
+    if suffix == ".json":
+        json.dump(rows, file, indent=2)
+        return
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def write_embeddings(path: Path, names: Sequence[str], embeddings: Tensor) -> None:
+    """Write ``.npz`` with arrays ``images`` ``(M,)`` and ``embeddings`` ``(M, D)``."""
+    np.savez(path, images=np.array(names), embeddings=embeddings.numpy())

@@ -1,0 +1,68 @@
+"""Ranked lists of a re-identification model: what it finds first, right or wrong, and which tokens it kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from dynavit.data.reid import ReidData
+from dynavit.engine.run import Run
+from dynavit.engine.tasks.answers import collect_answers
+from dynavit.engine.tasks.reid import Searchable, side_inputs
+from dynavit.metrics.retrieval import rank_gallery
+from dynavit.report.ranked import ranked_list_figure
+
+_QUERIES, _MATCHES = 6, 8
+
+
+@torch.inference_mode()
+def draw_ranked_lists(run: Run, data: ReidData, loader: Any, accelerator: Accelerator) -> Image.Image:
+    """Draw some queries with what the model finds first, at its present keep ratio.
+
+    The queries are spread over all that have a match, none picked by hand; dropped patches are faded.
+    """
+
+    def inputs(indices: Tensor) -> dict[str, Tensor]:
+        return side_inputs(run.model, data.cameras, data.views, indices)
+
+    answers = collect_answers(run.model, loader, accelerator, lambda output: output.float(), inputs, "ranked lists")
+    searched = Searchable(answers.answers, answers.indices, data)
+    usable = torch.nonzero(data.has_match[searched.query]).flatten()
+    chosen = usable[torch.linspace(0, len(usable) - 1, min(_QUERIES, len(usable))).long().unique()]
+    nearest = rank_gallery(
+        searched.query_features[chosen], searched.gallery_features, **searched.labels(chosen), top=_MATCHES
+    )
+    pictures: dict[int, Any] = {}
+    kept: dict[int, Any] = {}
+    rows = [
+        (int(searched.query[query]), [int(searched.gallery[match]) for match in matches.tolist() if match >= 0])
+        for query, matches in zip(chosen.tolist(), nearest, strict=True)
+    ]
+    needed = sorted({index for query, matches in rows for index in (query, *matches)})
+    for index in needed:
+        sample = data.validation[index]
+        assert sample is not None  # it has been read before
+        pictures[index] = run.pixels(sample[0])
+        _, trace = run.model(sample[0][None].to(run.device), return_trace=True, **inputs(torch.tensor([index])))
+        kept[index] = trace.masks[-1][0].cpu().numpy() if trace.masks else None
+    prunes = bool(run.model.stages)
+
+    def caption(index: int) -> str:
+        camera = int(data.cameras[index])
+        name = f"id {int(data.identities[index])}"
+        return name if camera < 0 else f"{name}\ncamera {data.camera_names[camera]}"
+
+    return ranked_list_figure(
+        [pictures[query] for query, _ in rows],
+        [[pictures[match] for match in matches] for _, matches in rows],
+        [[bool(data.identities[match] == data.identities[query]) for match in matches] for query, matches in rows],
+        query_captions=[caption(query) for query, _ in rows],
+        result_captions=[[caption(match) for match in matches] for _, matches in rows],
+        query_kept=[kept[query] for query, _ in rows] if prunes else None,
+        result_kept=[[kept[match] for match in matches] for _, matches in rows] if prunes else None,
+        grid_size=run.model.adapter.grid_size if prunes else None,
+    )

@@ -1,0 +1,158 @@
+"""Everything a training needs, made from its configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from dynavit.config import Config
+from dynavit.engine.budget import Budget, measured_table
+from dynavit.engine.build import build_start, build_teacher, resolve_preprocessing
+from dynavit.engine.loading import TrainingBatches, first_images, make_loader, prepare_loader
+from dynavit.engine.objective import Moment, Objective
+from dynavit.engine.optimization import create_optimizer
+from dynavit.engine.schedules import KeepCounts, LearningRate, anneal
+from dynavit.engine.tasks import Task, create_task
+from dynavit.errors import InputError
+from dynavit.models import PrunedViT
+from dynavit.models.hub import model_config
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """What moves with the optimiser steps: functions of their number alone."""
+
+    config: Config
+    total_steps: int
+    learning_rate: LearningRate
+    keep_counts: KeepCounts
+
+    def temperature(self, step: int) -> float:
+        """Return the selector's temperature at a step."""
+        settings = self.config.schedule
+        fraction = step / max(self.total_steps - 1, 1)
+        return anneal(settings.temperature_kind, settings.temperature_start, settings.temperature_end, fraction)
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of the predictors at a step."""
+        return self.config.optimizer.lr * self.learning_rate(step)
+
+    def moment(self, step: int, device: torch.device) -> Moment:
+        """Return what the objective needs to know of a step."""
+        counts: list[Any] = self.keep_counts(step)
+        temperature: float | Tensor = self.temperature(step)
+        if self.config.train.compile:  # tensors can move without recompiling
+            counts = [torch.tensor(count, device=device) for count in counts]
+            temperature = torch.tensor(temperature, device=device)
+        return Moment(temperature, counts, self.keep_counts.ratios(step))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training works with.
+
+    Attributes:
+        task, data: the problem.
+        preprocessing: image size, mean, standard deviation and so on that the model expects.
+        classes: names of the training labels.
+        model, optimizer: prepared by the accelerator.
+        ema: averaged weights, or None.
+        batches, validation: prepared loaders; ``examples``: some images for pictures.
+        objective, schedules: what is minimised, and what moves.
+    """
+
+    task: Task
+    data: Any
+    preprocessing: dict[str, Any]
+    classes: tuple[str, ...]
+    model: Any
+    optimizer: Any
+    ema: ModelEmaV3 | None
+    batches: TrainingBatches
+    validation: Any
+    examples: list[Tensor]
+    objective: Objective
+    schedules: Schedules
+
+
+def create_setup(config: Config, accelerator: Accelerator) -> Setup:
+    """Open the data, build the model and what trains it.
+
+    Raises:
+        InputError: something in the configuration does not exist or does not fit.
+    """
+    train, task = config.train, create_task(config)
+    probe = build_start(config, None).model
+    preprocessing = resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid")
+    with accelerator.main_process_first():  # which may have to download
+        data = task.open_data(preprocessing)
+    classes = tuple(data.class_names)
+    start = build_start(config, classes, task.side(data))
+    model = start.model
+    model.metadata = {"preprocessing": preprocessing, "class_names": list(classes)}
+    model_config(model)  # refuses now what could not be saved after an epoch
+    teacher = build_teacher(config, start)
+    budget = _budget(config, model, accelerator)
+    teacher = teacher.to(accelerator.device) if teacher is not None else None
+    objective = task.objective(data, model, budget, teacher)
+    optimizer = create_optimizer(config.optimizer, start, train.freeze, objective.module)
+    model.set_grad_checkpointing(train.grad_checkpointing)
+    ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
+    if train.compile:
+        model.compile()
+
+    examples = first_images(data.validation, 4)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    if objective.module is not None:
+        objective.module = accelerator.prepare(objective.module)
+    if ema is not None:
+        ema.to(accelerator.device)
+    batches = TrainingBatches(accelerator, data.train, task.sampler(data, accelerator.num_processes), config)
+    validation = make_loader(data.validation, config.data.batch_size, config.data.workers)
+    return Setup(
+        task=task,
+        data=data,
+        preprocessing=preprocessing,
+        classes=classes,
+        model=prepared,
+        optimizer=optimizer,
+        ema=ema,
+        batches=batches,
+        validation=prepare_loader(accelerator, validation),
+        examples=examples,
+        objective=objective,
+        schedules=_schedules(config, model, batches.length // train.accumulation_steps),
+    )
+
+
+def _schedules(config: Config, model: PrunedViT, steps_per_epoch: int) -> Schedules:
+    total_steps = config.train.epochs * steps_per_epoch
+    warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    lr = LearningRate(warmup_steps, total_steps, config.optimizer.final_lr_scale)
+    keep_warmup_steps = round(config.schedule.keep_ratio_warmup_epochs * steps_per_epoch)
+    counts = KeepCounts(math.prod(model.adapter.grid_size), model.keep_ratios, keep_warmup_steps)
+    return Schedules(config, total_steps, lr, counts)
+
+
+def _budget(config: Config, model: PrunedViT, accelerator: Accelerator) -> Budget | None:
+    """Return the keep-ratio loss where it has something to teach, and somebody to learn it."""
+    selector, kind = model.selector, config.loss.budget
+    if getattr(selector, "antithetic", False) and len(model.stages) > 1:
+        raise InputError(
+            f"selector 'score_function' with antithetic=True is exact for one stage only, not {len(model.stages)}: "
+            f"set model.stages to one block, or antithetic=false."
+        )
+    learns = selector.trains_predictor or selector.needs_reward
+    if selector.budget == "k" or not learns or not config.loss.keep_ratio or not model.stages:
+        return None
+    if kind != "latency":
+        return Budget(kind)
+    device = accelerator.device
+    table = measured_table(model.to(device), config.run_dir / "latency.json", config.data.batch_size, accelerator)
+    return Budget(kind, table)

@@ -1,0 +1,115 @@
+"""Running a model over a data set, on any number of processes, each sample once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dynavit.errors import InputError
+from dynavit.metrics.foreground import foreground_recall, patch_mask
+from dynavit.models import PrunedViT
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said of S samples, in the order of their indices.
+
+    Attributes:
+        indices: ``(S,)`` int64.
+        labels: ``(S,)`` int64.
+        answers: ``(S, ...)``.
+        kept: ``(S, N)`` bool, patches kept by the first stage; None if the model does not prune.
+        expected: ``(S, stages that prune)`` fp32, expected fractions kept; None likewise.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    answers: Tensor
+    kept: Tensor | None
+    expected: Tensor | None
+
+
+@torch.no_grad()
+def collect_answers(
+    model: PrunedViT,
+    loader: DataLoader[Any],
+    accelerator: Accelerator,
+    answer: Callable[[Tensor], Tensor],
+    inputs: Callable[[Tensor], dict[str, Tensor]] = lambda indices: {},
+    title: str = "",
+) -> Answers:
+    """Run a model over a prepared loader and gather what all processes found.
+
+    Args:
+        model: in eval mode.
+        loader: yields images, labels and sample indices. Samples that appear on several processes count
+            once.
+        accelerator: gathers the processes' answers.
+        answer: what to keep of the model's output ``(B, ...)``.
+        inputs: from sample indices ``(B,)`` to what else the model is given.
+        title: of the progress bar.
+
+    Raises:
+        InputError: no sample can be read.
+    """
+    prunes = any(ratio < 1 for ratio in model.keep_ratios)
+    found: list[tuple[Tensor, ...]] = []
+    bar = tqdm(loader, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
+    for batch in bar:
+        if batch is None:  # every image of it was skipped
+            continue
+        images, labels, indices = batch
+        images = images.to(accelerator.device)  # streams are not moved by the accelerator
+        with accelerator.autocast():
+            output, trace = model(images, return_trace=True, **inputs(indices))
+        part: tuple[Tensor, ...] = (indices, labels, answer(output))
+        if prunes:
+            part += (trace.masks[0], torch.stack(trace.expected, 1))
+        found.append(tuple(tensor.cpu() for tensor in part))
+    mine = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+    parts = [part for part in gather_object([mine]) if part]
+    if not parts:
+        raise InputError("the validation split holds no image that can be read.")
+    together = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    # the first of each index: padding repeats samples on other processes
+    order = together[0].argsort(stable=True)
+    ordered = together[0][order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    once = [tensor[order[first]] for tensor in together]
+    return Answers(*once) if prunes else Answers(once[0], once[1], once[2], None, None)
+
+
+def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None) -> dict[str, float]:
+    """Return what tells how well tokens were chosen.
+
+    Args:
+        model: that gave the answers.
+        answers: of a data set.
+        foreground: function from a sample index to its pixel mask ``(H, W)``, if the data has masks.
+
+    Returns:
+        ``foreground_recall``, the share of foreground patches kept by the first stage, if there are masks; for
+        selectors that a keep-ratio loss trains ``expected_minus_ratio``, the mean keep probability of the first
+        stage that prunes minus its keep ratio.
+    """
+    metrics: dict[str, float] = {}
+    if answers.kept is None or answers.expected is None:
+        return metrics
+    if foreground is not None:
+        masks = [patch_mask(foreground(index), model.adapter.grid_size) for index in answers.indices.tolist()]
+        recall = foreground_recall(answers.kept, torch.from_numpy(np.stack(masks)))
+        metrics["foreground_recall"] = float(recall.nanmean())
+    if model.selector.budget == "expected":
+        ratio = next(ratio for ratio in model.keep_ratios if ratio < 1)
+        metrics["expected_minus_ratio"] = float(answers.expected[:, 0].double().mean()) - ratio
+    return metrics

@@ -1,0 +1,81 @@
+"""What classification and re-identification do differently."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from dynavit.config import Config
+from dynavit.data.samplers import ShuffledSampler
+from dynavit.engine.budget import Budget
+from dynavit.engine.objective import Objective
+from dynavit.models import PrunedViT
+
+
+class Task(ABC):
+    """Data, losses and metrics of one kind of problem.
+
+    Attributes:
+        classes: what training labels stand for, in the plural.
+        metric: the validation metric, in percent, by which the best model is chosen.
+        shown: metrics to print after an epoch, by name, with their format.
+    """
+
+    classes: ClassVar[str]
+    metric: ClassVar[str]
+    shown: ClassVar[Mapping[str, str]]
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @abstractmethod
+    def open_data(self, preprocessing: dict[str, Any], train: bool = True) -> Any:
+        """Open the data, prepared as the model wants; ``train=False``: validation only.
+
+        They have ``train`` and ``validation``, which yield ``(image, label, index)``, and ``class_names`` in the
+        order of the training labels.
+
+        Raises:
+            InputError: they do not exist, or make no sense.
+        """
+
+    @abstractmethod
+    def objective(self, data: Any, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None) -> Objective:
+        """Return the losses of a training step."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: PrunedViT, loader: DataLoader[Any], accelerator: Accelerator, data: Any, title: str = ""
+    ) -> dict[str, float]:
+        """Return the metrics of a model, in eval mode, on the validation data behind a prepared loader."""
+
+    def side(self, data: Any) -> Mapping[str, Any] | None:
+        """Return the options of the model's camera embedding; None where it has none."""
+        return None
+
+    def detail(self) -> Any:
+        """Return what the last evaluation found, sample by sample, for :meth:`difference`."""
+        return None
+
+    def difference(self, base: Any, other: Any) -> dict[str, float]:
+        """Return how sure the difference between two evaluations is, from their details."""
+        return {}
+
+    @abstractmethod
+    def chance_loss(self, num_classes: int) -> float:
+        """Return the loss of guessing, above which a run has diverged."""
+
+    def sampler(self, data: Any, processes: int) -> Sampler[int] | None:
+        """Return the order of the training images; None for streams, which have their own."""
+        if isinstance(data.train, IterableDataset):
+            return None
+        return ShuffledSampler(len(data.train), self.config.seed)
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        """Return the metrics of an epoch as one line."""
+        return "  ".join(text.format(metrics[name]) for name, text in self.shown.items() if name in metrics)

@@ -1,0 +1,110 @@
+"""Classification: cross-entropy, mixup, top-1 and top-5."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from accelerate import Accelerator
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from dynavit.config import DataConfig, LossConfig
+from dynavit.data.classification import ClassificationData, create_classification_data
+from dynavit.data.transforms import create_transforms
+from dynavit.engine.budget import Budget
+from dynavit.engine.loading import foreground_of
+from dynavit.engine.objective import Objective
+from dynavit.engine.tasks.answers import collect_answers, selection_metrics
+from dynavit.engine.tasks.base import Task
+from dynavit.errors import InputError
+from dynavit.metrics.accuracy import topk_accuracy
+from dynavit.models import PrunedViT
+from dynavit.selectors import Selector
+
+
+class ClassificationTask(Task):
+    """Which of the classes an image shows."""
+
+    classes = "classes"
+    metric = "top1"
+    shown: ClassVar = {"top1": "top-1 {:.2f} %", "foreground_recall": "foreground recall {:.3f}"}
+
+    def open_data(self, preprocessing: dict[str, Any], train: bool = True) -> ClassificationData:
+        settings = self.config.data
+        data = create_classification_data(
+            settings.name,
+            settings.root,
+            transforms=create_transforms(**preprocessing, augmentation=settings.augmentation),
+            seed=self.config.seed,
+            train_split=settings.train_split if train else None,
+            validation_split=settings.validation_split,
+            download=settings.download,
+            corrupt=settings.corrupt,
+            options=settings.options,
+        )
+        if train and data.train is None:
+            raise InputError(f"data.name={settings.name} has no training split {settings.train_split!r}.")
+        if train and len(data.class_names) < 2:
+            raise InputError(f"the data have one class only ({data.class_names[0]}): there is nothing to tell apart.")
+        self._preprocessing = preprocessing
+        return data
+
+    def objective(
+        self, data: ClassificationData, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None
+    ) -> Objective:
+        mixup = _mixup(self.config.data, self.config.loss, len(data.class_names))
+        return ClassificationObjective(self.config.loss, model.selector, budget, teacher, mixup)
+
+    def evaluate(
+        self,
+        model: PrunedViT,
+        loader: DataLoader[Any],
+        accelerator: Accelerator,
+        data: ClassificationData,
+        title: str = "",
+    ) -> dict[str, float]:
+        best = min(5, model.num_classes)
+        answers = collect_answers(
+            model, loader, accelerator, lambda logits: logits.float().topk(best).indices, title=title
+        )
+        foreground = foreground_of(data.validation, self._preprocessing, model.adapter.grid_size)
+        return topk_accuracy(answers.answers, answers.labels) | selection_metrics(model, answers, foreground)
+
+    def chance_loss(self, num_classes: int) -> float:
+        return math.log(num_classes)
+
+
+class ClassificationObjective(Objective):
+    """Cross-entropy, with mixup and cutmix if configured.
+
+    Args:
+        mixup: timm's, or None. The other arguments are those of :class:`Objective`.
+    """
+
+    def __init__(
+        self, settings: LossConfig, selector: Selector, budget: Budget | None, teacher: Any, mixup: Mixup | None = None
+    ) -> None:
+        super().__init__(settings, selector, budget, teacher)
+        self.mixup = mixup
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mixup is None:
+            return images, labels
+        mixed: tuple[Tensor, Tensor] = self.mixup(images, labels)
+        return mixed
+
+    def task_losses(self, output: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
+        # probabilities come from mixup, which has smoothed them already
+        smoothing = self.settings.label_smoothing if targets.ndim == 1 else 0.0
+        return {"task": (F.cross_entropy(output.float(), targets, label_smoothing=smoothing), 1.0)}
+
+
+def _mixup(data: DataConfig, loss: LossConfig, num_classes: int) -> Mixup | None:
+    if not (data.mixup or data.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=data.mixup, cutmix_alpha=data.cutmix, label_smoothing=loss.label_smoothing, num_classes=num_classes
+    )

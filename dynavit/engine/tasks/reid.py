@@ -1,0 +1,215 @@
+"""Re-identification: triplet and identity losses on PK batches, mAP and rank-k."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler
+
+from dynavit.config import LossConfig
+from dynavit.data.reid import ReidData, create_reid_data
+from dynavit.data.samplers import PKSampler
+from dynavit.data.transforms import create_reid_transforms
+from dynavit.engine.budget import Budget
+from dynavit.engine.loading import foreground_of
+from dynavit.engine.objective import Objective
+from dynavit.engine.tasks.answers import collect_answers, selection_metrics
+from dynavit.engine.tasks.base import Task
+from dynavit.errors import InputError
+from dynavit.losses import MetricLoss, create_metric_loss, gather_with_gradient
+from dynavit.metrics.bootstrap import paired_bootstrap
+from dynavit.metrics.retrieval import RetrievalResult, retrieval_metrics
+from dynavit.models import PrunedViT
+from dynavit.models.heads import Embedding
+
+
+class ReidTask(Task):
+    """Finding other images of the same individual.
+
+    Attributes:
+        result: of the last evaluation, query by query.
+    """
+
+    classes = "identities"
+    metric = "map"
+    shown: ClassVar = {
+        "map": "mAP {:.2f} %",
+        "rank1": "rank-1 {:.2f} %",
+        "foreground_recall": "foreground recall {:.3f}",
+    }
+    result: RetrievalResult
+
+    def open_data(self, preprocessing: dict[str, Any], train: bool = True) -> ReidData:
+        settings = self.config.data
+        size, mean, std = (preprocessing[name] for name in ("image_size", "mean", "std"))
+        plain = create_reid_transforms(size, mean, std, preprocessing["interpolation"])[1]
+        transforms = (plain, plain)
+        if settings.augmentation is not None:
+            try:
+                transforms = create_reid_transforms(
+                    size, mean, std, preprocessing["interpolation"], **settings.augmentation
+                )
+            except TypeError as error:
+                raise InputError(
+                    f"data.augmentation={settings.augmentation}: {error}; it takes flip, pad and erase."
+                ) from None
+        return create_reid_data(
+            settings.name,
+            settings.root,
+            transforms=transforms,
+            seed=self.config.seed,
+            train=train,
+            train_split=settings.train_split,
+            corrupt=settings.corrupt,
+            options=settings.options,
+        )
+
+    def side(self, data: ReidData) -> Mapping[str, Any] | None:
+        options = self.config.model.side
+        if options is None:
+            return None
+        if not data.num_cameras:
+            raise InputError(f"model.side={options}: the data tell no cameras; set model.side=null.")
+        return {"cameras": data.num_cameras, "views": max(data.num_views, 1), **options}
+
+    def sampler(self, data: ReidData, processes: int) -> Sampler[int]:
+        size, images = self.config.data.batch_size, self.config.data.images_per_identity
+        if size % images:
+            raise InputError(
+                f"data.batch_size={size}, data.images_per_identity={images}: a batch is P identities with K images "
+                f"each, so the first has to be a multiple of the second."
+            )
+        steps = self.config.train.steps_per_epoch
+        return PKSampler(
+            data.train_identities,
+            size // images,
+            images,
+            seed=self.config.seed,
+            batches_per_epoch=steps * processes if steps else None,
+            num_processes=processes,
+        )
+
+    def objective(
+        self, data: ReidData, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None
+    ) -> Objective:
+        return ReidObjective(self.config.loss, model, budget, teacher, data)
+
+    def evaluate(
+        self, model: PrunedViT, loader: DataLoader[Any], accelerator: Accelerator, data: ReidData, title: str = ""
+    ) -> dict[str, float]:
+        def cameras(indices: Tensor) -> dict[str, Tensor]:
+            return side_inputs(model, data.cameras, data.views, indices)
+
+        answers = collect_answers(model, loader, accelerator, lambda output: output.float(), cameras, title)
+        self.result = Searchable(answers.answers, answers.indices, data).search()
+        foreground = foreground_of(data.validation, None, model.adapter.grid_size)
+        return self.result.summary() | selection_metrics(model, answers, foreground)
+
+    def detail(self) -> RetrievalResult:
+        return self.result
+
+    def difference(self, base: RetrievalResult, other: RetrievalResult) -> dict[str, float]:
+        """Return the 95 % interval of the difference in mAP, resampling identities alike for both."""
+        _, low, high = paired_bootstrap(base.average_precision, other.average_precision, base.query_ids)
+        return {"delta_map_low": low, "delta_map_high": high}
+
+    def chance_loss(self, num_classes: int) -> float:
+        # a triplet loss that tells nothing apart is softplus(0), or its margin
+        return self.config.loss.identity * math.log(num_classes) + 1.0
+
+
+class ReidObjective(Objective):
+    """Identity cross-entropy on the neck's logits, and a metric loss on the features before it.
+
+    Args:
+        data: whose cameras the model may be told. The other arguments are those of :class:`Objective`.
+    """
+
+    def __init__(
+        self, settings: LossConfig, model: PrunedViT, budget: Budget | None, teacher: Any, data: ReidData
+    ) -> None:
+        super().__init__(settings, model.selector, budget, teacher)
+        loss: MetricLoss = create_metric_loss(
+            num_classes=model.num_classes, embedding_size=model.num_features, **settings.metric
+        )
+        self.module = loss if loss.has_parameters else None
+        self._metric: nn.Module = loss
+        self._model, self._data = model, data
+        self._statistics: dict[str, Tensor] = {}
+
+    def inputs(self, indices: Tensor) -> dict[str, Tensor]:
+        return side_inputs(self._model, self._data.train_cameras, self._data.train_views, indices)
+
+    def task_losses(self, output: Embedding, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
+        identity = F.cross_entropy(output.logits.float(), targets, label_smoothing=self.settings.label_smoothing)
+        metric = self.module if self.module is not None else self._metric
+        parts = []  # selections of the same batch are not compared with each other
+        for features, labels in zip(output.features.chunk(self.samples), targets.chunk(self.samples), strict=True):
+            if self.settings.metric_across_processes:
+                features, labels = gather_with_gradient(features), gather_with_gradient(labels)
+            parts.append(metric(features, labels))
+        self._statistics = parts[0][1]
+        loss = torch.stack([loss for loss, _ in parts]).mean()
+        return {"identity": (identity, self.settings.identity), "metric": (loss, self.settings.metric_weight)}
+
+    def statistics(self) -> dict[str, Tensor]:
+        return self._statistics
+
+
+class Searchable:
+    """Embeddings of the validation data, told apart into queries and gallery.
+
+    Args:
+        features: ``(S, D)`` of the samples at ``indices`` ``(S,)`` of ``data.validation``; unreadable ones are
+            missing.
+        data: tells queries from gallery, and who is who.
+
+    Attributes:
+        query, gallery: int64 indices into ``data.validation``.
+        query_features, gallery_features: fp32.
+    """
+
+    def __init__(self, features: Tensor, indices: Tensor, data: ReidData) -> None:
+        is_query = indices < data.num_query
+        self.data = data
+        self.query, self.gallery = indices[is_query], indices[~is_query]
+        self.query_features, self.gallery_features = features[is_query], features[~is_query]
+        # where a query's own file is in the gallery, it is no match of itself
+        place = {int(data.image_ids[index]): number for number, index in enumerate(self.gallery.tolist())}
+        self._own = torch.tensor([place.get(int(data.image_ids[index]), -1) for index in self.query.tolist()])
+
+    def labels(self, queries: Tensor) -> dict[str, Any]:
+        """Return who is who, for these of the queries, as the retrieval functions take it."""
+        data, query = self.data, self.query[queries]
+        return {
+            "query_ids": data.identities[query],
+            "gallery_ids": data.identities[self.gallery],
+            "query_cameras": data.cameras[query],
+            "gallery_cameras": data.cameras[self.gallery],
+            "exclude": self._own[queries],
+            "metric": "cosine",
+        }
+
+    def search(self) -> RetrievalResult:
+        """Search the gallery for every query, by the angle between embeddings."""
+        return retrieval_metrics(
+            self.query_features, self.gallery_features, **self.labels(torch.arange(len(self.query)))
+        )
+
+
+def side_inputs(model: PrunedViT, cameras: Tensor, views: Tensor, indices: Tensor) -> dict[str, Tensor]:
+    """Return cameras and views of samples ``(B,)`` for a model that wants them."""
+    if model.side is None:
+        return {}
+    device = model.side.table.device
+    index = indices.cpu()
+    inputs = {"cameras": cameras[index].to(device)}
+    if model.side.num_views > 1:
+        inputs["views"] = views[index].to(device)
+    return inputs

@@ -1,0 +1,120 @@
+"""Pictures of both studies, readable at the width of a README column and without colour vision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from dynavit.studies.selection import SelectionRow
+from dynavit.studies.stability import StabilityRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, but no yellow; https://jfly.uni-koeln.de/color/
+_COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#56B4E9", "#E69F00")
+_DASHES = ("-", "-", "-", "-", (0, (5, 4)), (4, (2, 4)), "-")
+_INK, _FAINT = "#24292f", "#d0d7de"
+_CURVES = {
+    "control": "control: no mask gradient",
+    "attempt1": "Gumbel, STE, $-(1-m)\\,10^{10}$",
+    "attempt2": "the same, τ = 5, noise clipped",
+    "no_noise_1e10": "the same without noise",
+    "fix_log": "Gumbel, STE, log(m)",
+    "fix_multiply": "Gumbel, STE, multiply",
+}
+_SMOOTHING = 9  # steps
+_LABEL_GAP = 0.062  # of the height
+_KINDS = {"library": ("#0072B2", "o"), "control": ("#000000", "s"), "known bad": ("#D55E00", "X")}
+
+
+def plot_stability(rows: Sequence[StabilityRow], path: Path) -> None:
+    """Draw the training loss of the runs after the backbone: the middle seed, and the range of all.
+
+    Args:
+        rows: those that tell the story are drawn; the first seven, if none of them is there.
+        path: picture to write.
+    """
+    chosen = [row for row in rows if row.variant in _CURVES] or list(rows[: len(_COLOURS)])
+    figure, axes = _figure(8.2, 4.2)
+    ends = []
+    for row, colour, dash in zip(chosen, _COLOURS, _DASHES, strict=False):
+        steps = min(len(run.losses) for run in row.runs)
+        curves = [_smooth(run.losses[:steps]) for run in row.runs]
+        middle = [median(values) for values in zip(*curves, strict=True)]
+        low, high = (list(map(extreme, zip(*curves, strict=True))) for extreme in (min, max))
+        axes.fill_between(range(steps), low, high, color=colour, alpha=0.1, linewidth=0)
+        axes.plot(range(steps), middle, color=colour, linestyle=dash, linewidth=1.9)
+        ends.append((middle[-1], _CURVES.get(row.variant, row.variant), colour))
+    axes.set_yscale("log")
+    axes.set_yticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
+    axes.minorticks_off()
+    axes.set_xlim(0, None)
+    axes.margins(x=0)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("training loss")
+    _label_ends(axes, ends)
+    _finish(axes)
+    figure.savefig(path)
+
+
+def plot_selection(rows: Sequence[SelectionRow], path: Path) -> None:
+    """Draw each row's accuracy, mean and range over the seeds, best on top.
+
+    Args:
+        rows: all are drawn.
+        path: picture to write.
+    """
+    ordered = sorted(rows, key=lambda row: row.accuracy.mean)
+    figure, axes = _figure(7.2, 0.9 + 0.25 * len(ordered))
+    for height, row in enumerate(ordered):
+        colour, marker = _KINDS[row.kind]
+        axes.plot([100 * row.accuracy.low, 100 * row.accuracy.high], [height, height], color=colour, linewidth=2)
+        axes.plot(100 * row.accuracy.mean, height, marker, color=colour, markersize=6.5)
+    axes.set_yticks(range(len(ordered)), [row.variant for row in ordered])
+    for kind, (colour, marker) in _KINDS.items():
+        if any(row.kind == kind for row in ordered):
+            axes.plot([], [], marker, color=colour, label=kind)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    axes.set_xlabel("accuracy (%), mean and range over the seeds")
+    axes.margins(y=0.03)
+    _finish(axes)
+    figure.savefig(path)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a large import, needed here alone
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write each curve's name at its right end; names that would touch are moved apart."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    wanted = sorted((float(to_axes.transform((1.0, value))[1]), text, colour) for value, text, colour in ends)
+    heights: list[float] = []
+    for height, _, _ in wanted:
+        heights.append(max(height, heights[-1] + _LABEL_GAP) if heights else height)
+    excess = max(heights[-1] - 1.0, 0.0)  # the stack ends inside the axes
+    for height, (_, text, colour) in zip(heights, wanted, strict=True):
+        place = (1.015, height - excess)
+        axes.annotate(text, place, xycoords="axes fraction", va="center", fontsize=9, color=colour)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean of the last few steps."""
+    windows = [values[max(end - _SMOOTHING, 0) : end] for end in range(1, len(values) + 1)]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9, colors=_INK)

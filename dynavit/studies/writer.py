@@ -1,0 +1,111 @@
+"""The results of a study as an aligned table, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from dynavit.studies.results import Spread
+
+_Row = TypeVar("_Row")
+
+
+@dataclasses.dataclass(frozen=True)
+class Column(Generic[_Row]):
+    """A column of a table: its title and a row's cell as text."""
+
+    title: str
+    cell: Callable[[_Row], str]
+    left: bool = False
+
+
+def format_text(columns: Sequence[Column[_Row]], rows: Sequence[_Row]) -> str:
+    """Return an aligned plain-text table."""
+    lines = [[column.title for column in columns], *([column.cell(row) for column in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column.left else cell.rjust(width)
+            for column, cell, width in zip(columns, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def format_markdown(columns: Sequence[Column[_Row]], rows: Sequence[_Row]) -> str:
+    """Return a Markdown table."""
+    titles = [column.title for column in columns]
+    rules = ["---" if column.left else "--:" for column in columns]
+    lines = [titles, rules, *([column.cell(row) for column in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def write_results(
+    folder: Path,
+    name: str,
+    columns: Sequence[Column[_Row]],
+    rows: Sequence[_Row],
+    settings: dict[str, Any],
+    notes: Sequence[str],
+) -> None:
+    """Write ``<name>.json`` (everything, every run), ``.csv`` (means and ranges) and ``.md`` (the table).
+
+    Args:
+        folder: created if it is missing.
+        name: of the study.
+        columns: of the Markdown table.
+        rows: dataclasses.
+        settings: how the study was run.
+        notes: paragraphs below the Markdown table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {**settings, "torch": torch.__version__}
+    everything = {"settings": settings, "notes": list(notes), "rows": [_plain(row) for row in rows]}
+    (folder / f"{name}.json").write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        flat = [_flat(row) for row in rows]
+        fields = dict.fromkeys(field for row in flat for field in row)  # rows may have different numbers of stages
+        writer = csv.DictWriter(file, fieldnames=list(fields))
+        writer.writeheader()
+        writer.writerows(flat)
+    told = ", ".join(f"{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in settings.items())
+    paragraphs = "\n\n".join([*notes, f"Settings: {told}."])
+    (folder / f"{name}.md").write_text(f"{format_markdown(columns, rows)}\n{paragraphs}\n")
+
+
+def _flat(row: Any) -> dict[str, Any]:
+    """One CSV line: a column each for mean, low and high of a spread; single runs are left out."""
+    cells: dict[str, Any] = {}
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        if isinstance(value, Spread):
+            cells |= _spread(field.name, value)
+        elif isinstance(value, list) and value and isinstance(value[0], Spread):
+            for number, stage in enumerate(value, start=1):
+                cells |= _spread(f"{field.name}_{number}", stage)
+        elif isinstance(value, str):
+            cells[field.name] = value
+    return cells
+
+
+def _spread(name: str, spread: Spread) -> dict[str, float]:
+    return {f"{name}_mean": spread.mean, f"{name}_low": spread.low, f"{name}_high": spread.high}
+
+
+def _plain(value: Any) -> Any:
+    """Turn dataclasses into JSON; 6 digits of a float; JSON has no words for infinity and NaN."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    return value

@@ -1,0 +1,272 @@
+"""Re-identification through the trainer and the tools, on small pictures in the layout of Market-1501."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+import dynavit
+from dynavit.cli import main
+from dynavit.config import Config, load_config
+from dynavit.engine.evaluator import evaluate_run
+from dynavit.engine.loading import make_loader
+from dynavit.engine.run import open_run
+from dynavit.engine.tasks import create_task
+from dynavit.engine.trainer import Trainer
+
+TINY = """
+task: reid
+model:
+  architecture: vit_tiny_patch16_224
+  kwargs: {img_size: [32, 16], patch_size: 8, embed_dim: 24, depth: 3, num_heads: 3}
+  stages: [1, 2]
+  keep_ratio: 0.5
+data:
+  name: market1501
+  root: %s
+  batch_size: 8
+  images_per_identity: 2
+  augmentation: {flip: 0.5, pad: 1, erase: 0.2}
+  workers: 0
+optimizer: {lr: 2.0e-3}
+train: {epochs: 2, log_steps: 1}
+evaluate: {rounds: 2, keep_ratios: [1.0, 0.5], batch_sizes: [2]}
+"""
+Make = Callable[..., Config]
+
+
+def market(root: Path) -> Path:
+    """Six identities to learn, three to find; the upper and the lower half tell who it is, cameras tint."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 200, (12, 2, 3))
+    splits = {"bounding_box_train": range(1, 7), "query": range(7, 10), "bounding_box_test": [*range(7, 10), 0]}
+    for split, identities in splits.items():
+        folder = root / split
+        folder.mkdir(parents=True)
+        for identity in identities:
+            for camera in (1, 2):
+                for number in range(1 if split == "query" else 2):
+                    picture = np.repeat(colours[identity][:, None], 16, axis=0).repeat(16, axis=1)
+                    picture = picture + rng.integers(0, 40, picture.shape) + 10 * camera
+                    name = f"{identity:04}_c{camera}s1_{number:06}_00.jpg"
+                    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / name, quality=95)
+    return root
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return market(tmp_path_factory.mktemp("people"))
+
+
+@pytest.fixture
+def reid(tmp_path: Path, people: Path) -> Make:
+    path = tmp_path / "reid.yaml"
+    path.write_text(TINY % people)
+
+    def make(*overrides: str, folder: str = "run") -> Config:
+        return load_config(path, [f"output_dir={tmp_path / folder}", *overrides])
+
+    return make
+
+
+def test_a_run_learns_and_writes_an_embedding_model(reid: Make) -> None:
+    config = reid("train.epochs=12")
+    result = Trainer(config).fit()
+    assert {"val/map", "val/minp", "val/rank1", "val/rank5", "val/rank10"} <= result.keys()
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train/identity"] < 0.8 * rows[0]["train/identity"]
+    assert rows[-1]["train/loss"] == pytest.approx(rows[-1]["train/identity"] + rows[-1]["train/metric"], rel=1e-4)
+    assert all("metric/" not in name for name in rows[-1])  # those are for TensorBoard
+    model = dynavit.load(config.run_dir)
+    embedding = model(torch.randn(3, 3, 32, 16))
+    assert embedding.shape == (3, 24)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
+    assert model.metadata["class_names"] == ["0001", "0002", "0003", "0004", "0005", "0006"]
+
+
+def test_the_metrics_are_those_of_a_plain_loop(reid: Make) -> None:
+    """Every query ranks the gallery; its own identity by its own camera does not count."""
+    config = reid("train.epochs=1")
+    Trainer(config).fit()
+    run = open_run(config.run_dir)
+    task = create_task(config)
+    data = task.open_data(run.preprocessing, train=False)
+    samples = [data.validation[i] for i in range(len(data.validation))]
+    features = torch.cat([run.model(image[None]) for image, _, _ in samples]).detach()
+    precisions, hits = [], []
+    for q in range(data.num_query):
+        ranked = []
+        for g in range(data.num_query, len(samples)):
+            same = data.identities[g] == data.identities[q]
+            if not (same and data.cameras[g] == data.cameras[q]):
+                ranked.append((1 - float(features[q] @ features[g]), bool(same)))
+        ranked.sort()
+        found = [number for number, (_, same) in enumerate(ranked, start=1) if same]
+        precisions.append(np.mean([(i + 1) / rank for i, rank in enumerate(found)]))
+        hits.append(found[0] == 1)
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(make_loader(data.validation, 4, 0))
+    metrics = task.evaluate(run.model, loader, accelerator, data)
+    assert metrics["map"] == pytest.approx(100 * np.mean(precisions), abs=1e-3)
+    assert metrics["rank1"] == pytest.approx(100 * np.mean(hits))
+
+
+@pytest.mark.parametrize("selector", ["topk", "ste", "gumbel_sigmoid", "gumbel_topk", "score_function"])
+def test_interrupted_training_resumes_to_the_same_result(reid: Make, selector: str) -> None:
+    overrides = [f"model.selector.name={selector}", "train.checkpoint_steps=1", "loss.reward=rank1"]
+    whole, broken = (reid(*overrides, folder=folder) for folder in ("whole", "broken"))
+    Trainer(whole).fit()
+    trainer = Trainer(broken)
+    take_step = trainer._step
+
+    class Killed(Exception):
+        pass
+
+    def dying(*args: torch.Tensor) -> object:
+        if trainer.progress.step == 3:
+            raise Killed
+        return take_step(*args)
+
+    trainer._step = dying
+    with pytest.raises(Killed):
+        trainer.fit()
+    Trainer(broken, resume=True).fit()
+    assert (whole.run_dir / "metrics.jsonl").read_text() == (broken.run_dir / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "{name: triplet, margin: 0.3}",
+        "{name: triplet, distance: cosine, soft_margin: true}",
+        "{name: circle}",
+        "{name: arcface}",
+        "{name: center}",
+        "{name: multi_similarity}",
+    ],
+)
+def test_metric_losses_by_name(reid: Make, metric: str) -> None:
+    """Those with parameters of their own are optimised and saved with the state."""
+    config = reid(f"loss.metric={metric}", "train.epochs=1")
+    trainer = Trainer(config)
+    module = trainer.setup.objective.module
+    assert (module is not None) == ("arcface" in metric or "center" in metric)
+    before = [p.detach().clone() for p in module.parameters()] if module is not None else []
+    trainer.fit()
+    if module is not None:
+        assert any(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+        resumed = Trainer(reid(f"loss.metric={metric}", "train.epochs=2"), resume=True)
+        resumed.fit()
+    row = trainer.metrics.rows()[-1]
+    assert np.isfinite(row["train/metric"])
+
+
+def test_the_sweep_compares_with_the_dense_start(reid: Make, tmp_path: Path) -> None:
+    dense = reid("model.stages=[]", "train.epochs=6", folder="dense")
+    Trainer(dense).fit()
+    config = reid("train.epochs=1", "loss.token_distillation=0.5", folder="pruned")
+    config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense.run_dir), None, {}
+    Trainer(config).fit()
+    rows = evaluate_run(open_run(config.run_dir), output=tmp_path / "out")
+    assert [row["model"] for row in rows] == ["dense", "pruned", "pruned"]
+    assert rows[0]["map"] == pytest.approx(
+        json.loads((dense.run_dir / "metrics.jsonl").read_text().splitlines()[-1])["val/map"]
+    )
+    for row in rows[1:]:
+        assert row["delta_map"] == pytest.approx(row["map"] - rows[0]["map"])
+        assert row["delta_map_low"] <= row["delta_map"] + 1e-9
+        assert row["delta_map"] <= row["delta_map_high"] + 1e-9
+    for name in ("report.html", "pareto.png", "kept_tokens.png", "ranked_lists.png", "evaluation.csv"):
+        assert (tmp_path / "out" / name).stat().st_size > 300
+    assert "mAP" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_camera_embedding(reid: Make, tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = reid("model.side={scale: 3.0}", "train.epochs=2")
+    trainer = Trainer(config)
+    table = trainer.model.side.table.detach().clone()
+    assert table.shape[0] == 2
+    trainer.fit()
+    assert not torch.equal(trainer.model.side.table, table)
+    evaluate_run(open_run(config.run_dir), [0.5], [2], tmp_path / "out")
+    # the tools know no camera of one's own images
+    arguments = ["--images", str(people / "query")]
+    assert main(["predict", str(config.run_dir), *arguments]) == 0
+    assert main(["visualize", str(config.run_dir), *arguments]) == 0
+
+
+def test_predict_finds_the_most_alike(
+    reid: Make, tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = reid("train.epochs=1")
+    Trainer(config).fit()
+    capsys.readouterr()
+    images = str(people / "bounding_box_test")
+    assert main(["predict", str(config.run_dir), "--images", images]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0] == "image,nearest,similarity"
+    assert len(lines) == 17
+    for line in lines[1:]:
+        image, nearest, similarity = line.split(",")
+        assert image != nearest
+        assert -1 <= float(similarity) <= 1.0001
+    assert main(["predict", str(config.run_dir), "--images", images, "--output", str(tmp_path / "e.npz")]) == 0
+    written = np.load(tmp_path / "e.npz")
+    assert written["embeddings"].shape == (16, 24)
+    with Image.open(written["images"][3]) as image:
+        expected = open_run(config.run_dir).model(open_run(config.run_dir).transform(image)[None])
+    np.testing.assert_allclose(written["embeddings"][3], expected[0].detach().numpy(), atol=1e-5)
+    # and as in evaluation, pixel by pixel
+    run = open_run(config.run_dir)
+    data = create_task(config).open_data(run.preprocessing, train=False)
+    with Image.open(people / "query" / sorted(p.name for p in (people / "query").iterdir())[0]) as image:
+        torch.testing.assert_close(run.transform(image), data.validation[0][0])
+
+
+@pytest.mark.slow
+def test_export_gives_the_same_search(reid: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript")
+    config = reid("train.epochs=1")
+    Trainer(config).fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["export", str(config.run_dir)]) == 0
+    out = capsys.readouterr().out
+    assert "as by the original's" in out
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(config.run_dir / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["embedding"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.images_per_identity=3", r"data.batch_size=8, data.images_per_identity=3: .*multiple"),
+        ("data.images_per_identity=1", r"images_per_identity"),
+        ("data.batch_size=32", r"identities"),
+        ("model.side={scle: 3.0}", r"scle"),
+        ("data.augmentation={flop: 0.5}", r"data.augmentation=.*flop.*flip, pad and erase"),
+        ("loss.metric={name: triplett}", r"triplett"),
+        ("loss.metric={name: triplet, margn: 0.3}", r"margn"),
+        ("loss.logit_distillation=1.0", r"token_distillation"),
+        ("data.name=market", r"market.*market1501"),
+        ("data.root=nowhere", r"nowhere"),
+        ("loss.reward=rank2", None),  # not looked at unless a selector wants it
+        ("model.embedding=between", r"model.embedding='between': choose one of after, before"),
+    ],
+)
+def test_bad_settings_are_one_clear_sentence(reid: Make, override: str, message: str | None) -> None:
+    if message is None:
+        Trainer(reid(override))
+        return
+    with pytest.raises(dynavit.InputError, match=message):
+        Trainer(reid(override))

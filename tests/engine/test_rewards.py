@@ -1,0 +1,167 @@
+"""Selectors that learn from a reward, through the trainer: what is rewarded, compared and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import dynavit
+from dynavit.config import Config, LossConfig
+from dynavit.engine.objective import Moment
+from dynavit.engine.rewards import create_reward
+from dynavit.engine.tasks.classification import ClassificationObjective
+from dynavit.engine.trainer import Trainer
+
+Make = Callable[..., Config]
+
+
+class Output(NamedTuple):
+    features: Tensor
+    logits: Tensor
+
+
+def test_rewards_by_hand() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
+    labels = torch.tensor([0, 1, 1])
+    assert create_reward("correct")(logits, labels).tolist() == [1.0, 1.0, 0.0]
+    expected = logits.log_softmax(dim=1)[torch.arange(3), labels]
+    torch.testing.assert_close(create_reward("likelihood")(logits, labels), expected)
+    # mixup's probabilities: the class with most of it
+    assert create_reward("correct")(logits, torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])).tolist() == [1, 0, 0]
+    features = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.3, 0.0], [5.0, 0.0]])
+    output = Output(features, torch.zeros(4, 2))
+    # 0 and 1 are each other's nearest, 2 is nearest to 1, 3 to 2
+    assert create_reward("rank1")(output, torch.tensor([0, 0, 1, 1])).tolist() == [1, 1, 0, 1]
+
+
+def odd_pixels(output: Tensor, targets: Tensor) -> Tensor:
+    """A reward of one's own."""
+    return (targets % 2).float()
+
+
+def test_a_reward_of_ones_own_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    found = create_reward("test_rewards:odd_pixels")
+    assert found(torch.zeros(2, 2), torch.tensor([3, 4])).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("corect", r"loss.reward=corect: Did you mean 'correct'.*package.module:function"),
+        ("nowhere.module:f", r"loss.reward=nowhere.module:f cannot be imported"),
+        ("math:nothing", r"cannot be imported: .*nothing"),
+        ("math:pi", r"is no function"),
+    ],
+)
+def test_unknown_rewards_are_refused(name: str, message: str) -> None:
+    with pytest.raises(dynavit.InputError, match=message):
+        create_reward(name)
+
+
+def test_rank1_needs_embeddings() -> None:
+    with pytest.raises(dynavit.InputError, match="task=reid"):
+        create_reward("rank1")(torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
+def bandit(selector: dict[str, object], samples: int, reward: str, rounds: int) -> tuple[Tensor, Tensor]:
+    """Score-function gradients of the predictor's last bias-free input, over many draws, and the exact one.
+
+    The "model" has four tokens, one logit each, and answers class 1 where it kept tokens 0 and 1, so the
+    reward "correct" is a function of the set alone whose expectation can be enumerated.
+    """
+    logits = torch.tensor([0.3, -0.2, 0.5, 0.0], requires_grad=True)
+    made = dynavit.create_selector(**selector).train()
+
+    class Chooses(torch.nn.Module):
+        def forward(self, images: Tensor, **_: object) -> tuple[Tensor, dynavit.Trace]:
+            n = len(images)
+            selection = made(logits.expand(n, 4), torch.ones(n, 4, dtype=torch.bool), 2)
+            wins = selection.keep[:, 0] & selection.keep[:, 1]
+            answer = torch.stack([torch.where(wins, 0.0, 1.0), torch.where(wins, 1.0, 0.0)], dim=1)
+            return answer, dynavit.Trace(log_prob=selection.log_prob, probs=[selection.probs])
+
+    settings = LossConfig(reward=reward, reward_samples=samples)
+    objective = ClassificationObjective(settings, made, None, None)
+    images, labels = torch.zeros(500, 1), torch.ones(500, dtype=torch.long)
+    gradients = []
+    for number in range(rounds):
+        torch.manual_seed(number)
+        losses, _ = objective(Chooses(), images, labels, labels, Moment(1.0, [2], [0.5]))
+        (gradient,) = torch.autograd.grad(-losses["policy_gradient"], logits)
+        gradients.append(gradient)
+    free = torch.tensor([0.3, -0.2, 0.5, 0.0], requires_grad=True)
+    if selector["distribution"] == "bernoulli":
+        expected = free[:2].sigmoid().prod()
+    else:
+        first = free.softmax(dim=0)
+        expected = first[0] * first[1] / (1 - first[0]) + first[1] * first[0] / (1 - first[1])
+    (exact,) = torch.autograd.grad(expected, free)
+    return torch.stack(gradients), exact
+
+
+@pytest.mark.parametrize(
+    ("selector", "samples"),
+    [
+        ({"name": "score_function", "distribution": "plackett_luce"}, 2),
+        ({"name": "score_function", "distribution": "plackett_luce"}, 5),
+        ({"name": "score_function", "distribution": "bernoulli"}, 3),
+        ({"name": "score_function", "distribution": "bernoulli", "antithetic": True}, 7),  # pairs, whatever is set
+    ],
+)
+def test_the_objective_is_unbiased_for_a_reward_without_a_gradient(selector: dict[str, object], samples: int) -> None:
+    """The whole path: repeated batch, rewards per sample, leave-one-out, against enumeration."""
+    found, exact = bandit(selector, samples, "correct", rounds=200)
+    z = (found.mean(dim=0) - exact) / (found.std(dim=0) / len(found) ** 0.5)
+    assert z.abs().max() < 5
+    assert (exact / (found.std(dim=0) / len(found) ** 0.5)).abs().max() > 20  # enough draws to see a wrong one
+
+
+def test_one_reward_per_sample_not_per_batch(tiny: Make) -> None:
+    """Negative control: rewarding the samples of an image alike teaches nothing."""
+    config = tiny("model.selector.name=score_function", "loss.reward_samples=3", "train.epochs=1")
+    trainer = Trainer(config)
+    trainer.fit()
+    row = trainer.metrics.rows()[-1]
+    assert row["train/policy_gradient"] != 0
+    objective = trainer.setup.objective
+    assert objective.samples == 3
+    objective.reward = lambda output, targets: targets.float()
+    batch = next(iter(trainer.batches.epoch(0, 0)))
+    losses, trace = objective(trainer.model.train(), *batch, trainer.schedules.moment(0, torch.device("cpu")))
+    assert trace.log_prob is not None
+    assert len(trace.log_prob) == 3 * len(batch[0])
+    assert float(losses["policy_gradient"].detach()) == 0.0
+
+
+def test_predictors_move_by_the_reward_alone(tiny: Make) -> None:
+    """The mask of score_function carries no gradient: with a constant reward its predictors stay."""
+    moved = []
+    for weight in (1.0, 0.0):
+        config = tiny(
+            "model.selector.name=score_function", f"loss.policy_gradient={weight}", "train.epochs=1",
+            "loss.reward=correct", folder=f"weight{weight}",
+        )  # fmt: skip
+        trainer = Trainer(config)
+        before = trainer.model.predictors[0].state_dict()
+        before = {name: value.clone() for name, value in before.items()}
+        trainer.fit()
+        after = trainer.model.predictors[0].state_dict()
+        moved.append(max(float((after[name] - before[name]).abs().max()) for name in before))
+    assert moved[0] > 1e-4
+    assert moved[1] == 0.0
+
+
+def test_antithetic_pairs_need_a_single_stage(tiny: Make) -> None:
+    disarm = "model.selector={name: score_function, distribution: bernoulli, antithetic: true}"
+    with pytest.raises(dynavit.InputError, match=r"one stage only, not 2: set model.stages"):
+        Trainer(tiny(disarm))
+    trainer = Trainer(tiny(disarm, "model.stages=[1]", "train.epochs=1", folder="one"))
+    assert trainer.setup.objective.samples == 2
+    trainer.fit()
+    assert trainer.metrics.rows()[-1]["train/keep_ratio"] > 0  # gates have a budget
