@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart test test-slow lint type imports check dense clean
+.PHONY: setup quickstart quickstart-reid test test-slow lint type imports check dense clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -18,6 +18,11 @@ quickstart: $(READY)
 	$(BIN)/python tools/train.py --config configs/quickstart/classify.yaml --resume
 	$(BIN)/python tools/evaluate.py checkpoints/quickstart
 	$(BIN)/python tools/export.py checkpoints/quickstart
+
+quickstart-reid: $(READY)
+	$(BIN)/python tools/train.py --config configs/quickstart/reid.yaml --resume
+	$(BIN)/python tools/evaluate.py checkpoints/quickstart-reid --keep-ratios 1.0,0.7,0.5
+	$(BIN)/python tools/export.py checkpoints/quickstart-reid
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
@@ -41,4 +46,4 @@ dense: $(READY)
 	$(BIN)/python tools/train.py --config configs/quickstart/dense.yaml --resume
 
 clean:
-	rm -rf .venv build dist *.egg-info checkpoints/quickstart checkpoints/dense
+	rm -rf .venv build dist *.egg-info checkpoints/quickstart checkpoints/quickstart-reid checkpoints/dense checkpoints/reid-dense

@@ -48,6 +48,7 @@ setup(
         "pillow>=10.1",
         "safetensors>=0.4.5",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         "tqdm>=4.66",
     ],
     extras_require=extras,

@@ -21,7 +21,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="dynavit", description="Make Vision Transformers cheaper by dropping tokens while they run."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_evaluate, _add_export, _add_benchmark, _add_visualize, _add_predict, _add_study, _add_selectors):
+    for add in (
+        _add_train,
+        _add_evaluate,
+        _add_export,
+        _add_benchmark,
+        _add_visualize,
+        _add_predict,
+        _add_study,
+        _add_selectors,
+    ):
         add(commands)
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positional arguments in one run only; settings may stand on both sides of an option
@@ -286,10 +295,8 @@ def _study(options: argparse.Namespace) -> None:
         raise InputError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2.") from None
     variants = options.variants and [name.strip() for name in options.variants.split(",")]
     output: Path = options.output or Path("checkpoints") / f"study-{options.study}"
-    if options.study == "stability":
-        print(report_stability(output, seeds, options.steps or 250, variants))
-    else:
-        print(report_selection(output, seeds, options.steps or 400, variants))
+    report = report_stability if options.study == "stability" else report_selection
+    print(report(output, seeds, options.steps, variants))
     print(f"\nWritten to {output}: {options.study}.md, {options.study}.json, {options.study}.csv, {options.study}.png")
 
 

@@ -20,10 +20,17 @@ SHORT = [
     "train.epochs=1", "train.steps_per_epoch=2", "train.mixed_precision=no", "data.batch_size=4", "data.workers=0",
     "evaluate.rounds=1",
 ]  # fmt: skip
+SHORT_STUDIES = {"stability": "control,attempt1,fix_log", "selection": "topk,gumbel_topk,none"}
+PK = ["data.batch_size=4", "data.images_per_identity=2"]
 SHORT_FOR = {
-    "configs/quickstart": ["data.options={validation_size: 16}"],
+    "configs/quickstart/classify": ["data.options={validation_size: 16}"],
+    "configs/quickstart/reid": [*PK, "data.options={train_identities: 200, test_identities: 4, gallery_per_camera: 1}"],
     "configs/folder": ["model.pretrained=false", "model.kwargs={img_size: 64, depth: 4}", "model.stages=[1,2,3]"],
-}
+    "configs/reid": [
+        *PK, "model.pretrained=false", "model.stages=[1,2,3]",
+        "model.kwargs={img_size: [64, 32], depth: 4, embed_dim: 96, num_heads: 3}",
+    ],
+}  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:
@@ -62,6 +69,12 @@ def checkout(tmp_path: Path) -> Path:
             for number in range(count):
                 pixels = rng.integers(0, 255, (70, 80, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "my_images" / split / label / f"{number}.jpg")
+    for split, names in (("train", "abcd"), ("query", "xy"), ("gallery", "xyz")):
+        for name in names:
+            (folder / "my_animals" / split / name).mkdir(parents=True)
+            for number in range(1 if split == "query" else 3):
+                pixels = rng.integers(0, 255, (70, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "my_animals" / split / name / f"{split}{number}.jpg")
     return folder
 
 
@@ -83,6 +96,10 @@ def expand(line: str, folder: Path) -> list[list[str]]:
         if "tools/train.py" in words:
             config = words[words.index("--config") + 1]
             words += SHORT + [word for prefix, more in SHORT_FOR.items() if config.startswith(prefix) for word in more]
+        if "tools/study.py" in words:
+            words += ["--seeds", "0", "--steps", "40", "--variants", SHORT_STUDIES[words[2]]]
+        if "tools/benchmark.py" in words:
+            words += ["--rounds", "1", "--backbone", "test_vit", "--batch-sizes", "2"]
         commands.append([sys.executable if word in ("python", ".venv/bin/python") else word for word in words])
     return commands
 

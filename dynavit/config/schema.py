@@ -164,6 +164,8 @@ class EvaluateConfig:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
     rounds: int = 7
     """Timing rounds; medians over rounds are reported."""
+    rerank: bool = False
+    """Re-identification: also report k-reciprocal re-ranking (map_reranked, rank1_reranked)."""
 
 
 @dataclass

@@ -33,14 +33,14 @@ def draw_ranked_lists(run: Run, data: ReidData, loader: Any, accelerator: Accele
     searched = Searchable(answers.answers, answers.indices, data)
     usable = torch.nonzero(data.has_match[searched.query]).flatten()
     chosen = usable[torch.linspace(0, len(usable) - 1, min(_QUERIES, len(usable))).long().unique()]
-    nearest = rank_gallery(
-        searched.query_features[chosen], searched.gallery_features, **searched.labels(chosen), top=_MATCHES
-    )
+    labels = searched.labels(chosen)
+    query, gallery = searched.query_features[chosen], searched.gallery_features
+    nearest = rank_gallery(query, gallery, **labels, metric="cosine", top=_MATCHES)
     pictures: dict[int, Any] = {}
     kept: dict[int, Any] = {}
     rows = [
-        (int(searched.query[query]), [int(searched.gallery[match]) for match in matches.tolist() if match >= 0])
-        for query, matches in zip(chosen.tolist(), nearest, strict=True)
+        (int(searched.query[number]), [int(searched.gallery[match]) for match in matches.tolist() if match >= 0])
+        for number, matches in zip(chosen.tolist(), nearest, strict=True)
     ]
     needed = sorted({index for query, matches in rows for index in (query, *matches)})
     for index in needed:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.metrics.retrieval import check_features, distance_blocks, key_index, prepare_features, sort_keys
+from dynavit.metrics.distances import check_features, distance_blocks, key_index, prepare_features, sort_keys
 
 _BLOCK = 1 << 22  # numbers held at once
 

@@ -14,22 +14,19 @@ Shapes: Q queries, G gallery images, D features, b queries of a block, M most ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dynavit.errors import InputError
+from dynavit.metrics.distances import BLOCK, check_features, distance_blocks, key_index, sort_keys
 
 Distance = Callable[[Tensor, Tensor], "Tensor | Iterable[Tensor]"]
 
-METRICS = ("euclidean", "cosine")
 UNKNOWN_CAMERA = -1
 JUNK = -1
 _REMOVED = torch.iinfo(torch.int64).max  # behind everything that has a distance
-_BLOCK = 1 << 22  # distances held at once, about 30 bytes each with what is derived from them
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def retrieval_metrics(
     labels = _Labels.checked(query, gallery, query_ids, gallery_ids, query_cameras, gallery_cameras, exclude)
     scores = torch.zeros(4, len(query), dtype=torch.float64)  # allocated once: what is kept between blocks
     for rows, keys, matches in _ranked_blocks(query, gallery, labels, metric, chunk_size):
-        scores[:, rows] = _score(keys, matches).cpu()
+        scores[:, rows] = _score(_match_ranks(keys, matches).cpu(), matches.sum(dim=1).cpu())
     valid = scores[0] > 0
     if not valid.any():
         raise InputError(labels.why_no_match())
@@ -168,58 +165,17 @@ def rank_gallery(
     return nearest
 
 
-def distance_blocks(query: Tensor, gallery: Tensor, metric: str, chunk_size: int | None = None) -> Iterator[Tensor]:
-    """Yield fp32 distances ``(b, G)``, block by block: squared Euclidean, or one minus the cosine."""
-    rows = chunk_size or max(1, _BLOCK // len(gallery))
-    gallery = prepare_features(gallery, metric)
-    squares = torch.cat([part.square().sum(dim=1) for part in gallery.split(4096)])
-    for part in query.split(rows):
-        part = prepare_features(part, metric)
-        with _exact_fp32(part.device):
-            products = part @ gallery.T
-        if metric == "cosine":
-            yield products.neg_().add_(1)
-        else:
-            yield products.mul_(-2).add_(squares).add_(part.square().sum(dim=1, keepdim=True)).clamp_(min=0)
+def _score(rank: Tensor, counts: Tensor) -> Tensor:
+    """Return ``(4, b)`` fp64: matches, average precision, inverse negative penalty, rank of the first match.
 
-
-def prepare_features(features: Tensor, metric: str) -> Tensor:
-    """Return fp32 features, of unit length for the cosine.
-
-    Raises:
-        InputError: an unknown metric.
+    Args:
+        rank: ``(b, M)`` ranks of matches, ascending, of which those after ``counts`` mean nothing.
+        counts: ``(b,)`` matches of each query.
     """
-    if metric not in METRICS:
-        raise InputError(f"metric={metric!r}: one of {', '.join(METRICS)}, or a function of (query, gallery).")
-    features = features.detach().float()
-    return F.normalize(features, dim=1) if metric == "cosine" else features
-
-
-def sort_keys(distances: Tensor) -> Tensor:
-    """Return int64 keys that order the images of each row by distance, then by index; no two are equal.
-
-    The upper half of a key is the distance's bits, whose order as integers is that of the floats once
-    negative ones are reversed; the lower half is the index.
-    """
-    bits = (distances.float() + 0.0).view(torch.int32)  # adding zero makes -0.0 equal 0.0, and a copy
-    bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)
-    keys = bits.long().bitwise_left_shift_(32)
-    return keys.add_(torch.arange(keys.shape[1], device=keys.device))
-
-
-def key_index(keys: Tensor) -> Tensor:
-    """Return the indices in :func:`sort_keys`."""
-    return keys & 0xFFFFFFFF
-
-
-def _score(keys: Tensor, matches: Tensor) -> Tensor:
-    """Return ``(4, b)`` fp64: matches, average precision, inverse negative penalty, rank of the first match."""
-    counts = matches.sum(dim=1, keepdim=True)
-    rank = _match_ranks(keys, matches)
-    found = torch.arange(1, rank.shape[1] + 1, device=rank.device)  # matches up to and with this one
-    precision = (found / rank.double() * (found <= counts)).sum(dim=1, keepdim=True)
-    last = rank.gather(1, counts.clamp(min=1) - 1)
-    return torch.cat([counts, precision / counts, counts / last.double(), rank[:, :1]], dim=1).T
+    found = torch.arange(1, rank.shape[1] + 1)  # matches up to and with this one
+    precision = (found / rank.double() * (found <= counts[:, None])).sum(dim=1)
+    last = rank.gather(1, counts[:, None].clamp(min=1) - 1)[:, 0]
+    return torch.stack([counts.double(), precision / counts, counts / last.double(), rank[:, 0].double()])
 
 
 def _match_ranks(keys: Tensor, matches: Tensor) -> Tensor:
@@ -244,7 +200,7 @@ def _ranked_blocks(
         raise InputError(f"chunk_size={chunk_size}: 1 or more queries.")
     size = (len(query), len(gallery))
     given = metric(query, gallery) if callable(metric) else distance_blocks(query, gallery, metric, chunk_size)
-    rows = chunk_size or max(1, _BLOCK // len(gallery))
+    rows = chunk_size or max(1, BLOCK // len(gallery))
     done = 0
     for block in [given] if isinstance(given, Tensor) else given:
         if block.ndim != 2 or block.shape[1] != size[1] or done + len(block) > size[0]:
@@ -258,21 +214,6 @@ def _ranked_blocks(
             done = part.stop
     if done != size[0]:
         raise InputError(f"metric returned distances of {done} queries; there are {size[0]}.")
-
-
-@contextmanager
-def _exact_fp32(device: torch.device) -> Iterator[None]:
-    """Switch off autocast and the TF32 and bf16 shortcuts of fp32 products that training may have on."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
 
 
 @dataclass(frozen=True)
@@ -330,29 +271,6 @@ class _Labels:
             f"not hold, {total - strangers} only images of the query's own camera or the query itself. Check the "
             "identities, or leave the cameras out if they are not different cameras."
         )
-
-
-def check_features(query: Tensor, gallery: Tensor) -> None:
-    """Refuse what are not two sets of features.
-
-    Raises:
-        InputError: not ``(Q, D)`` and ``(G, D)`` floats, none at all, or not finite.
-    """
-    if (
-        query.ndim != 2
-        or gallery.ndim != 2
-        or query.shape[1] != gallery.shape[1]
-        or not query.numel() * gallery.numel()
-    ):
-        raise InputError(
-            f"features must be (Q, D) and (G, D), one or more of each, not {tuple(query.shape)} and "
-            f"{tuple(gallery.shape)}."
-        )
-    for name, features in {"query": query, "gallery": gallery}.items():
-        if not features.is_floating_point():
-            raise InputError(f"{name} features are {features.dtype}; floats are needed.")
-        if not all(part.float().sum(dim=1).isfinite().all() for part in features.detach().split(4096)):
-            raise InputError(f"{name} features hold values that are not finite; check the model and its precision.")
 
 
 def _integers(name: str, values: Tensor | Sequence[int] | None, length: int, default: int = 0) -> Tensor:

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, but no yellow; https://jfly.uni-koeln.de/color/
-_COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#56B4E9", "#E69F00")
+# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but the pale ones, in which labels are hard to read
+_COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#B8860B", "#57606a")
 _DASHES = ("-", "-", "-", "-", (0, (5, 4)), (4, (2, 4)), "-")
 _INK, _FAINT = "#24292f", "#d0d7de"
 _CURVES = {
     "control": "control: no mask gradient",
-    "attempt1": "Gumbel, STE, $-(1-m)\\,10^{10}$",
-    "attempt2": "the same, τ = 5, noise clipped",
-    "no_noise_1e10": "the same without noise",
-    "fix_log": "Gumbel, STE, log(m)",
-    "fix_multiply": "Gumbel, STE, multiply",
+    "attempt1": "attempt 1: Gumbel, STE, 1e10",
+    "attempt2": "attempt 2: τ = 5, noise clipped",
+    "no_noise_1e10": "attempt 1 without noise",
+    "fix_log": "attempt 1 with log(m)",
+    "fix_multiply": "attempt 1, multiplied by m",
 }
 _SMOOTHING = 9  # steps
 _LABEL_GAP = 0.062  # of the height
@@ -52,8 +52,7 @@ def plot_stability(rows: Sequence[StabilityRow], path: Path) -> None:
     axes.set_yscale("log")
     axes.set_yticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
     axes.minorticks_off()
-    axes.set_xlim(0, None)
-    axes.margins(x=0)
+    axes.set_xlim(0, max(len(run.losses) for row in chosen for run in row.runs) - 1)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("training loss")
     _label_ends(axes, ends)

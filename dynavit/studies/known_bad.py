@@ -169,7 +169,8 @@ class DiagonalPerturbedTopK(Selector):
 class _DiagonalPerturbed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, alive: Tensor, k: int, noise: Tensor, sigma: float) -> Tensor:
-        masks = torch.stack([hard_topk(logits + sigma * draw, alive, k) for draw in noise]).to(logits.dtype)
+        noisy = (logits + sigma * noise).flatten(0, 1)
+        masks = hard_topk(noisy, alive.repeat(len(noise), 1), k).reshape(noise.shape).to(logits.dtype)
         ctx.save_for_backward((masks * noise).mean(dim=0) / sigma)
         return masks.mean(dim=0)
 

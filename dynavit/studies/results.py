@@ -28,7 +28,7 @@ class Spread:
 
 def quantile(values: Sequence[float], q: float) -> float:
     """Return a quantile, interpolated; infinite values count as the largest."""
-    finite = torch.tensor(values, dtype=torch.float64).nan_to_num(nan=math.inf)
+    finite = torch.tensor(values, dtype=torch.float64).nan_to_num(nan=math.inf, posinf=math.inf)
     return float(finite.quantile(q)) if finite.isfinite().all() else float(finite.quantile(q, interpolation="higher"))
 
 

@@ -27,15 +27,14 @@ class HiddenForeground:
     Args:
         seed: of the classes and of every image drawn later.
         noise: standard deviation of the content's noise; class prototypes have 1.
-        distance: between the markers of foreground and background, in standard deviations.
+        spread: standard deviation of a foreground marker; a background marker has 1.
     """
 
-    def __init__(self, seed: int, noise: float = 0.5, distance: float = 3.0) -> None:
+    def __init__(self, seed: int, noise: float = 0.5, spread: float = 3.0) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.noise = noise
         self.prototypes = self._normal(NUM_CLASSES, _CONTENT)
-        direction = self._normal(_MARKER)
-        self.marker = distance * direction / direction.norm()
+        self.spread = spread
 
     def batch(self, images: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draw tokens ``(B, N, D)``, labels ``(B,)`` and the foreground ``(B, N)`` bool."""
@@ -47,8 +46,7 @@ class HiddenForeground:
         foreground = places < NUM_FOREGROUND
         shown = torch.where(foreground, labels[:, None], shown)
         content = self.prototypes[shown] + self.noise * self._normal(images, NUM_TOKENS, _CONTENT)
-        side = torch.randint(2, foreground.shape, generator=self.generator) * 2 - 1
-        marker = self._normal(images, NUM_TOKENS, _MARKER) + (side * foreground).unsqueeze(-1) * self.marker
+        marker = self._normal(images, NUM_TOKENS, _MARKER) * torch.where(foreground, self.spread, 1.0).unsqueeze(-1)
         return torch.cat([content, marker], dim=-1), labels, foreground
 
     def _normal(self, *shape: int) -> Tensor:

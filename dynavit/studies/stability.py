@@ -26,7 +26,7 @@ RULE = (
     f"collapses: the last stage keeps less than {COLLAPSED} of its budget; "
     f"fails: accuracy below {LEARNED}; "
     f"spikes: the predictor's gradient norm has a 99th percentile above {SPIKED:g} times its median; "
-    f"trains: none of these. Worst seed counts."
+    f"trains: none of these. Where seeds differ, their numbers are given."
 )
 _SEVERITY = ("trains", "spikes", "fails", "collapses", "diverges")
 _EVALUATED = 40  # images of each identity
@@ -171,8 +171,6 @@ def _summarise(variant: Variant, runs: list[StabilityRun]) -> StabilityRow:
     def over(number: Callable[[StabilityRun], float]) -> Spread:
         return Spread.of(map(number, runs))
 
-    worst = max((run.verdict for run in runs), key=_SEVERITY.index)
-    count = sum(run.verdict == worst for run in runs)
     return StabilityRow(
         variant.name,
         variant.place,
@@ -185,9 +183,17 @@ def _summarise(variant: Variant, runs: list[StabilityRun]) -> StabilityRow:
         over(lambda run: quantile(run.predictor_gradients, 0.5)),
         over(lambda run: run.accuracy),
         [Spread.of(stage) for stage in zip(*(run.kept for run in runs), strict=True)],
-        worst if count == len(runs) else f"{worst} ({count} of {len(runs)})",
+        _verdict([run.verdict for run in runs]),
         runs,
     )
+
+
+def _verdict(verdicts: list[str]) -> str:
+    """One word where the seeds agree; else how many seeds got which, the worst first."""
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    found = sorted(set(verdicts), key=_SEVERITY.index, reverse=True)
+    return ", ".join(f"{verdict} {verdicts.count(verdict)}" for verdict in found)
 
 
 def _settled(losses: Sequence[float]) -> int:

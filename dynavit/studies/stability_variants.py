@@ -120,6 +120,7 @@ VARIANTS = (
     _after("fix_log", "attempt1 with log(m)", one_winner(), weigh_by_log),
     _after("fix_multiply", "attempt1, weights * m, renormalised", one_winner(), weigh_by_product),
     _after("fix_topk", "selector topk, log(m)", library("topk"), weigh_by_log),
+    _after("fix_gumbel_topk", "selector gumbel_topk, log(m)", library("gumbel_topk"), weigh_by_log),
     Variant(
         "pool_clamped",
         "pooling",

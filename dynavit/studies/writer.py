@@ -45,7 +45,8 @@ def format_markdown(columns: Sequence[Column[_Row]], rows: Sequence[_Row]) -> st
     titles = [column.title for column in columns]
     rules = ["---" if column.left else "--:" for column in columns]
     lines = [titles, rules, *([column.cell(row) for column in columns] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def write_results(

@@ -12,13 +12,12 @@ from torch import Tensor
 
 import dynavit
 
-SELECTORS = ["topk", "gumbel_sigmoid", "ste"]
 SCHEDULE = [(1.0, (16, 16)), (0.9, (13, 11)), (0.5, (8, 4)), (0.5, (1, 1))]  # of 16 patches
 Step = tuple[Tensor, list[Tensor], list[Tensor]]
 
 
 def tiny(selector: str, stages: tuple[int, ...] = (0, 1)) -> dynavit.PrunedViT:
-    """Two blocks, each after a stage, and 16 patches: nearly all that takes time here is compiling."""
+    """Two blocks and 16 patches: nearly all that takes time here is compiling."""
     torch.manual_seed(0)
     size = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2, "num_classes": 5}
     return dynavit.create_model("vit_tiny_patch16_224", stages=stages, keep_ratio=0.5, selector=selector, **size)
@@ -70,9 +69,17 @@ def check_training(
             assert all(bool((p.grad != 0).any()) for p in model.predictors.parameters() if p.ndim == 2)
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
-def test_a_schedule_of_training_steps_is_compiled_once(selector: str) -> None:
-    check_training(tiny(selector), images_of(), "aot_eager")
+@pytest.mark.parametrize(
+    ("selector", "stages"),
+    [
+        ("topk", (1,)),
+        pytest.param("topk", (0, 1), marks=pytest.mark.slow),
+        ("gumbel_sigmoid", (0, 1)),
+        ("ste", (0, 1)),
+    ],
+)
+def test_a_schedule_of_training_steps_is_compiled_once(selector: str, stages: tuple[int, ...]) -> None:
+    check_training(tiny(selector, stages), images_of(), "aot_eager")
 
 
 def test_numbers_in_place_of_tensors_would_compile_again() -> None:
@@ -86,7 +93,9 @@ def test_numbers_in_place_of_tensors_would_compile_again() -> None:
             compiled(images, temperature=0.8)
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize(
+    "selector", ["topk", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gumbel_sigmoid", "ste"))]
+)
 def test_eval_is_one_graph(selector: str) -> None:
     model, images = tiny(selector).eval(), images_of()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

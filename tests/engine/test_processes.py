@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from dynavit.config import Config, save_config
+from dynavit.engine.loading import make_loader
+from dynavit.engine.run import open_run
+from dynavit.engine.tasks import create_task
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 pytestmark = pytest.mark.slow
@@ -80,3 +84,41 @@ def test_augmentation_changes_with_the_epoch_on_every_process(tiny: Callable[...
     assert launch(2, config, tmp_path)["processes"] == 2
     rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["train/loss"] != pytest.approx(rows[1]["train/loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_triplets_across_processes_are_those_of_the_joint_batch(
+    reid: Callable[..., Config], tmp_path: Path, across: bool
+) -> None:
+    """Four identities with two images each, together or two on each process; without batch norm's identity loss.
+
+    Negative control: triplets within each process are other triplets.
+    """
+    common = ["train.epochs=1", "train.clip_grad_norm=null", "optimizer.name=sgd", "loss.identity=0"]
+    common += [f"loss.metric_across_processes={across}", "loss.metric={name: triplet, margin: 5.0}"]
+    configs = [reid(*common, f"data.batch_size={size}", folder=name) for size, name in ((8, "one"), (4, "two"))]
+    order = "ORDER=0,1,4,5,8,9,12,13"
+    one, two = (launch(n, config, tmp_path, order) for n, config in enumerate(configs, start=1))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    largest = max(max(map(abs, values)) for values in one["gradients"].values())
+    worst = max(
+        float((torch.tensor(two["gradients"][name]) - torch.tensor(values)).abs().max())
+        for name, values in one["gradients"].items()
+        if name.startswith(("backbone", "predictors"))
+    )
+    assert (worst < 1e-4 * largest) == across
+
+
+def test_retrieval_counts_every_image_once(reid: Callable[..., Config], tmp_path: Path) -> None:
+    """The saved model, searched by one process, gives what two processes reported."""
+    config = reid("train.epochs=2", "data.batch_size=4", folder="two")
+    two = launch(2, config, tmp_path)
+    assert two["processes"] == 2
+    run = open_run(config.run_dir)
+    task = create_task(config)
+    data = task.open_data(run.preprocessing, train=False)
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(make_loader(data.validation, 5, 0))
+    alone = task.evaluate(run.model, loader, accelerator, data)
+    for name in ("map", "minp", "rank1"):
+        assert two["accuracy"][f"val/{name}"] == pytest.approx(alone[name], abs=1e-6)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from dynavit.config import load_config
+from dynavit.data.samplers import PKSampler
 from dynavit.engine.trainer import Trainer
 from dynavit.selectors import GumbelSigmoid, Selection, register_selector
 
@@ -22,6 +23,10 @@ class Quiet(GumbelSigmoid):
 
 def main() -> None:
     register_selector("quiet")(Quiet)
+    if "ORDER" in os.environ:  # so that one process and two see the same images in a step
+        order = [int(index) for index in os.environ["ORDER"].split(",")]
+        PKSampler.__iter__ = lambda sampler: iter(order)
+        PKSampler.__len__ = lambda sampler: len(order)
     trainer = Trainer(load_config(sys.argv[1], sys.argv[3:]), resume="RESUME" in os.environ)
     gradients: dict[str, list[float]] = {}
     take_step = trainer.optimizer.step
@@ -29,7 +34,9 @@ def main() -> None:
     def record() -> None:
         if trainer.accelerator.sync_gradients and not gradients:
             model = trainer.accelerator.unwrap_model(trainer.model)
-            gradients.update({name: p.grad.flatten().tolist() for name, p in model.named_parameters()})
+            gradients.update(
+                {name: p.grad.flatten().tolist() for name, p in model.named_parameters() if p.grad is not None}
+            )
         take_step()
         if trainer.progress.step + 1 == int(os.environ.get("DIE_AT", 0)):
             os._exit(1)

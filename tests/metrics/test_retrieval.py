@@ -11,7 +11,8 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from dynavit import InputError
-from dynavit.metrics.retrieval import distance_blocks, rank_gallery, retrieval_metrics, sort_keys
+from dynavit.metrics.distances import distance_blocks, sort_keys
+from dynavit.metrics.retrieval import rank_gallery, retrieval_metrics
 
 
 def plain_evaluation(

@@ -24,7 +24,8 @@ from dynavit.engine.tasks.base import Task
 from dynavit.errors import InputError
 from dynavit.losses import MetricLoss, create_metric_loss, gather_with_gradient
 from dynavit.metrics.bootstrap import paired_bootstrap
-from dynavit.metrics.retrieval import RetrievalResult, retrieval_metrics
+from dynavit.metrics.reranking import rerank_blocks
+from dynavit.metrics.retrieval import Distance, RetrievalResult, retrieval_metrics
 from dynavit.models import PrunedViT
 from dynavit.models.heads import Embedding
 
@@ -107,9 +108,14 @@ class ReidTask(Task):
             return side_inputs(model, data.cameras, data.views, indices)
 
         answers = collect_answers(model, loader, accelerator, lambda output: output.float(), cameras, title)
-        self.result = Searchable(answers.answers, answers.indices, data).search()
+        searchable = Searchable(answers.answers, answers.indices, data)
+        self.result = searchable.search()
+        metrics = self.result.summary()
+        if self.config.evaluate.rerank:
+            reranked = searchable.search(rerank_blocks)
+            metrics |= {"map_reranked": reranked.mean_ap, "rank1_reranked": reranked.cmc[1]}
         foreground = foreground_of(data.validation, None, model.adapter.grid_size)
-        return self.result.summary() | selection_metrics(model, answers, foreground)
+        return metrics | selection_metrics(model, answers, foreground)
 
     def detail(self) -> RetrievalResult:
         return self.result
@@ -193,14 +199,12 @@ class Searchable:
             "query_cameras": data.cameras[query],
             "gallery_cameras": data.cameras[self.gallery],
             "exclude": self._own[queries],
-            "metric": "cosine",
         }
 
-    def search(self) -> RetrievalResult:
-        """Search the gallery for every query, by the angle between embeddings."""
-        return retrieval_metrics(
-            self.query_features, self.gallery_features, **self.labels(torch.arange(len(self.query)))
-        )
+    def search(self, metric: str | Distance = "cosine") -> RetrievalResult:
+        """Search the gallery for every query, by the angle between embeddings unless told otherwise."""
+        labels = self.labels(torch.arange(len(self.query)))
+        return retrieval_metrics(self.query_features, self.gallery_features, **labels, metric=metric)
 
 
 def side_inputs(model: PrunedViT, cameras: Tensor, views: Tensor, indices: Tensor) -> dict[str, Tensor]:

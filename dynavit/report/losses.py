@@ -1,0 +1,53 @@
+"""Training losses of several runs in one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynavit.errors import InputError
+from dynavit.report.table import metric_name
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
+_STYLES = ("-", "--", "-.", ":")
+
+
+def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, metric: str) -> None:
+    """Draw each run's mean training loss of every epoch, and its validation metric.
+
+    Args:
+        runs: by name, the rows of their ``metrics.jsonl``.
+        path: picture to write; its suffix is the format.
+        metric: validation metric, in percent, such as ``top1``.
+
+    Raises:
+        InputError: a run without a complete epoch.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a large import, needed here alone
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    for name, rows in runs.items():
+        if not rows:
+            raise InputError(f"{name} has no complete epoch yet: there is nothing to draw.")
+    figure = Figure(figsize=(9.6, 3.6), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, key, label in ((1, "train/loss", "training loss"), (2, f"val/{metric}", f"{metric_name(metric)} (%)")):
+        axes = figure.add_subplot(1, 2, place)
+        for number, (name, rows) in enumerate(runs.items()):
+            axes.plot(
+                [row["epoch"] for row in rows],
+                [row[key] for row in rows],
+                label=name,
+                linewidth=1.8,
+                color=_COLOURS[number % len(_COLOURS)],
+                linestyle=_STYLES[number % len(_STYLES)],
+            )
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(color="#d0d7de", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path)
