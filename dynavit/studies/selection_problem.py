@@ -30,7 +30,7 @@ class HiddenForeground:
         spread: standard deviation of a foreground marker; a background marker has 1.
     """
 
-    def __init__(self, seed: int, noise: float = 0.5, spread: float = 3.0) -> None:
+    def __init__(self, seed: int, noise: float = 0.5, spread: float = 2.5) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.noise = noise
         self.prototypes = self._normal(NUM_CLASSES, _CONTENT)

@@ -1,0 +1,68 @@
+"""The command line: ``dynavit train|evaluate|...`` and, the same, ``python tools/train.py ...``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+
+from dynavit.cli import models, studies
+from dynavit.errors import InputError
+
+COMMANDS = (
+    models.add_train,
+    models.add_evaluate,
+    models.add_export,
+    models.add_visualize,
+    models.add_predict,
+    studies.add_benchmark,
+    studies.add_study,
+    studies.add_compare,
+    studies.add_selectors,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 2, with one line on standard error, for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="dynavit", description="Make Vision Transformers cheaper by dropping tokens while they run."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in COMMANDS:
+        add(commands)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one run only; settings may stand on both sides of an option
+    if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    threading.excepthook = _report_thread
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; continue a training with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message; torch wraps one from a data worker into that worker's traceback."""
+    return str(error).strip().rpartition("\n")[2].removeprefix("dynavit.errors.InputError: ")
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """Say in one line what TensorBoard's writing thread could not write; training goes on without it."""
+    if isinstance(failed.exc_value, OSError):
+        # in one piece, since the main thread may be writing too
+        sys.stderr.write(f"warning: the TensorBoard log could not be written: {failed.exc_value}\n")
+    else:
+        threading.__excepthook__(failed)

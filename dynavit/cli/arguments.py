@@ -1,0 +1,66 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+RUN_HELP = "folder of a trained model, such as checkpoints/quickstart"
+
+
+def command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+) -> argparse.ArgumentParser:
+    """Add a subcommand."""
+    parser = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument("--device", metavar="cpu|cuda", help="(default: cuda if there is one)")
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the settings that replace those of a configuration."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.subkey=value", help="replace settings, e.g. data.root=my_images"
+    )
+
+
+def numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
+    """Return a parser of positive numbers with commas between them."""
+
+    def parse(text: str) -> list[float]:
+        try:
+            numbers = [kind(part) for part in text.split(",") if part.strip()]
+        except ValueError:
+            numbers = []
+        if not numbers or min(numbers) <= 0:
+            raise argparse.ArgumentTypeError(f"{text!r}: numbers above 0 with commas between them, such as 1,8")
+        return numbers
+
+    return parse
+
+
+def mapping(text: str) -> dict[str, object]:
+    """Parse a JSON object."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r}: a JSON object, such as '{{\"img_size\": 384}}'")
+    return value
+
+
+def report(problems: Sequence[str]) -> None:
+    """Say on standard error what is left out."""
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)

@@ -1,0 +1,128 @@
+"""Commands that compare: benchmark, study, compare, selectors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dynavit.cli.arguments import add_device, command, mapping, numbers
+from dynavit.errors import InputError
+
+
+def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``dynavit benchmark``."""
+    summary = "what pruning saves on this machine, and what selectors cost; needs no data and no trained model"
+    parser = command(commands, "benchmark", _benchmark, summary)
+    parser.add_argument("--backbone", default="deit_small_patch16_224", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--keep-ratios", type=numbers(float), default=[0.7], metavar="0.7,0.5", help="(default: 0.7)")
+    parser.add_argument("--batch-sizes", type=numbers(int), metavar="1,8,32", help="(default: 1,8,32; selectors: 256)")
+    parser.add_argument(
+        "--dtypes", default="float32", metavar="float32,bfloat16", help="float16, too (default: %(default)s)"
+    )
+    parser.add_argument("--selector", default="topk", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--training", action="store_true", help="time training steps, masked and gathered")
+    parser.add_argument("--selectors", action="store_true", help="time every selector against one block instead")
+    parser.add_argument("--model-kwargs", type=mapping, metavar="JSON", help="for timm, as '{\"img_size\": 384}'")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each is timed (default: 7)")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers")
+    add_device(parser)
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from dynavit.engine.benchmark import (
+        benchmark_models,
+        benchmark_selectors,
+        format_models,
+        format_selectors,
+        machine,
+    )
+    from dynavit.engine.run import _device
+
+    if options.output is not None and options.output.suffix != ".json":
+        raise InputError(f"--output {options.output}: the name must end in .json.")
+    device = _device(options.device)
+    common = {"device": device, "rounds": options.rounds, "model_kwargs": options.model_kwargs}
+    print(f"{options.backbone}, random weights; {machine(device)}\n")
+    if options.selectors:
+        rows = benchmark_selectors(options.backbone, options.batch_sizes or [256], **common)
+        print(format_selectors(rows))
+    else:
+        rows = benchmark_models(
+            options.backbone,
+            options.keep_ratios,
+            options.batch_sizes or [1, 8, 32],
+            [name.strip() for name in options.dtypes.split(",")],
+            selector=options.selector,
+            training=options.training,
+            **common,
+        )
+        print(format_models(rows))
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        measured = {"backbone": options.backbone, "machine": machine(device), "rows": rows}
+        options.output.write_text(json.dumps(measured, indent=2) + "\n")
+        print(f"\nWritten: {options.output}")
+
+
+def add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``dynavit study``."""
+    summary = "compare ways of training through a selection, good and bad, on small made-up problems"
+    parser = command(commands, "study", _study, summary)
+    parser.add_argument(
+        "study", choices=["stability", "selection"], help="what makes training explode; how well each selector learns"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="(default: checkpoints/study-STUDY)")
+    parser.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each run (default: 250; selection: 400)")
+    parser.add_argument("--variants", metavar="NAME,NAME", help="run these only (default: all)")
+
+
+def _study(options: argparse.Namespace) -> None:
+    from dynavit.studies.report import report_selection, report_stability
+
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2.") from None
+    variants = options.variants and [name.strip() for name in options.variants.split(",")]
+    output: Path = options.output or Path("checkpoints") / f"study-{options.study}"
+    report = report_stability if options.study == "stability" else report_selection
+    print(report(output, seeds, options.steps, variants))
+    print(f"\nWritten to {output}: {options.study}.md, {options.study}.json, {options.study}.csv, {options.study}.png")
+
+
+def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``dynavit compare``."""
+    parser = command(commands, "compare", _compare, "draw the training losses of several runs in one figure")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folders of trainings")
+    parser.add_argument(
+        "--output", type=Path, default=Path("losses.png"), metavar="FILE", help="(default: %(default)s)"
+    )
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from dynavit.config import load_config
+    from dynavit.engine.monitor import MetricsFile
+    from dynavit.engine.tasks import create_task
+    from dynavit.report.losses import plot_losses
+
+    metrics = {create_task(load_config(path / "config.yaml")).metric for path in options.run_dirs}
+    if len(metrics) > 1:
+        raise InputError(f"runs of different tasks have different metrics: {', '.join(sorted(metrics))}.")
+    runs = {path.name: MetricsFile(path / "metrics.jsonl").rows() for path in options.run_dirs}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    plot_losses(runs, options.output, metrics.pop())
+    print(f"Written: {options.output}")
+
+
+def add_selectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``dynavit selectors``."""
+    command(commands, "selectors", _selectors, "list the selectors, those of other packages included")
+
+
+def _selectors(options: argparse.Namespace) -> None:
+    from dynavit.selectors import list_selectors
+
+    for name, summary in list_selectors().items():
+        print(f"{name:<16}{summary}")
