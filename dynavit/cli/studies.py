@@ -37,11 +37,11 @@ def _benchmark(options: argparse.Namespace) -> None:
         format_selectors,
         machine,
     )
-    from dynavit.engine.run import _device
+    from dynavit.engine.run import choose_device
 
     if options.output is not None and options.output.suffix != ".json":
         raise InputError(f"--output {options.output}: the name must end in .json.")
-    device = _device(options.device)
+    device = choose_device(options.device)
     common = {"device": device, "rounds": options.rounds, "model_kwargs": options.model_kwargs}
     print(f"{options.backbone}, random weights; {machine(device)}\n")
     if options.selectors:

@@ -21,7 +21,7 @@ from dynavit.errors import InputError
 from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
 from dynavit.metrics.timing import measure, median_ratio
 from dynavit.models import PrunedViT, create_model, prune
-from dynavit.report.table import significant
+from dynavit.report.table import aligned, significant
 from dynavit.selectors import Selector, create_selector, list_selectors, num_keep
 
 Row = dict[str, Any]
@@ -275,7 +275,7 @@ def format_models(rows: Sequence[Row]) -> str:
                     f"{row['dtype']}, batch {row['batch_size']}, keep ratio {row['keep_ratio']:g}: the stage before "
                     f"block {block} {verdict}: with it the model runs {gain:.2f}x [{least:.2f}, {largest:.2f}] as fast."
                 )
-    return "\n".join([_aligned(lines, left=2), *(["", *remarks] if remarks else [])])
+    return "\n".join([aligned(lines, left=2), *(["", *remarks] if remarks else [])])
 
 
 def format_selectors(rows: Sequence[Row]) -> str:
@@ -286,17 +286,4 @@ def format_selectors(rows: Sequence[Row]) -> str:
         times = [significant(row["ms"][name]) for name in ("selector", "block")]
         size = [str(row["batch_size"]), str(row["tokens"])]
         lines.append([row["selector"], *size, *times, f"{percent:.2f}", f"[{low:.2f}, {high:.2f}]"])
-    return _aligned(lines, left=1)
-
-
-def _aligned(lines: list[list[str]], left: int) -> str:
-    """Align columns, the first ``left`` ones to the left, and underline the titles."""
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return aligned(lines, left=1)

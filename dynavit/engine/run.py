@@ -93,7 +93,7 @@ def open_run(
     if keep_ratio is not None:
         _require_stages(model, path)
         model.set_keep_ratio(keep_ratio)
-    chosen = _device(device)
+    chosen = choose_device(device)
     config = load_config(path / "config.yaml", overrides) if (path / "config.yaml").exists() else None
     metadata = model.metadata
     if "preprocessing" in metadata:
@@ -143,7 +143,12 @@ def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[
         raise InputError(f"none of the {len(paths)} image files can be read; the first is {paths[0]}.")
 
 
-def _device(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of this name; without one CUDA, if there is any.
+
+    Raises:
+        InputError: there is no such device.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)

@@ -55,7 +55,7 @@ def closed_form_macs(
     if keep_ratios is not None:
         model = copy.copy(model)  # shallow: shares every module, but the ratios below are its own
         model.set_keep_ratio(keep_ratios)
-    size = _checked_size(model, image_size)
+    size = checked_size(model, image_size)
     num_prefix = model.num_prefix_tokens
     n = _num_patches(model, size)
     counts = tokens_per_stage(model, size)
@@ -85,9 +85,9 @@ def count_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None
     Raises:
         InputError: the model does not take this size.
     """
-    size = _checked_size(model, image_size)
+    size = checked_size(model, image_size)
     parameter = next(model.parameters())
-    images = parameter.new_zeros(batch_size, _in_channels(model), *size)
+    images = parameter.new_zeros(batch_size, in_channels(model), *size)
     return _counted(model, lambda: model(images)) // batch_size
 
 
@@ -102,11 +102,16 @@ def tokens_per_stage(model: PrunedViT, image_size: int | tuple[int, int] | None 
         >>> tokens_per_stage(dynavit.create_model("test_vit", stages=(2, 4), keep_ratio=0.5))
         [50, 25]
     """
-    num_patches = _num_patches(model, _checked_size(model, image_size))
+    num_patches = _num_patches(model, checked_size(model, image_size))
     return [num_keep(num_patches, ratio) for ratio in model.keep_ratios]
 
 
-def _checked_size(model: PrunedViT, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
+def checked_size(model: PrunedViT, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Return height and width: the model's own if None is given.
+
+    Raises:
+        InputError: a size that the model cannot run at.
+    """
     embed = model.backbone.patch_embed
     own = embed.img_size
     if image_size is None:
@@ -132,7 +137,8 @@ def _num_patches(model: PrunedViT, size: tuple[int, int]) -> int:
     return int(rows) * int(columns)
 
 
-def _in_channels(model: PrunedViT) -> int:
+def in_channels(model: PrunedViT) -> int:
+    """Return the number of channels of the model's images."""
     convolutions = (m for m in model.backbone.patch_embed.modules() if isinstance(m, nn.Conv2d))
     return next(convolutions).in_channels
 
@@ -148,7 +154,7 @@ def _patch_embed_macs(model: PrunedViT, size: tuple[int, int]) -> int:
     if isinstance(embed, PatchEmbed):
         return _num_patches(model, size) * embed.proj.weight.numel()
     # a convolutional stem (hybrid models); its cost does not depend on the tokens, so it is counted
-    images = next(embed.parameters()).new_zeros(1, _in_channels(model), *size)
+    images = next(embed.parameters()).new_zeros(1, in_channels(model), *size)
     return _counted(embed, lambda: embed(images))
 
 
@@ -177,13 +183,13 @@ def _head_macs(vit: Any, num_prefix: int, n: int) -> int:
 
 def _counted(module: nn.Module, forward: Callable[[], object]) -> int:
     counter = FlopCounterMode(display=False)
-    with _plain_inference(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with plain_inference(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         forward()
     return counter.get_total_flops() // 2
 
 
 @contextmanager
-def _plain_inference(module: nn.Module) -> Iterator[None]:
+def plain_inference(module: nn.Module) -> Iterator[None]:
     """Set eval mode and freeze the parameters; afterwards each has its own state again.
 
     Under ``no_grad`` a view of a trainable parameter, such as the query of attention pooling, still

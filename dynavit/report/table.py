@@ -99,13 +99,26 @@ def format_table(rows: Sequence[Row], metric: str = "top1") -> str:
     lines = [[column.title for column in table], *zip(*(column.cells for column in table), strict=True)]
     if any(groups):
         lines.insert(0, groups)
+    return aligned(lines, titles=2 if any(groups) else 1)
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int = 1, titles: int = 1) -> str:
+    """Return cells as aligned columns, with a rule below the lines of titles.
+
+    Args:
+        lines: as many cells each.
+        left: columns from the first on that are aligned to the left, the others to the right.
+        titles: number of lines above the rule.
+    """
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    lines.insert(2 if any(groups) else 1, ["-" * width for width in widths])
-    aligned = (
-        [cell.rjust(width) if number else cell.ljust(width) for number, (cell, width) in enumerate(pairs)]
-        for pairs in (zip(line, widths, strict=True) for line in lines)
+    ruled = [*lines[:titles], ["-" * width for width in widths], *lines[titles:]]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if number < left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in ruled
     )
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
 
 
 def headline(rows: Sequence[Row], metric: str = "top1") -> str:

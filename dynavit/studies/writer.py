@@ -70,7 +70,7 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     settings = {**settings, "torch": torch.__version__}
     everything = {"settings": settings, "notes": list(notes), "rows": [_plain(row) for row in rows]}
-    (folder / f"{name}.json").write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(everything, allow_nan=False) + "\n")
     with (folder / f"{name}.csv").open("w", newline="") as file:
         flat = [_flat(row) for row in rows]
         fields = dict.fromkeys(field for row in flat for field in row)  # rows may have different numbers of stages

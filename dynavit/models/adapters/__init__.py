@@ -1,6 +1,15 @@
 """How each family of timm backbones is driven block by block."""
 
 from dynavit.models.adapters.base import BackboneAdapter, create_adapter, register_adapter
+from dynavit.models.adapters.beit import BeitAdapter
+from dynavit.models.adapters.eva import EvaAdapter
 from dynavit.models.adapters.vit import VisionTransformerAdapter
 
-__all__ = ["BackboneAdapter", "VisionTransformerAdapter", "create_adapter", "register_adapter"]
+__all__ = [
+    "BackboneAdapter",
+    "BeitAdapter",
+    "EvaAdapter",
+    "VisionTransformerAdapter",
+    "create_adapter",
+    "register_adapter",
+]

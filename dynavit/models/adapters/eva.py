@@ -1,0 +1,125 @@
+"""timm's Eva: EVA, EVA-02, DINOv3, RoPE-ViT, Perception Encoder; rotary positions of every kind.
+
+Rotary embeddings (RoPE): Su et al. 2021, https://arxiv.org/abs/2104.09864; axial and mixed ones in images: Heo et al.
+2024, https://arxiv.org/abs/2403.13298. Inside attention they turn queries and keys by the place of each patch, so
+every patch that is kept must keep its own.
+
+Shapes: B batch, H heads, N original patches, n patches present, d width of the rotary embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from timm.layers.attention_pool import AttentionPoolLatent
+from timm.models import checkpoint
+from timm.models.eva import Eva, EvaBlock
+from torch import Tensor, nn
+
+from dynavit.errors import UnsupportedBackbone
+from dynavit.models.adapters.base import BackboneAdapter, register_adapter
+from dynavit.models.adapters.vit import _backend_for
+from dynavit.selectors.functional import log_mask
+
+_POOLS = ("token", "avg", "map", "")
+
+
+@dataclass(frozen=True)
+class RotaryContext:
+    """Where the patches are.
+
+    Attributes:
+        rope: axial, the same in every block: ``(N, d)``, and ``(B, 1, n, d)`` once patches were dropped.
+            Mixed, learned by each head of each block: ``(depth, H, N, d)`` always, for a copy of all blocks'
+            embeddings for every image would be large. None without rotary embeddings.
+        positions: ``(B, n)`` original index of each patch; None while all are there.
+    """
+
+    rope: Tensor | None
+    positions: Tensor | None = None
+
+
+@register_adapter(Eva)
+class EvaAdapter(BackboneAdapter):
+    """Drives pre-norm blocks, which are given the rotary embedding of the patches still there."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__(backbone)
+        name = type(backbone).__name__
+        for number, block in enumerate(self.backbone.blocks):
+            if type(block) is not EvaBlock:
+                raise UnsupportedBackbone(
+                    f"{name}.blocks[{number}] is a {type(block).__name__}, which dynavit does not drive; the "
+                    f"supported block is timm.models.eva.EvaBlock (pre-norm: use_post_norm=False)."
+                )
+        if self.backbone.patch_drop is not None:
+            raise UnsupportedBackbone(f"{name} drops patches at random (patch_drop_rate); create it without.")
+        if self.backbone.global_pool not in _POOLS or not isinstance(
+            self.backbone.attn_pool, AttentionPoolLatent | None
+        ):
+            raise UnsupportedBackbone(
+                f"{name}(global_pool={self.backbone.global_pool!r}) cannot leave out dropped tokens; "
+                f"supported: {', '.join(map(repr, _POOLS))}. Pass global_pool= when creating it."
+            )
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        rows, columns = self.backbone.patch_embed.grid_size
+        return int(rows), int(columns)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        height, width = self.backbone.patch_embed.patch_size
+        return int(height), int(width)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, RotaryContext]:
+        eva = self.backbone
+        # once a forward: while training, timm may move the rotary coordinates at random
+        x, rope = eva._pos_embed(eva.patch_embed(images))
+        return eva.norm_pre(x), RotaryContext(rope)
+
+    def gather(self, context: RotaryContext, index: Tensor) -> RotaryContext:
+        positions = index if context.positions is None else context.positions.gather(1, index)
+        rope = context.rope
+        if rope is None or self.backbone.rope_mixed:
+            return replace(context, positions=positions)
+        if context.positions is None:
+            return RotaryContext(rope[index].unsqueeze(1), positions)
+        kept = index[:, None, :, None].expand(-1, -1, -1, rope.shape[-1])
+        return RotaryContext(rope.gather(2, kept), positions)
+
+    def block(self, number: int, x: Tensor, context: RotaryContext, attention_mask: Tensor | None) -> Tensor:
+        block = self.backbone.blocks[number]
+        rope = self._rope(number, context)
+
+        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+            with _backend_for(x, attention_mask):  # inside, so that a recomputation has it too
+                return block(x, rope=rope, attn_mask=attention_mask)
+
+        if self.backbone.grad_checkpointing and self.backbone.training:
+            return checkpoint(run, x, attention_mask)
+        return run(x, attention_mask)
+
+    def _rope(self, number: int, context: RotaryContext) -> Tensor | None:
+        """Return what block ``number`` takes, broadcast against queries ``(B, H, n, d)``."""
+        if context.rope is None or not self.backbone.rope_mixed:
+            return context.rope
+        rope = context.rope[number]
+        return rope if context.positions is None else rope[:, context.positions].transpose(0, 1)
+
+    def norm(self, x: Tensor) -> Tensor:
+        return self.backbone.norm(x)
+
+    def head(self, x: Tensor, mask: Tensor | None, training: bool, pre_logits: bool) -> Any:
+        eva = self.backbone
+        if mask is None or eva.global_pool in ("token", ""):
+            return eva.forward_head(x, pre_logits=pre_logits)
+        if eva.global_pool == "map":  # over the prefix tokens too, as Eva does
+            keys = nn.functional.pad(mask, (self.num_prefix_tokens, 0), value=1.0)[:, None, None, :]
+            pooled = eva.attn_pool(x, attn_mask=log_mask(keys) if training else keys > 0.5)
+        else:
+            weight = mask.unsqueeze(-1).to(x.dtype)
+            pooled = (x[:, self.num_prefix_tokens :] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        pooled = eva.head_drop(eva.fc_norm(pooled))
+        return pooled if pre_logits else eva.head(pooled)
