@@ -199,8 +199,12 @@ def test_export_gives_the_same_search(reid: Make, capsys: pytest.CaptureFixture[
     ("override", "message"),
     [
         ("data.images_per_identity=3", r"data.batch_size=8, data.images_per_identity=3: .*multiple"),
-        ("data.images_per_identity=1", r"images_per_identity"),
-        ("data.batch_size=32", r"identities"),
+        ("data.images_per_identity=1", r"data.images_per_identity=1: that is 8 identities a batch"),
+        (
+            "data.batch_size=32",
+            r"data.batch_size=32.*16 identities a batch with 2 images each, of 6 training identities",
+        ),
+        ("data.batch_size=2", r"1 identities a batch"),
         ("model.side={scle: 3.0}", r"scle"),
         ("data.augmentation={flop: 0.5}", r"data.augmentation=.*flop.*flip, pad and erase"),
         ("loss.metric={name: triplett}", r"triplett"),

@@ -86,10 +86,17 @@ class ReidTask(Task):
                 f"data.batch_size={size}, data.images_per_identity={images}: a batch is P identities with K images "
                 f"each, so the first has to be a multiple of the second."
             )
+        identities, known = size // images, len(data.class_names)
+        if images < 2 or not 2 <= identities <= known:
+            raise InputError(
+                f"data.batch_size={size}, data.images_per_identity={images}: that is {identities} identities a batch "
+                f"with {images} images each, of {known} training identities. A triplet needs at least 2 of both, and "
+                f"a batch no identity twice."
+            )
         steps = self.config.train.steps_per_epoch
         return PKSampler(
             data.train_identities,
-            size // images,
+            identities,
             images,
             seed=self.config.seed,
             batches_per_epoch=steps * processes if steps else None,
