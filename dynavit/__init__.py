@@ -2,6 +2,7 @@
 
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, Trace, create_model, load, prune
+from dynavit.models.convert import convert
 from dynavit.selectors import (
     Selection,
     Selector,
@@ -20,6 +21,7 @@ __all__ = [
     "Selector",
     "Trace",
     "check_selector",
+    "convert",
     "create_model",
     "create_selector",
     "list_selectors",

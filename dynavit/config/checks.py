@@ -40,6 +40,7 @@ _NOT_NEGATIVE = (
     "optimizer.warmup_epochs",
     "optimizer.final_lr_scale",
     "train.freeze_epochs",
+    "loss.center",
     "loss.identity",
     "loss.metric_weight",
     "loss.keep_ratio",
@@ -74,6 +75,32 @@ def _check_ranges(config: Config) -> None:
             raise InputError(message)
 
 
+_OF_TASK = {
+    "classify": ("data.mixup", "data.cutmix", "data.crop_pct", "data.validation_split"),
+    "reid": (
+        "model.embedding",
+        "model.side",
+        "data.images_per_identity",
+        "loss.identity",
+        "loss.metric",
+        "loss.metric_weight",
+        "loss.center",
+        "loss.metric_across_processes",
+        "train.sync_batchnorm",
+        "evaluate.rerank",
+    ),
+}
+"""Settings that only one task knows, and that would do nothing in another."""
+
+
+def _check_task(config: Config) -> None:
+    values, defaults = dict(leaves(config)), dict(leaves(Config()))
+    for task, keys in _OF_TASK.items():
+        for key in keys:
+            if task != config.task and values[key] != defaults[key]:
+                raise InputError(f"{key}={values[key]}: does nothing with task={config.task}; it is of task={task}.")
+
+
 def check(config: Config) -> None:
     """Refuse impossible values.
 
@@ -96,6 +123,7 @@ def check(config: Config) -> None:
         if values[key] < 0:
             raise InputError(f"{key}={values[key]}: must not be negative.")
     _check_ranges(config)
+    _check_task(config)
     for ratio in [config.model.keep_ratio, *(config.model.keep_ratios or []), *config.evaluate.keep_ratios]:
         if not 0 < ratio <= 1:
             raise InputError(f"keep ratio {ratio}: a keep ratio lies in (0, 1].")

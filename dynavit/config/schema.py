@@ -105,6 +105,8 @@ class TrainConfig:
     """none or backbone."""
     freeze_epochs: int = 0
     """Keep the backbone still for the first epochs."""
+    sync_batchnorm: bool = False
+    """Re-identification on several GPUs: batch norm statistics over all processes, not each one's own."""
     compile: bool = False
     grad_checkpointing: bool = False
     checkpoint_steps: int | None = None
@@ -123,6 +125,8 @@ class LossConfig:
     """Re-identification: triplet (margin, soft_margin, distance, normalize), or any loss of
     pytorch-metric-learning with its parameters."""
     metric_weight: float = 1.0
+    center: float = 0.0
+    """Re-identification: weight of a centre loss beside the metric loss; 5e-4 is usual."""
     metric_across_processes: bool = False
     """Mine triplets in the batches of all processes together, not in each one's own."""
     keep_ratio: float = 2.0

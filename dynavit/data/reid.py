@@ -21,7 +21,7 @@ from dynavit.data.transforms import Transform
 from dynavit.errors import InputError, did_you_mean
 
 QUICKSTART = "quickstart-reid"
-_QUICKSTART_OPTIONS = ("train_identities", "images_per_identity", "test_identities", "gallery_per_camera")
+_QUICKSTART_OPTIONS = ("train_identities", "images_per_identity", "test_identities", "gallery_per_camera", "seed")
 
 
 class ReidImages(Dataset[tuple[Image.Image, int]]):
@@ -133,7 +133,8 @@ def create_reid_data(
         name: one of
 
             - ``"quickstart-reid"``: :class:`SyntheticIdentities`, which needs no files; ``options`` are
-              ``train_identities``, ``images_per_identity``, ``test_identities`` and ``gallery_per_camera``;
+              ``train_identities``, ``images_per_identity``, ``test_identities``, ``gallery_per_camera`` and
+              ``seed`` (0), by which the people are drawn: other seeds of a run train on the same ones;
             - ``"market1501"``, ``"dukemtmc"``, ``"cuhk03np"``, ``"veri776"``, ``"msmt17"``: benchmarks, or
               one's own images in the layout of one;
             - ``"folder"``: own images, see :func:`read_layout` for its ``options``.
@@ -189,11 +190,12 @@ def _open_quickstart(
                 f"data.name={QUICKSTART} has no data.options.{key}.{did_you_mean(key, _QUICKSTART_OPTIONS)} "
                 f"Its options: {', '.join(_QUICKSTART_OPTIONS)}."
             )
+    drawn = options.get("seed", 0)
     people = SyntheticIdentities(
-        True, options.get("train_identities"), options.get("images_per_identity", 12), seed=seed
+        True, options.get("train_identities"), options.get("images_per_identity", 12), seed=drawn
     )
     searched = SyntheticIdentities(
-        False, options.get("test_identities"), gallery_per_camera=options.get("gallery_per_camera", 3), seed=seed
+        False, options.get("test_identities"), gallery_per_camera=options.get("gallery_per_camera", 3), seed=drawn
     )
     identities, cameras = torch.tensor(searched.identities), torch.tensor(searched.cameras)
     image_ids = torch.arange(len(searched))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from dynavit.engine.checkpoint import saving
 from dynavit.errors import InputError
 from dynavit.losses import keep_ratio_loss, latency_loss
 from dynavit.metrics.latency import block_latency
@@ -48,12 +50,15 @@ def measured_table(model: PrunedViT, path: Path, batch_size: int, accelerator: A
         InputError: the file does not fit the model.
     """
     rows, columns = model.adapter.grid_size
-    if accelerator.is_main_process and not path.exists():
-        table = block_latency(model, None, batch_size, rounds=5)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"seconds_per_image": table.tolist(), "batch_size": batch_size}))
-    accelerator.wait_for_everyone()
-    (values,) = broadcast_object_list([json.loads(path.read_text())["seconds_per_image"]])
+    values: Any = None
+    if accelerator.is_main_process:  # which alone sees the file where machines share none
+        if not path.exists():
+            table = block_latency(model, None, batch_size, rounds=5)
+            with saving(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps({"seconds_per_image": table.tolist(), "batch_size": batch_size}))
+        values = json.loads(path.read_text())["seconds_per_image"]
+    (values,) = broadcast_object_list([values])
     if len(values) != rows * columns + 1:
         raise InputError(
             f"{path} has the times of {len(values) - 1} tokens, the model has {rows * columns}: remove the file."

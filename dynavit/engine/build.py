@@ -26,12 +26,14 @@ class Start:
         dense: a frozen copy of the starting model in eval mode, which prunes nowhere.
         head_replaced: the classifier, or the neck, is new: the checkpoint had other classes, or none.
         dense_is_trained: ``dense`` knows the classes, so that comparing with it means something.
+        side_is_new: the camera embedding, if there is one, was not in the checkpoint.
     """
 
     model: PrunedViT
     dense: PrunedViT
     head_replaced: bool
     dense_is_trained: bool
+    side_is_new: bool = True
 
 
 def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None = None) -> Start:
@@ -73,9 +75,9 @@ def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mappi
 
 def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[str, Any] | None) -> Start:
     settings = config.model
-    parts: dict[str, Any] = {"embedding": settings.embedding, "side": side}
+    parts: dict[str, Any] = {}
     if identities is not None:
-        parts["num_identities"] = len(identities)
+        parts = {"num_identities": len(identities), "embedding": settings.embedding, "side": side}
     if settings.checkpoint is not None:
         start = load_reid_start(settings.checkpoint, settings.architecture, identities, **settings.kwargs)
         backbone, architecture, kwargs = start.backbone, start.architecture, start.model_kwargs
@@ -85,10 +87,16 @@ def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[
         backbone = create_model(architecture, settings.pretrained, stages=(), **kwargs).backbone
     model = _pruned(config, backbone, architecture, kwargs, **parts)
     restored = start.restore(model) if start is not None else ()
+    knows_cameras = start is not None and start.side is not None
+    if knows_cameras and identities is not None and "side" not in restored:
+        raise InputError(
+            f"model.checkpoint={settings.checkpoint} was trained with a camera embedding that does not fit here: set "
+            f"model.side.scale=3.0 and train on the same cameras, or start from a model without one."
+        )
     dense = prune(deepcopy(backbone), stages=())
-    dense.neck, dense.side = deepcopy(model.neck), deepcopy(model.side)
-    trained = "neck" in restored
-    return Start(model.train(), dense.eval().requires_grad_(False), not trained, trained)
+    dense.neck, dense.side = deepcopy(model.neck), deepcopy(model.side) if knows_cameras else None
+    new = {"neck", "side"} - set(restored)
+    return Start(model.train(), dense.eval().requires_grad_(False), "neck" in new, "neck" not in new, "side" in new)
 
 
 def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict[str, Any], **parts: Any) -> PrunedViT:
@@ -138,8 +146,10 @@ def build_teacher(config: Config, start: Start) -> nn.Module | None:
                 "teach them. Train it first (model.stages=[]), name another loss.teacher, or set "
                 "loss.logit_distillation=0 and loss.token_distillation=0."
             )
+        _refuse_cameras(start.dense)
         return start.dense.backbone
     teacher, student = load(config.loss.teacher), start.model
+    _refuse_cameras(teacher)
     compared: dict[str, tuple[Any, Any]] = {}
     if config.loss.logit_distillation:
         compared["number of classes"] = (teacher.num_classes, student.num_classes)
@@ -155,6 +165,14 @@ def build_teacher(config: Config, start: Start) -> nn.Module | None:
         if theirs != ours:
             raise InputError(f"loss.teacher={config.loss.teacher} has another {what}: {theirs}, the student {ours}.")
     return teacher.backbone.eval().requires_grad_(False)
+
+
+def _refuse_cameras(teacher: PrunedViT) -> None:
+    if teacher.side is not None:
+        raise InputError(
+            "the teacher was trained with a camera embedding, which distillation does not give it: set "
+            "loss.token_distillation=0, or name a loss.teacher without one."
+        )
 
 
 def resolve_preprocessing(config: DataConfig, backbone: Any, squash: bool = False) -> dict[str, Any]:

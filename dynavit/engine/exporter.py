@@ -60,7 +60,11 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
     checked = export_onnx(model, output, sample, metadata, output=name, classifies=not run.is_reid)
     if not isinstance(data, ReidData):
         return checked, None
-    return checked, _compare_searches(run, open_onnx(output, name), data)
+    try:
+        return checked, _compare_searches(run, open_onnx(output, name), data)
+    except InputError:
+        output.unlink()
+        raise
 
 
 class _WithoutCameras(nn.Module):
@@ -97,9 +101,11 @@ def _compare_searches(run: Run, exported: Callable[[Tensor], Tensor], data: Reid
         for answer in (run.answer, exported)
     ]
     original, found = (f"mAP {values['map']:.2f} %, rank-1 {values['rank1']:.2f} %" for values in summaries)
-    if any(abs(value - summaries[1][name]) > 0.05 for name, value in summaries[0].items()):
+    tolerance = 0.05 + 100 / len(queries)  # two images at equal distance may change places
+    if any(abs(value - summaries[1][name]) > tolerance for name, value in summaries[0].items()):
         raise InputError(
             f"searching with the exported model gives {found}, with the original {original}: please report this with "
             f"the versions of torch, onnx and onnxruntime."
         )
-    return f"{found} on {len(queries)} queries and {len(gallery)} gallery images, as by the original's."
+    cameras = ", told no cameras" if run.model.side is not None else ""
+    return f"{found} on {len(queries)} queries and {len(gallery)} gallery images{cameras}; the original: {original}."

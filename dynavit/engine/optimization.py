@@ -30,19 +30,17 @@ def create_optimizer(
     backbone.requires_grad_(freeze != "backbone")
     model.predictors.requires_grad_(model.selector.trains_predictor or model.selector.needs_reward)
     head = list(_parameters(backbone.get_classifier())) if start.head_replaced else []
-    beside = [part for part in (model.neck, model.side) if part is not None]
+    beside: dict[bool, list[nn.Parameter]] = {True: [], False: []}  # by whether they are new
+    for part, is_new in ((model.neck, start.head_replaced), (model.side, start.side_is_new)):
+        beside[is_new] += list(part.parameters()) if part is not None else []
     for parameter in head:
         parameter.requires_grad_(True)
 
     groups = _backbone_groups(settings, backbone, exclude={id(parameter) for parameter in head})
-    if not start.head_replaced:
-        kept = [parameter for part in beside for parameter in part.parameters()]
-        groups.append({"params": kept, "weight_decay": 0.0})
+    groups.append({"params": beside[False], "weight_decay": 0.0})
     for group in groups:
         group.update(lr_scale=group.get("lr_scale", 1.0) * settings.backbone_lr_scale, part="backbone")
-    fast = [*model.predictors.parameters(), *head]
-    if start.head_replaced:
-        fast += [parameter for part in beside for parameter in part.parameters()]
+    fast = [*model.predictors.parameters(), *head, *beside[True]]
     if loss is not None:
         fast += loss.parameters()
     groups.append({"params": fast, "weight_decay": 0.0, "lr_scale": 1.0, "part": "fast"})

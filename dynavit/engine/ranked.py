@@ -27,7 +27,7 @@ def draw_ranked_lists(run: Run, data: ReidData, loader: Any, accelerator: Accele
     """
 
     def inputs(indices: Tensor) -> dict[str, Tensor]:
-        return side_inputs(run.model, data.cameras, data.views, indices)
+        return side_inputs(run.model, data, indices)
 
     answers = collect_answers(run.model, loader, accelerator, lambda output: output.float(), inputs, "ranked lists")
     searched = Searchable(answers.answers, answers.indices, data)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynavit.config import Config
 from dynavit.engine.budget import Budget, measured_table
@@ -95,14 +95,20 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
     classes = tuple(data.class_names)
     start = build_start(config, classes, task.side(data))
     model = start.model
-    model.metadata = {"preprocessing": preprocessing, "class_names": list(classes)}
+    model.metadata = {"preprocessing": preprocessing, "class_names": list(classes), **task.metadata(data)}
     model_config(model)  # refuses now what could not be saved after an epoch
     teacher = build_teacher(config, start)
     budget = _budget(config, model, accelerator)
     teacher = teacher.to(accelerator.device) if teacher is not None else None
     objective = task.objective(data, model, budget, teacher)
+    if not model.stages:  # nothing is selected, so there is nothing to compare
+        objective.reward, objective.samples = None, 1
     optimizer = create_optimizer(config.optimizer, start, train.freeze, objective.module)
     model.set_grad_checkpointing(train.grad_checkpointing)
+    if train.sync_batchnorm and accelerator.num_processes > 1:
+        if accelerator.device.type == "cpu":
+            raise InputError("train.sync_batchnorm=true: torch has it on GPUs only; leave it out on CPUs.")
+        model.neck = nn.SyncBatchNorm.convert_sync_batchnorm(model.neck) if model.neck is not None else None
     ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
     if train.compile:
         model.compile()

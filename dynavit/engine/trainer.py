@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast
 from torch import Tensor
 from tqdm import tqdm
 
@@ -181,11 +181,20 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         setup = self.setup
+        self._agree_on_buffers()
         with self._deployed() as model:
             metrics = setup.task.evaluate(model, setup.validation, self.accelerator, setup.data, "validation")
             if self.accelerator.is_main_process and setup.examples and model.stages:
                 self.logbook.pictures(self.progress.step, model, setup.examples)
         return metrics
+
+    def _agree_on_buffers(self) -> None:
+        """Give all processes the first one's batch norm statistics, which are what is saved."""
+        if self.accelerator.num_processes > 1:
+            averaged = [self.ema.module] if self.ema is not None else []
+            for model in [self.accelerator.unwrap_model(self.model), *averaged]:
+                for buffer in model.buffers():
+                    broadcast(buffer)
 
     def _finish_epoch(self, metrics: dict[str, float]) -> None:
         progress, accelerator, run_dir = self.progress, self.accelerator, self.config.run_dir

@@ -88,7 +88,8 @@ def count_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None
     size = checked_size(model, image_size)
     parameter = next(model.parameters())
     images = parameter.new_zeros(batch_size, in_channels(model), *size)
-    return _counted(model, lambda: model(images)) // batch_size
+    inputs = model.side.unknown(batch_size) if model.side is not None else {}
+    return _counted(model, lambda: model(images, **inputs)) // batch_size
 
 
 def tokens_per_stage(model: PrunedViT, image_size: int | tuple[int, int] | None = None) -> list[int]:

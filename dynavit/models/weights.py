@@ -20,6 +20,7 @@ from dynavit.models.factory import create_backbone, load
 from dynavit.models.pruned_vit import PrunedViT
 
 _GRID = ("img_size", "patch_stride")  # what may differ from a saved model: positions are resampled
+_RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")  # no weights depend on it
 
 
 def load_backbone(
@@ -106,8 +107,8 @@ def load_reid_start(
             dict; classifiers are left out.
         architecture: timm name; needed for a state dict, checked against a folder.
         identities: names of the training identities; None for those of the checkpoint.
-        kwargs: for timm, with a state dict; with a folder ``img_size`` and ``patch_stride`` may differ
-            from it, and position embeddings are resampled.
+        kwargs: for timm, with a state dict; with a folder drop rates may differ from it, and ``img_size``
+            and ``patch_stride``, for which position embeddings are resampled.
 
     Raises:
         InputError: missing, damaged or mismatching checkpoint; mismatches are listed.
@@ -122,10 +123,10 @@ def load_reid_start(
         return ReidStart(backbone, architecture, kwargs)
     model = _load_folder(path, architecture)
     assert model.architecture is not None
-    if not kwargs.keys() <= set(_GRID):
+    if not kwargs.keys() <= {*_GRID, *_RATES}:
         raise InputError(
             f"model.kwargs={kwargs}: {path} already says how its {model.architecture} is built; give "
-            f"{' and '.join(_GRID)} at most."
+            f"{', '.join((*_GRID, *_RATES))} at most."
         )
     same = identities is None or list(identities) == _classes_of(model)
     neck = None if model.neck is None or not same else model.neck.state_dict()
@@ -133,7 +134,7 @@ def load_reid_start(
     model.backbone.reset_classifier(0)
     kwargs = {**model.model_kwargs, **kwargs, "num_classes": 0}
     backbone = model.backbone
-    if any(kwargs.get(key) != model.model_kwargs.get(key) for key in _GRID):
+    if any(kwargs.get(key) != model.model_kwargs.get(key) for key in (*_GRID, *_RATES)):
         backbone = _regridded(backbone, model.architecture, kwargs)
     return ReidStart(backbone, model.architecture, kwargs, neck, side)
 
@@ -174,7 +175,13 @@ def _regridded(old: Any, architecture: str, kwargs: Mapping[str, Any]) -> nn.Mod
             old_size=list(old.patch_embed.grid_size),
             num_prefix_tokens=0 if old.no_embed_class else old.num_prefix_tokens,
         )
-    new.load_state_dict(state)
+    try:
+        new.load_state_dict(state)
+    except RuntimeError as error:  # positions that are not one embedding a patch
+        reason = " ".join(str(error).split()[:40])
+        raise InputError(
+            f"img_size, patch_stride: {architecture} cannot take another grid of patches ({reason} ...)."
+        ) from None
     return new
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,12 @@ from PIL import Image
 import dynavit
 from dynavit.cli import main
 from dynavit.config import Config
+from dynavit.engine.build import build_start
 from dynavit.engine.evaluator import evaluate_run
 from dynavit.engine.loading import make_loader
 from dynavit.engine.run import open_run
 from dynavit.engine.tasks import create_task
+from dynavit.engine.tasks.reid import side_inputs
 from dynavit.engine.trainer import Trainer
 
 Make = Callable[..., Config]
@@ -188,7 +191,8 @@ def test_export_gives_the_same_search(reid: Make, capsys: pytest.CaptureFixture[
         warnings.simplefilter("ignore")
         assert main(["export", str(config.run_dir)]) == 0
     out = capsys.readouterr().out
-    assert "as by the original's" in out
+    searched = out.partition("Searching with its embeddings: ")[2]
+    assert searched.split(" on ")[0] == searched.partition("the original: ")[2].strip().rstrip(".")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(config.run_dir / "model.onnx"), providers=["CPUExecutionProvider"])
@@ -222,3 +226,97 @@ def test_bad_settings_are_one_clear_sentence(reid: Make, override: str, message:
         return
     with pytest.raises(dynavit.InputError, match=message):
         Trainer(reid(override))
+
+
+def test_the_embedding_may_be_taken_before_the_batch_norm(reid: Make) -> None:
+    config = reid("model.embedding=before", "train.epochs=1")
+    Trainer(config).fit()
+    model = dynavit.load(config.run_dir)
+    images = torch.randn(2, 3, 32, 16)
+    features = model.forward_head(model.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(model(images), torch.nn.functional.normalize(features, dim=1))
+
+
+def test_a_centre_loss_beside_the_triplet(reid: Make) -> None:
+    trainer = Trainer(reid("loss.center=0.01", "train.epochs=1"))
+    trainer.fit()
+    row = trainer.metrics.rows()[-1]
+    expected = row["train/identity"] + row["train/metric"] + 0.01 * row["train/center"]
+    assert row["train/loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_cameras_are_known_by_name_and_strangers_are_unknown(reid: Make, people: Path, tmp_path: Path) -> None:
+    """Another set of cameras at evaluation must not move each camera to another's vector."""
+    config = reid("model.side={scale: 3.0}", "train.epochs=1")
+    trainer = Trainer(config)
+    trainer.fit()
+    model = dynavit.load(config.run_dir)
+    assert model.metadata["camera_names"] == ["1", "2"]
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        (tmp_path / "moved" / folder).mkdir(parents=True)
+        for path in (people / folder).iterdir():
+            name = path.name.replace("_c1s", "_c5s")  # the first camera is gone, a new one has come
+            shutil.copy(path, tmp_path / "moved" / folder / name)
+    other = create_task(reid(f"data.root={tmp_path / 'moved'}"))
+    data = other.open_data(trainer.setup.preprocessing, train=False)
+    found = side_inputs(model, data, torch.arange(len(data.validation)))["cameras"]
+    names = [data.camera_names[number] for number in data.cameras.tolist()]
+    assert set(names) == {"2", "5"}
+    assert found.tolist() == [1 if name == "2" else -1 for name in names]
+
+
+def test_the_dense_start_keeps_its_own_cameras(reid: Make) -> None:
+    dense = reid("model.side={scale: 3.0}", "model.stages=[]", "train.epochs=1", folder="dense")
+    Trainer(dense).fit()
+    config = reid("model.side={scale: 3.0}", folder="pruned")
+    config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense.run_dir), None, {}
+    start = build_start(config, [f"{n:04}" for n in range(1, 7)], {"cameras": 2, "views": 1, "scale": 3.0})
+    assert start.dense_is_trained
+    torch.testing.assert_close(start.dense.side.table, dynavit.load(dense.run_dir).side.table)
+    config.model.side = None
+    with pytest.raises(dynavit.InputError, match=r"trained with a camera embedding.*model.side.scale"):
+        build_start(config, [f"{n:04}" for n in range(1, 7)])
+    config.model.side, config.loss.token_distillation = {"scale": 3.0}, 0.5
+    with pytest.raises(dynavit.InputError, match="teacher was trained with a camera embedding"):
+        Trainer(config)
+
+
+def test_drop_rates_may_change_on_the_way_from_dense_to_pruned(reid: Make) -> None:
+    dense = reid("model.stages=[]", "train.epochs=1", folder="dense")
+    Trainer(dense).fit()
+    config = reid("train.epochs=1", folder="pruned")
+    config.model.checkpoint, config.model.architecture = str(dense.run_dir), None
+    config.model.kwargs = {"drop_path_rate": 0.2}
+    trainer = Trainer(config)
+    assert trainer.model.backbone.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    trainer.fit()
+
+
+def test_one_query_identity_has_no_interval(reid: Make, people: Path, tmp_path: Path) -> None:
+    root = tmp_path / "one"
+    shutil.copytree(people, root)
+    for path in [*(root / "query").iterdir(), *(root / "bounding_box_test").iterdir()]:
+        if not path.name.startswith("0007"):
+            path.unlink()
+    (root / "bounding_box_test" / "0000_c1s1_000000_00.jpg").write_bytes(
+        (people / "bounding_box_train" / "0001_c1s1_000000_00.jpg").read_bytes()
+    )
+    config = reid(f"data.root={root}", "train.epochs=1")
+    Trainer(config).fit()
+    rows = evaluate_run(open_run(config.run_dir), [1.0, 0.5], [], tmp_path / "out")
+    assert "delta_map_low" not in rows[1]
+
+
+@pytest.mark.parametrize("override", ["data.mixup=0.8", "data.crop_pct=0.9"])
+def test_settings_of_the_other_task_are_refused(reid: Make, override: str) -> None:
+    with pytest.raises(dynavit.InputError, match=r"does nothing with task=reid"):
+        reid(override)
+
+
+@pytest.mark.parametrize("name", ["quickstart-reid-dense"])
+def test_committed_models_see_what_evaluation_sees(name: str) -> None:
+    run = open_run(Path(__file__).parents[2] / "checkpoints" / name)
+    assert run.config is not None
+    data = create_task(run.config).open_data(run.preprocessing, train=False)
+    picture, _ = data.validation.dataset[3]
+    torch.testing.assert_close(run.transform(picture), data.validation[3][0])

@@ -58,6 +58,10 @@ class Task(ABC):
         """Return the options of the model's camera embedding; None where it has none."""
         return None
 
+    def metadata(self, data: Any) -> dict[str, Any]:
+        """Return what to save with the model, beside preprocessing and class names."""
+        return {}
+
     def detail(self) -> Any:
         """Return what the last evaluation found, sample by sample, for :meth:`difference`."""
         return None

@@ -75,9 +75,17 @@ class ReidTask(Task):
         options = self.config.model.side
         if options is None:
             return None
-        if not data.num_cameras:
-            raise InputError(f"model.side={options}: the data tell no cameras; set model.side=null.")
-        return {"cameras": data.num_cameras, "views": max(data.num_views, 1), **options}
+        if not _known(data.train_cameras):
+            raise InputError(f"model.side={options}: the training data tell no cameras; set model.side=null.")
+        cameras, views = self.metadata(data).values()
+        return {"cameras": len(cameras), "views": max(len(views), 1), **options}
+
+    def metadata(self, data: ReidData) -> dict[str, Any]:
+        """Return the names of the cameras and views in training, by which a model knows them again."""
+        return {
+            "camera_names": [data.camera_names[number] for number in _known(data.train_cameras)],
+            "view_names": [data.view_names[number] for number in _known(data.train_views)],
+        }
 
     def sampler(self, data: ReidData, processes: int) -> Sampler[int]:
         size, images = self.config.data.batch_size, self.config.data.images_per_identity
@@ -94,14 +102,20 @@ class ReidTask(Task):
                 f"a batch no identity twice."
             )
         steps = self.config.train.steps_per_epoch
-        return PKSampler(
-            data.train_identities,
-            identities,
-            images,
-            seed=self.config.seed,
-            batches_per_epoch=steps * processes if steps else None,
-            num_processes=processes,
-        )
+        try:
+            return PKSampler(
+                data.train_identities,
+                identities,
+                images,
+                seed=self.config.seed,
+                batches_per_epoch=steps * processes if steps else None,
+                num_processes=processes,
+            )
+        except InputError as error:
+            raise InputError(
+                f"data.batch_size={size}, data.images_per_identity={images}: {error} (Here identities_per_batch is "
+                f"the first over the second, and batches_per_epoch is train.steps_per_epoch for every process.)"
+            ) from None
 
     def objective(
         self, data: ReidData, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None
@@ -112,7 +126,7 @@ class ReidTask(Task):
         self, model: PrunedViT, loader: DataLoader[Any], accelerator: Accelerator, data: ReidData, title: str = ""
     ) -> dict[str, float]:
         def cameras(indices: Tensor) -> dict[str, Tensor]:
-            return side_inputs(model, data.cameras, data.views, indices)
+            return side_inputs(model, data, indices)
 
         answers = collect_answers(model, loader, accelerator, lambda output: output.float(), cameras, title)
         searchable = Searchable(answers.answers, answers.indices, data)
@@ -129,6 +143,8 @@ class ReidTask(Task):
 
     def difference(self, base: RetrievalResult, other: RetrievalResult) -> dict[str, float]:
         """Return the 95 % interval of the difference in mAP, resampling identities alike for both."""
+        if len(base.query_ids.unique()) < 2:
+            return {}  # there is nothing to resample
         _, low, high = paired_bootstrap(base.average_precision, other.average_precision, base.query_ids)
         return {"delta_map_low": low, "delta_map_high": high}
 
@@ -148,31 +164,49 @@ class ReidObjective(Objective):
         self, settings: LossConfig, model: PrunedViT, budget: Budget | None, teacher: Any, data: ReidData
     ) -> None:
         super().__init__(settings, model.selector, budget, teacher)
-        loss: MetricLoss = create_metric_loss(
-            num_classes=model.num_classes, embedding_size=model.num_features, **settings.metric
-        )
-        self.module = loss if loss.has_parameters else None
-        self._metric: nn.Module = loss
+
+        def create(**options: Any) -> MetricLoss:
+            return create_metric_loss(num_classes=model.num_classes, embedding_size=model.num_features, **options)
+
+        losses = {"metric": create(**settings.metric)}
+        if settings.center:
+            losses["center"] = create(name="center")
+        self._losses: nn.Module = _MetricLosses(losses)
+        if any(loss.has_parameters for loss in losses.values()):
+            self.module = self._losses
         self._model, self._data = model, data
         self._statistics: dict[str, Tensor] = {}
 
     def inputs(self, indices: Tensor) -> dict[str, Tensor]:
-        return side_inputs(self._model, self._data.train_cameras, self._data.train_views, indices)
+        return side_inputs(self._model, self._data, indices, train=True)
 
     def task_losses(self, output: Embedding, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
         identity = F.cross_entropy(output.logits.float(), targets, label_smoothing=self.settings.label_smoothing)
-        metric = self.module if self.module is not None else self._metric
-        parts = []  # selections of the same batch are not compared with each other
+        compare = self.module if self.module is not None else self._losses  # which the accelerator may have wrapped
+        found: list[dict[str, tuple[Tensor, dict[str, Tensor]]]] = []
+        # selections of the same batch are not compared with each other
         for features, labels in zip(output.features.chunk(self.samples), targets.chunk(self.samples), strict=True):
             if self.settings.metric_across_processes:
                 features, labels = gather_with_gradient(features), gather_with_gradient(labels)
-            parts.append(metric(features, labels))
-        self._statistics = parts[0][1]
-        loss = torch.stack([loss for loss, _ in parts]).mean()
-        return {"identity": (identity, self.settings.identity), "metric": (loss, self.settings.metric_weight)}
+            found.append(compare(features, labels))
+        self._statistics = found[0]["metric"][1]
+        weights = {"metric": self.settings.metric_weight, "center": self.settings.center}
+        terms = {name: (torch.stack([part[name][0] for part in found]).mean(), weights[name]) for name in found[0]}
+        return {"identity": (identity, self.settings.identity), **terms}
 
     def statistics(self) -> dict[str, Tensor]:
         return self._statistics
+
+
+class _MetricLosses(nn.Module):
+    """Losses on the same features, by name, in one module that can be wrapped for several processes."""
+
+    def __init__(self, losses: Mapping[str, MetricLoss]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleDict(losses)
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+        return {name: loss(features, labels) for name, loss in self.losses.items()}
 
 
 class Searchable:
@@ -214,13 +248,21 @@ class Searchable:
         return retrieval_metrics(self.query_features, self.gallery_features, **labels, metric=metric)
 
 
-def side_inputs(model: PrunedViT, cameras: Tensor, views: Tensor, indices: Tensor) -> dict[str, Tensor]:
-    """Return cameras and views of samples ``(B,)`` for a model that wants them."""
+def side_inputs(model: PrunedViT, data: ReidData, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
+    """Return cameras and views of samples ``(B,)``, as a model that wants them numbers them; -1 is unknown to it."""
     if model.side is None:
         return {}
-    device = model.side.table.device
-    index = indices.cpu()
-    inputs = {"cameras": cameras[index].to(device)}
-    if model.side.num_views > 1:
-        inputs["views"] = views[index].to(device)
+    kinds = {
+        "cameras": (data.train_cameras if train else data.cameras, data.camera_names),
+        "views": (data.train_views if train else data.views, data.view_names),
+    }
+    inputs = {}
+    for kind, (numbers, names) in kinds.items():
+        learned = {name: number for number, name in enumerate(model.metadata[f"{kind[:-1]}_names"])}
+        renumbered = torch.tensor([*(learned.get(name, -1) for name in names), -1])  # the last for the unknown
+        inputs[kind] = renumbered[numbers[indices.cpu()]].to(model.side.table.device)
     return inputs
+
+
+def _known(numbers: Tensor) -> list[int]:
+    return [number for number in numbers.unique().tolist() if number >= 0]
