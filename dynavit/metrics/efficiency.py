@@ -173,7 +173,7 @@ def _head_macs(vit: Any, num_prefix: int, n: int) -> int:
     outputs = num_prefix + n if vit.global_pool == "" else 1  # without pooling all tokens are classified
     pool = getattr(vit, "attn_pool", None)
     if pool is not None:
-        keys = n + (num_prefix if vit.pool_include_prefix else 0)
+        keys = n + (num_prefix if getattr(vit, "pool_include_prefix", True) else 0)  # Eva always includes it
         width = pool.kv.in_features
         queries = pool.latent_len
         macs += keys * _linear_macs(pool.kv) + 2 * queries * keys * width

@@ -381,8 +381,8 @@ def test_starts_that_cannot_be(tmp_path: Path, trained: Path) -> None:
         load_reid_start(tmp_path / "missing", None, NAMES)
     with pytest.raises(InputError, match=r"model.architecture=deit_tiny_patch16_224 but .* holds a vit_tiny"):
         load_reid_start(trained, "deit_tiny_patch16_224", NAMES)
-    with pytest.raises(InputError, match=r"already says how its .*img_size and patch_stride at most"):
-        load_reid_start(trained, None, NAMES, drop_path_rate=0.1)
+    with pytest.raises(InputError, match=r"already says how its .*img_size, patch_stride, drop_rate, .*at most"):
+        load_reid_start(trained, None, NAMES, embed_dim=96)
     save_file({"pos_embed": torch.zeros(1, 41, 192)}, tmp_path / "odd.safetensors")
     with pytest.raises(InputError, match=r"a state dict needs model.architecture"):
         load_reid_start(tmp_path / "odd.safetensors", None, NAMES)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.errors import UnsupportedBackbone
 
@@ -101,3 +104,23 @@ def create_adapter(backbone: nn.Module) -> BackboneAdapter:
         f"{type(backbone).__name__} cannot be pruned: dynavit supports timm's {supported} and their "
         f"subclasses. Others can be added with dynavit.models.adapters.register_adapter."
     )
+
+
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask to add to attention scores: booleans become 0 and -inf, an additive mask is left alone.
+
+    Without fused attention some of timm's modules add a boolean mask as it is, so that True counts as 1 and False as
+    0. Prefix tokens, or the one patch that is always kept, see to it that no row is -inf throughout.
+    """
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
+def backend_for(x: Tensor, attention_mask: Tensor | None) -> AbstractContextManager[Any]:
+    """Avoid fused attention where only the mask needs a gradient (a frozen backbone).
+
+    CUDA's memory-efficient kernel crashes then (https://github.com/pytorch/pytorch/issues/148476).
+    """
+    only_mask = attention_mask is not None and attention_mask.requires_grad and not x.requires_grad
+    return sdpa_kernel(SDPBackend.MATH) if only_mask else nullcontext()

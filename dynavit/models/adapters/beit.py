@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dynavit.errors import UnsupportedBackbone
-from dynavit.models.adapters.base import BackboneAdapter, register_adapter
-from dynavit.models.adapters.vit import _backend_for
+from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
 
 _TABLE = "relative_position_bias_table"
 
@@ -76,15 +75,15 @@ class BeitAdapter(BackboneAdapter):
         block = self.backbone.blocks[number]
 
         def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-            bias = None if attention_mask is None else _additive(attention_mask, x.dtype)
+            bias = None if attention_mask is None else additive_mask(attention_mask, x.dtype)
             if context is None or context.ndim == 2:  # all tokens are there, and the block adds its own table
-                with _backend_for(x, bias):  # inside, so that a recomputation has it too
+                with backend_for(x, bias):  # inside, so that a recomputation has it too
                     return block(x, shared_rel_pos_bias=bias)
             table = nn.functional.embedding(context, getattr(block.attn, _TABLE)).permute(0, 3, 1, 2).contiguous()
             bias = table if bias is None else table + bias
             # the block's own table is of all pairs of tokens: run it as one without
             absent = cast("dict[str, Tensor]", {f"attn.{_TABLE}": None})
-            with _backend_for(x, bias):
+            with backend_for(x, bias):
                 return functional_call(block, absent, (x,), {"shared_rel_pos_bias": bias})
 
         if self.backbone.grad_checkpointing and self.backbone.training:
@@ -102,10 +101,3 @@ class BeitAdapter(BackboneAdapter):
         pooled = (x[:, self.num_prefix_tokens :] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
         pooled = beit.head_drop(beit.fc_norm(pooled))
         return pooled if pre_logits else beit.head(pooled)
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask that can be added to a bias: -inf where booleans say no. The class token keeps rows finite."""
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)

@@ -18,8 +18,7 @@ from timm.models.eva import Eva, EvaBlock
 from torch import Tensor, nn
 
 from dynavit.errors import UnsupportedBackbone
-from dynavit.models.adapters.base import BackboneAdapter, register_adapter
-from dynavit.models.adapters.vit import _backend_for
+from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
 from dynavit.selectors.functional import log_mask
 
 _POOLS = ("token", "avg", "map", "")
@@ -92,9 +91,11 @@ class EvaAdapter(BackboneAdapter):
     def block(self, number: int, x: Tensor, context: RotaryContext, attention_mask: Tensor | None) -> Tensor:
         block = self.backbone.blocks[number]
         rope = self._rope(number, context)
+        if attention_mask is not None:
+            attention_mask = additive_mask(attention_mask, x.dtype)
 
         def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-            with _backend_for(x, attention_mask):  # inside, so that a recomputation has it too
+            with backend_for(x, attention_mask):  # inside, so that a recomputation has it too
                 return block(x, rope=rope, attn_mask=attention_mask)
 
         if self.backbone.grad_checkpointing and self.backbone.training:
@@ -117,7 +118,7 @@ class EvaAdapter(BackboneAdapter):
             return eva.forward_head(x, pre_logits=pre_logits)
         if eva.global_pool == "map":  # over the prefix tokens too, as Eva does
             keys = nn.functional.pad(mask, (self.num_prefix_tokens, 0), value=1.0)[:, None, None, :]
-            pooled = eva.attn_pool(x, attn_mask=log_mask(keys) if training else keys > 0.5)
+            pooled = eva.attn_pool(x, attn_mask=log_mask(keys) if training else additive_mask(keys > 0.5, x.dtype))
         else:
             weight = mask.unsqueeze(-1).to(x.dtype)
             pooled = (x[:, self.num_prefix_tokens :] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)

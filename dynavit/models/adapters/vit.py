@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from timm.layers.attention_pool import AttentionPoolLatent
@@ -10,10 +9,9 @@ from timm.models import checkpoint
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.errors import UnsupportedBackbone
-from dynavit.models.adapters.base import BackboneAdapter, register_adapter
+from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
 from dynavit.selectors.functional import log_mask
 
 _POOLS = ("token", "avg", "map", "")
@@ -61,9 +59,11 @@ class VisionTransformerAdapter(BackboneAdapter):
 
     def block(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> Tensor:
         block = self.backbone.blocks[number]
+        if attention_mask is not None:
+            attention_mask = additive_mask(attention_mask, x.dtype)
 
         def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-            with _backend_for(x, attention_mask):  # inside, so that a recomputation has it too
+            with backend_for(x, attention_mask):  # inside, so that a recomputation has it too
                 return block(x) if attention_mask is None else block(x, attn_mask=attention_mask)
 
         if self.backbone.grad_checkpointing and self.backbone.training:
@@ -83,18 +83,9 @@ class VisionTransformerAdapter(BackboneAdapter):
             x = x[:, self.num_prefix_tokens :]
         if vit.global_pool == "map":
             keys = mask[:, None, None, :]
-            pooled = vit.attn_pool(x, attn_mask=log_mask(keys) if training else keys > 0.5)
+            pooled = vit.attn_pool(x, attn_mask=log_mask(keys) if training else additive_mask(keys > 0.5, x.dtype))
         else:
             weight = mask.unsqueeze(-1).to(x.dtype)
             pooled = (x * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
         pooled = vit.head_drop(vit.fc_norm(pooled))
         return pooled if pre_logits else vit.head(pooled)
-
-
-def _backend_for(x: Tensor, attention_mask: Tensor | None) -> AbstractContextManager[Any]:
-    """Avoid fused attention where only the mask needs a gradient (a frozen backbone).
-
-    CUDA's memory-efficient kernel crashes then (https://github.com/pytorch/pytorch/issues/148476).
-    """
-    only_mask = attention_mask is not None and attention_mask.requires_grad and not x.requires_grad
-    return sdpa_kernel(SDPBackend.MATH) if only_mask else nullcontext()
