@@ -57,9 +57,9 @@ def test_a_model_that_differs_is_not_written(model_of, images_for, tmp_path: Pat
     (tmp_path / "model.onnx").write_text("earlier")
     original = onnx._export
 
-    def wrong(model: dynavit.PrunedViT, example: Tensor, path: Path) -> None:
+    def wrong(model: dynavit.PrunedViT, example: Tensor, path: Path, output: str) -> None:
         model.set_keep_ratio(0.3)
-        original(model, example, path)
+        original(model, example, path, output)
         model.set_keep_ratio(0.7)
 
     monkeypatch.setattr(onnx, "_export", wrong)
