@@ -93,6 +93,8 @@ def _export(options: argparse.Namespace) -> None:
         f"largest difference {checked.max_difference:.1e} (outputs have a standard deviation of {checked.scale:.2g})"
         + ("." if run.is_reid else ", same top-1.")
     )
+    if checked.left_out:
+        print(f"Left out: {checked.left_out} images on which two tokens score alike at the edge of the choice.")
     if retrieval is not None:
         print(f"Searching with its embeddings: {retrieval}")
 

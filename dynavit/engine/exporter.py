@@ -14,7 +14,7 @@ from dynavit.engine.run import Run, list_images, read_images
 from dynavit.engine.tasks import create_task
 from dynavit.engine.tasks.reid import Searchable
 from dynavit.errors import InputError
-from dynavit.export import Verification, export_onnx, open_onnx
+from dynavit.export import Verification, clear_choices, export_onnx, open_onnx
 
 _IMAGES = 32
 _QUERIES, _SEARCHED = 100, 1000
@@ -57,7 +57,10 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
         del metadata["class_names"]  # of the training identities, which the embedding does not tell
     model = run.model if run.model.side is None else _WithoutCameras(run)
     name = "embedding" if run.is_reid else "logits"
-    checked = export_onnx(model, output, sample, metadata, output=name, classifies=not run.is_reid)
+    with torch.inference_mode():
+        _, trace = run.model(sample, return_trace=True, **run.unknown_cameras(len(sample)))
+    clear = clear_choices(run.model, trace)
+    checked = export_onnx(model, output, sample, metadata, output=name, classifies=not run.is_reid, clear=clear)
     if not isinstance(data, ReidData):
         return checked, None
     try:

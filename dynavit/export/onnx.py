@@ -27,6 +27,7 @@ def export_onnx(
     batch_sizes: tuple[int, ...] = (1, 2, 5),
     output: str = "logits",
     classifies: bool = True,
+    clear: Tensor | None = None,
 ) -> Verification:
     """Write a model at its present keep ratio as ONNX, if onnxruntime agrees with torch.
 
@@ -41,6 +42,7 @@ def export_onnx(
         batch_sizes: at which the two are compared.
         output: name of the output.
         classifies: the largest output names a class, and has to stay the largest.
+        clear: ``(M,)`` bool, which images to compare; see :func:`~dynavit.export.verify.clear_choices`.
 
     Raises:
         InputError: packages for ONNX are missing, or the exported model differs.
@@ -59,7 +61,7 @@ def export_onnx(
         onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in metadata.items()})
         onnx.save(written, partial)
 
-        checked = verify(model, open_onnx(partial, output), images, batch_sizes, classifies=classifies)
+        checked = verify(model, open_onnx(partial, output), images, batch_sizes, classifies=classifies, clear=clear)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

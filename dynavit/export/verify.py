@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
+from dynavit.models import PrunedViT, Trace
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,34 @@ class Verification:
         scale: standard deviation of the original's outputs, to judge it by.
         images: number of images compared.
         batch_sizes: at which.
+        left_out: number of images not compared, because two tokens score alike at the edge of the choice.
     """
 
     max_difference: float
     scale: float
     images: int
     batch_sizes: tuple[int, ...]
+    left_out: int = 0
+
+
+def clear_choices(model: PrunedViT, trace: Trace, gap: float = 1e-4) -> Tensor:
+    """Tell for which images ``(B,)`` the last token kept and the first one dropped differ clearly in score.
+
+    Where they do not, rounding alone decides, and another runtime may keep the other one.
+
+    Args:
+        model: in eval mode, gathering.
+        trace: of its forward.
+        gap: least difference of the logits at every stage.
+    """
+    selecting = [stage for stage, ratio in enumerate(model.keep_ratios) if ratio < 1]
+    clear = torch.ones(len(trace.probs[0]) if trace.probs else 0, dtype=torch.bool)
+    for stage, probs in zip(selecting, trace.probs, strict=True):
+        k = int(trace.counts[stage][0])
+        if k < probs.shape[1]:
+            scores = probs.logit().topk(k + 1, dim=1).values.cpu()
+            clear &= scores[:, k - 1] - scores[:, k] > gap
+    return clear
 
 
 @torch.inference_mode()
@@ -36,6 +59,7 @@ def verify(
     batch_sizes: Sequence[int] = (1, 2, 5),
     tolerance: float = 1e-3,
     classifies: bool = True,
+    clear: Tensor | None = None,
 ) -> Verification:
     """Compare two models on the same images, at several batch sizes.
 
@@ -46,16 +70,23 @@ def verify(
         batch_sizes: an exporter that baked in one of them fails at the others.
         tolerance: largest difference allowed, in units of the outputs' standard deviation.
         classifies: the largest output names a class, and has to stay the largest.
+        clear: ``(M,)`` bool, which images to compare; see :func:`clear_choices`. All if None.
 
     Raises:
-        InputError: outputs differ by more, or the most likely class differs.
+        InputError: outputs differ by more, the most likely class differs, or there is nothing to compare.
     """
     expected = original(images)
+    compare = torch.ones(len(images), dtype=torch.bool) if clear is None or len(clear) == 0 else clear
+    if not compare.any():
+        raise InputError(
+            "on every image two tokens score alike at the edge of the choice, so there is nothing to compare by: train "
+            "the predictors first, or check with other images."
+        )
     scale = float(expected.std())
     worst = 0.0
     for size in batch_sizes:
         found = torch.cat([exported(batch) for batch in images.split(size) if len(batch) == size])
-        compared = expected[: len(found)]
+        found, compared = found[compare[: len(found)]], expected[: len(found)][compare[: len(found)]]
         worst = max(worst, float((found - compared).abs().max()))
         # two classes closer together than the tolerance may change places
         top = compared.topk(min(2, compared.shape[1]), dim=1).values
@@ -67,4 +98,5 @@ def verify(
                 f"outputs have a standard deviation of {scale:.2g}; {wrong} of {len(found)} images change class. "
                 f"Nothing was written. Please report this with the versions of torch, onnx and onnxruntime."
             )
-    return Verification(worst, scale, len(images), tuple(batch_sizes))
+    left_out = int((~compare).sum())
+    return Verification(worst, scale, len(images) - left_out, tuple(batch_sizes), left_out)

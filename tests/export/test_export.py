@@ -4,7 +4,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor
 
 import dynavit
 from dynavit.cli import main
-from dynavit.export import verify
+from dynavit.export import clear_choices, verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,3 +143,32 @@ def test_an_exported_model_needs_neither_torch_nor_dynavit(tmp_path: Path, capsy
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(exported).metadata_props}
     assert metadata["keep_ratios"] == [0.7, 0.49]
     assert metadata["preprocessing"] == preprocessing
+
+
+def test_images_on_which_rounding_decides_are_left_out(
+    model_of: Callable[..., dynavit.PrunedViT], images_for: Any
+) -> None:
+    """Two tokens with the same score at the edge: another runtime may keep the other, and is right too."""
+    model = model_of("vit")
+    images = images_for(model, batch=6)
+    with torch.no_grad():
+        _, trace = model(images, return_trace=True)
+        assert clear_choices(model, trace).all()
+        k = int(trace.counts[0][0])
+        order = trace.probs[0].argsort(dim=1, descending=True)
+        edge = trace.probs[0][2, order[2, k - 1]]
+        trace.probs[0][2, order[2, k]] = edge * (1 - 1e-6)
+    clear = clear_choices(model, trace)
+    assert clear.tolist() == [True, True, False, True, True, True]
+
+    def exported(batch: Tensor) -> Tensor:
+        output = model(batch)
+        return torch.where((batch == images[2]).flatten(1).all(dim=1)[:, None], -output, output)
+
+    with torch.no_grad():
+        checked = verify(model, exported, images, (1, 2, 5), clear=clear)
+        assert (checked.images, checked.left_out) == (5, 1)
+        with pytest.raises(dynavit.InputError, match="differs from the original"):
+            verify(model, exported, images, (1, 2, 5))
+        with pytest.raises(dynavit.InputError, match="nothing to compare by"):
+            verify(model, exported, images, clear=torch.zeros(6, dtype=torch.bool))
