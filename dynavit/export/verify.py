@@ -31,7 +31,7 @@ class Verification:
     left_out: int = 0
 
 
-def clear_choices(model: PrunedViT, trace: Trace, gap: float = 1e-4) -> Tensor:
+def clear_choices(model: PrunedViT, trace: Trace, units: int = 32) -> Tensor:
     """Tell for which images ``(B,)`` the last token kept and the first one dropped differ clearly in score.
 
     Where they do not, rounding alone decides, and another runtime may keep the other one.
@@ -39,15 +39,15 @@ def clear_choices(model: PrunedViT, trace: Trace, gap: float = 1e-4) -> Tensor:
     Args:
         model: in eval mode, gathering.
         trace: of its forward.
-        gap: least difference of the logits at every stage.
+        units: least difference of the logits at every stage, in units in the last place of fp32.
     """
     selecting = [stage for stage, ratio in enumerate(model.keep_ratios) if ratio < 1]
-    clear = torch.ones(len(trace.probs[0]) if trace.probs else 0, dtype=torch.bool)
-    for stage, probs in zip(selecting, trace.probs, strict=True):
+    clear = torch.ones(len(trace.scores[0]) if trace.scores else 0, dtype=torch.bool)
+    for stage, scores in zip(selecting if model.selector.needs_scores else [], trace.scores, strict=False):
         k = int(trace.counts[stage][0])
-        if k < probs.shape[1]:
-            scores = probs.logit().topk(k + 1, dim=1).values.cpu()
-            clear &= scores[:, k - 1] - scores[:, k] > gap
+        if k < scores.shape[1]:
+            best = scores.topk(k + 1, dim=1).values.cpu()
+            clear &= best[:, k - 1] - best[:, k] > units * torch.finfo(torch.float32).eps * best[:, k].abs()
     return clear
 
 

@@ -230,6 +230,7 @@ class PrunedViT(nn.Module, HubMixin):
         present = selection.mask if tokens.mask is None else tokens.mask
         trace.decided.append(present.sum(dim=1) / tokens.num_patches)
         trace.probs.append(tokens.probs)
+        trace.scores.append(logits)
         if selection.log_prob is not None:
             trace.log_prob = selection.log_prob if trace.log_prob is None else trace.log_prob + selection.log_prob
         for name, loss in selection.aux.items():

@@ -19,6 +19,7 @@ class Trace:
             keep-ratio loss reads.
         decided: likewise, the fraction that the mask of this forward adds up to: sampled, with its gradient.
         probs: ``(B, n)`` fp32 for each stage that selected: probabilities to be kept so far.
+        scores: likewise, their raw logits; zeros for selectors that read none.
         log_prob: ``(B,)`` sum over the stages of the selector's ``log_prob``; None where it gives none.
         features: ``(B, n, D)`` patch tokens after the last norm.
         positions: ``(B, n)`` their original patch indices.
@@ -30,6 +31,7 @@ class Trace:
     expected: list[Tensor] = field(default_factory=list)
     decided: list[Tensor] = field(default_factory=list)
     probs: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
     log_prob: Tensor | None = None
     features: Tensor | None = None
     positions: Tensor | None = None

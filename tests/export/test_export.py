@@ -155,9 +155,8 @@ def test_images_on_which_rounding_decides_are_left_out(
         _, trace = model(images, return_trace=True)
         assert clear_choices(model, trace).all()
         k = int(trace.counts[0][0])
-        order = trace.probs[0].argsort(dim=1, descending=True)
-        edge = trace.probs[0][2, order[2, k - 1]]
-        trace.probs[0][2, order[2, k]] = edge * (1 - 1e-6)
+        order = trace.scores[0].argsort(dim=1, descending=True)
+        trace.scores[0][2, order[2, k]] = trace.scores[0][2, order[2, k - 1]] - 1e-6
     clear = clear_choices(model, trace)
     assert clear.tolist() == [True, True, False, True, True, True]
 
