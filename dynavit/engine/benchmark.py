@@ -275,7 +275,7 @@ def format_models(rows: Sequence[Row]) -> str:
                     f"{row['dtype']}, batch {row['batch_size']}, keep ratio {row['keep_ratio']:g}: the stage before "
                     f"block {block} {verdict}: with it the model runs {gain:.2f}x [{least:.2f}, {largest:.2f}] as fast."
                 )
-    return "\n".join([aligned(lines, left=2), *(["", *remarks] if remarks else [])])
+    return "\n".join([aligned(lines, left=range(2)), *(["", *remarks] if remarks else [])])
 
 
 def format_selectors(rows: Sequence[Row]) -> str:
@@ -286,4 +286,4 @@ def format_selectors(rows: Sequence[Row]) -> str:
         times = [significant(row["ms"][name]) for name in ("selector", "block")]
         size = [str(row["batch_size"]), str(row["tokens"])]
         lines.append([row["selector"], *size, *times, f"{percent:.2f}", f"[{low:.2f}, {high:.2f}]"])
-    return aligned(lines, left=1)
+    return aligned(lines)

@@ -58,7 +58,7 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
     model = run.model if run.model.side is None else _WithoutCameras(run)
     name = "embedding" if run.is_reid else "logits"
     with torch.inference_mode():
-        _, trace = run.model(sample, return_trace=True, **run.unknown_cameras(len(sample)))
+        _, trace = run.model(sample, return_trace=True, **run.model.unknown_cameras(len(sample)))
     clear = clear_choices(run.model, trace)
     checked = export_onnx(model, output, sample, metadata, output=name, classifies=not run.is_reid, clear=clear)
     if not isinstance(data, ReidData):
@@ -78,8 +78,7 @@ class _WithoutCameras(nn.Module):
         self.model = run.model
 
     def forward(self, images: Tensor) -> Tensor:
-        assert self.model.side is not None
-        embedding: Tensor = self.model(images, **self.model.side.unknown(images.shape[0]))
+        embedding: Tensor = self.model(images, **self.model.unknown_cameras(images.shape[0]))
         return embedding
 
 

@@ -64,8 +64,8 @@ class Logbook:
     @torch.no_grad()
     def pictures(self, step: int, model: PrunedViT, images: Sequence[Tensor]) -> None:
         """Show which tokens of some images ``(3, H, W)`` the model keeps."""
-        unknown = {} if model.side is None else model.side.unknown(len(images))
-        _, trace = model(torch.stack(list(images)).to(self.accelerator.device), return_trace=True, **unknown)
+        batch = torch.stack(list(images)).to(self.accelerator.device)
+        _, trace = model(batch, return_trace=True, **model.unknown_cameras(len(images)))
         pixels = [to_pixels(image, self.preprocessing["mean"], self.preprocessing["std"]) for image in images]
         picture = kept_token_grid(pixels, [mask.cpu() for mask in trace.masks], model.adapter.grid_size)
         tensor = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)

@@ -58,7 +58,7 @@ class Objective(ABC):
         self.reward = create_reward(settings.reward) if selector.needs_reward else None
         self.samples = 1
         if selector.needs_reward:
-            self.samples = 2 if getattr(selector, "antithetic", False) else settings.reward_samples
+            self.samples = 2 if selector.antithetic else settings.reward_samples
 
     @abstractmethod
     def task_losses(self, output: Any, targets: Tensor) -> dict[str, tuple[Tensor, float]]:

@@ -53,12 +53,8 @@ class Run:
 
     def answer(self, images: Tensor) -> Tensor:
         """Run the model on images ``(B, 3, H, W)`` of which no camera is known."""
-        answer: Tensor = self.model(images, **self.unknown_cameras(len(images)))
+        answer: Tensor = self.model(images, **self.model.unknown_cameras(len(images)))
         return answer
-
-    def unknown_cameras(self, batch: int) -> dict[str, Tensor]:
-        """Return what a model with a camera embedding is told where cameras are unknown."""
-        return {} if self.model.side is None else self.model.side.unknown(batch)
 
     def transform(self, image: Image.Image) -> Tensor:
         """Turn any picture into the ``(3, H, W)`` tensor that the model expects."""

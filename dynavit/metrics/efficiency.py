@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
+from dynavit.models.adapters import BackboneAdapter
 from dynavit.reducers import Drop
 from dynavit.selectors import num_keep
 
@@ -68,7 +69,7 @@ def closed_form_macs(
                     macs += n * _linear_macs(model.predictors[stage])
                 n = counts[stage]
         macs += _block_macs(block, num_prefix + n)
-    return macs + _head_macs(model.backbone, num_prefix, n)
+    return macs + _head_macs(model.adapter, n)
 
 
 def count_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None, batch_size: int = 1) -> int:
@@ -88,7 +89,7 @@ def count_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None
     size = checked_size(model, image_size)
     parameter = next(model.parameters())
     images = parameter.new_zeros(batch_size, in_channels(model), *size)
-    inputs = model.side.unknown(batch_size) if model.side is not None else {}
+    inputs = model.unknown_cameras(batch_size)
     return _counted(model, lambda: model(images, **inputs)) // batch_size
 
 
@@ -168,12 +169,12 @@ def _block_macs(block: nn.Module, length: int) -> int:
     return length * _linear_macs(block) + products * length**2 * int(attention.proj.in_features)
 
 
-def _head_macs(vit: Any, num_prefix: int, n: int) -> int:
-    macs = 0
+def _head_macs(adapter: BackboneAdapter, n: int) -> int:
+    vit, num_prefix, macs = adapter.backbone, adapter.num_prefix_tokens, 0
     outputs = num_prefix + n if vit.global_pool == "" else 1  # without pooling all tokens are classified
     pool = getattr(vit, "attn_pool", None)
     if pool is not None:
-        keys = n + (num_prefix if getattr(vit, "pool_include_prefix", True) else 0)  # Eva always includes it
+        keys = n + (num_prefix if adapter.pools_prefix else 0)
         width = pool.kv.in_features
         queries = pool.latent_len
         macs += keys * _linear_macs(pool.kv) + 2 * queries * keys * width

@@ -120,6 +120,10 @@ class PrunedViT(nn.Module, HubMixin):
         output = self._head(x, trace.mask)
         return (output, trace) if return_trace else output
 
+    def unknown_cameras(self, batch: int) -> dict[str, Tensor]:
+        """Return what else to call the model with for B images of which no camera is known; mostly nothing."""
+        return {} if self.side is None else self.side.unknown(batch)
+
     def forward_features(
         self,
         images: Tensor,

@@ -16,7 +16,7 @@ first row where there is no dense one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,19 +102,19 @@ def format_table(rows: Sequence[Row], metric: str = "top1") -> str:
     return aligned(lines, titles=2 if any(groups) else 1)
 
 
-def aligned(lines: Sequence[Sequence[str]], left: int = 1, titles: int = 1) -> str:
+def aligned(lines: Sequence[Sequence[str]], left: Container[int] = (0,), titles: int = 1) -> str:
     """Return cells as aligned columns, with a rule below the lines of titles.
 
     Args:
         lines: as many cells each.
-        left: columns from the first on that are aligned to the left, the others to the right.
+        left: numbers of the columns that are aligned to the left, the others to the right.
         titles: number of lines above the rule.
     """
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     ruled = [*lines[:titles], ["-" * width for width in widths], *lines[titles:]]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if number < left else cell.rjust(width)
+            cell.ljust(width) if number in left else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in ruled

@@ -60,6 +60,7 @@ class Selector(nn.Module):
         stochastic: the training forward draws noise.
         trains_predictor: the task loss reaches the logits through ``mask``.
         needs_reward: learns from a reward through ``log_prob`` instead.
+        antithetic: draws noise in pairs: the second half of a training batch has to repeat the first.
         needs_scores: reads the logits at all; if not, the model skips its predictors in eval.
     """
 
@@ -68,6 +69,7 @@ class Selector(nn.Module):
     stochastic: bool = False
     trains_predictor: bool = True
     needs_reward: bool = False
+    antithetic: bool = False
     needs_scores: bool = True
 
     def forward(

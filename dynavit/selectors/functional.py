@@ -135,3 +135,12 @@ def log_mask(mask: Tensor, eps: float = 1e-6) -> Tensor:
     """
     mask = mask if mask.dtype == torch.float64 else mask.float()
     return (mask * (1 - eps) + eps).log()
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean ``(B, D)`` of tokens ``(B, N, D)`` by their mask ``(B, N)``, which may be fractional.
+
+    The denominator is at least 1: an image that lost nearly every token must not divide by nearly nothing.
+    """
+    weight = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)

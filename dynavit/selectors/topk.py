@@ -49,12 +49,11 @@ class TopK(Selector):
         assert k is not None
         if self.gradient == "none":
             return self.decide(logits.detach(), alive, k)
-        keep = hard_topk(logits, alive, k)
         if self.gradient == "gate":
+            keep = hard_topk(logits, alive, k)
             gate = torch.sigmoid(logits / temperature) * alive
             return Selection(keep, straight_through(keep.to(gate.dtype), gate * keep), gate)
-        soft = soft_topk(logits, alive, k, temperature)
-        return Selection(keep, straight_through(keep.to(soft.dtype), soft), soft)
+        return _hard_forward_soft_backward(logits, alive, k, temperature)
 
 
 @register_selector("gumbel_topk")
@@ -78,9 +77,7 @@ class GumbelTopK(Selector):
     ) -> Selection:
         assert k is not None
         noisy = logits + gumbel_noise(logits, generator)  # the same noise in both directions
-        keep = hard_topk(noisy, alive, k)
-        soft = soft_topk(noisy, alive, k, temperature)
-        return Selection(keep, straight_through(keep.to(soft.dtype), soft), soft)
+        return _hard_forward_soft_backward(noisy, alive, k, temperature)
 
 
 @register_selector("soft_topk")
@@ -105,3 +102,11 @@ class SoftTopK(Selector):
         assert k is not None
         mask = soft_topk(logits, alive, k, temperature)
         return Selection(hard_topk(logits, alive, k), mask, mask)
+
+
+def _hard_forward_soft_backward(
+    scores: Tensor, alive: Tensor, k: int | Tensor, temperature: float | Tensor
+) -> Selection:
+    keep = hard_topk(scores, alive, k)
+    soft = soft_topk(scores, alive, k, temperature)
+    return Selection(keep, straight_through(keep.to(soft.dtype), soft), soft)

@@ -64,7 +64,7 @@ def unclamped_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """Known bad: mean of ``(B, N, D)`` over the mask with ``sum(m) + 1e-3`` below the line.
 
     Where a gate happens to keep nothing, gradients of the mask are 1000 times too large. Instead:
-    :func:`~dynavit.studies.layers.clamped_mean`.
+    :func:`~dynavit.selectors.functional.masked_mean`.
     """
     weight = mask.unsqueeze(-1)
     return (tokens * weight).sum(dim=1) / (weight.sum(dim=1) + 1e-3)
@@ -78,6 +78,7 @@ class UnguardedGate(Selector):
 
     budget = "expected"
     stochastic = True
+    noise = staticmethod(logistic_noise)
 
     def sample(
         self,
@@ -87,34 +88,20 @@ class UnguardedGate(Selector):
         temperature: float | Tensor,
         generator: torch.Generator | None,
     ) -> Selection:
-        noisy = logits + logistic_noise(logits, generator)
+        noisy = logits + self.noise(logits, generator)
         keep = (noisy > 0) & alive
         soft = torch.sigmoid(noisy / temperature) * alive
         return Selection(keep, straight_through(keep.to(soft.dtype), soft), logits.sigmoid() * alive)
 
 
-class SingleGumbel(Selector):
+class SingleGumbel(UnguardedGate):
     """Known bad: a gate with one Gumbel in place of the difference of two.
 
     It keeps with probability ``1 - exp(-exp(l))``, .632 at l = 0, while its budget loss reads
     ``sigmoid(l)``. Instead: the selectors ``ste`` and ``gumbel_sigmoid``.
     """
 
-    budget = "expected"
-    stochastic = True
-
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        noisy = logits + gumbel_noise(logits, generator)
-        keep = (noisy > 0) & alive
-        soft = torch.sigmoid(noisy / temperature) * alive
-        return Selection(keep, straight_through(keep.to(soft.dtype), soft), logits.sigmoid() * alive)
+    noise = staticmethod(gumbel_noise)
 
 
 class SoftmaxLogGate(UnguardedGate):

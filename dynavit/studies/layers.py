@@ -60,12 +60,6 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
 
-def clamped_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``(B, N, D)`` over a mask ``(B, N)``, the denominator at least 1, as in the library."""
-    weight = mask.unsqueeze(-1)
-    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-
-
 def batch_hard_triplet(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tensor:
     """Triplet loss with the hardest positive and negative of the batch, on features as they are.
 

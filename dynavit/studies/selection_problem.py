@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dynavit.studies.layers import Pool, clamped_mean
+from dynavit.selectors.functional import masked_mean
+from dynavit.studies.layers import Pool
 
 NUM_CLASSES = 8
 NUM_TOKENS = 32
@@ -66,6 +67,6 @@ class SelectiveClassifier(nn.Module):
         """Return one logit a token, ``(B, N)``."""
         return self.predictor(tokens).squeeze(-1)
 
-    def classify(self, tokens: Tensor, mask: Tensor, pool: Pool = clamped_mean) -> Tensor:
+    def classify(self, tokens: Tensor, mask: Tensor, pool: Pool = masked_mean) -> Tensor:
         """Return class logits ``(B, classes)`` from the tokens by their mask ``(B, N)``."""
         return self.head(pool(self.encoder(tokens[..., :_CONTENT]), mask))

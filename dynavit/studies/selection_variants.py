@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dynavit.selectors import Selection, Selector, create_selector
+from dynavit.selectors.functional import masked_mean
 from dynavit.studies import known_bad
-from dynavit.studies.layers import Pool, clamped_mean
+from dynavit.studies.layers import Pool
 
 Kind = Literal["library", "control", "known bad"]
 
@@ -41,7 +42,7 @@ class Variant:
     options: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     temperature_end: float | None = None
-    pool: Pool = clamped_mean
+    pool: Pool = masked_mean
 
     def temperature_at(self, progress: float) -> float:
         """Return the temperature after this share of the steps, 0 to 1."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.selectors import Selector, create_selector
-from dynavit.selectors.functional import log_mask
+from dynavit.selectors.functional import log_mask, masked_mean
 from dynavit.studies import known_bad
-from dynavit.studies.layers import clamped_mean
 from dynavit.studies.stability_models import (
     Decide,
     GatedPooling,
@@ -125,7 +124,7 @@ VARIANTS = (
         "pool_clamped",
         "pooling",
         "logistic gates, sum(m x) / max(sum(m), 1)",
-        lambda: GatedPooling(known_bad.UnguardedGate(), clamped_mean),
+        lambda: GatedPooling(known_bad.UnguardedGate(), masked_mean),
     ),
     Variant(
         "pool_unclamped",

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from dynavit.report.table import aligned
 from dynavit.studies.results import Spread
 
 _Row = TypeVar("_Row")
@@ -29,15 +30,7 @@ class Column(Generic[_Row]):
 def format_text(columns: Sequence[Column[_Row]], rows: Sequence[_Row]) -> str:
     """Return an aligned plain-text table."""
     lines = [[column.title for column in columns], *([column.cell(row) for column in columns] for row in rows)]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column.left else cell.rjust(width)
-            for column, cell, width in zip(columns, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return aligned(lines, left=[number for number, column in enumerate(columns) if column.left])
 
 
 def format_markdown(columns: Sequence[Column[_Row]], rows: Sequence[_Row]) -> str:

@@ -8,9 +8,8 @@ import torch
 
 import dynavit
 from dynavit.selectors import Selector, create_selector, list_selectors
-from dynavit.selectors.functional import log_mask
+from dynavit.selectors.functional import log_mask, masked_mean
 from dynavit.studies import known_bad
-from dynavit.studies.layers import clamped_mean
 
 
 def test_they_stay_in_the_studies() -> None:
@@ -47,7 +46,7 @@ def test_the_two_means_differ_only_where_next_to_nothing_is_kept() -> None:
     mask = torch.zeros(3, 6)
     mask[0, :3], mask[1, 2] = 1.0, 1.0  # three, one, none
     results = []
-    for pool in (clamped_mean, known_bad.unclamped_mean):
+    for pool in (masked_mean, known_bad.unclamped_mean):
         leaf = mask.clone().requires_grad_()
         mean = pool(tokens, leaf)
         mean.sum().backward()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.errors import UnsupportedBackbone
+from dynavit.selectors.functional import log_mask, masked_mean
 
 _ADAPTERS: dict[type[nn.Module], type[BackboneAdapter]] = {}
 _A = TypeVar("_A", bound="type[BackboneAdapter]")
@@ -44,14 +45,21 @@ class BackboneAdapter(ABC):
         return len(self.backbone.blocks)
 
     @property
-    @abstractmethod
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches at the configured image size."""
+        rows, columns = self.backbone.patch_embed.grid_size
+        return int(rows), int(columns)
 
     @property
-    @abstractmethod
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
+        height, width = self.backbone.patch_embed.patch_size
+        return int(height), int(width)
+
+    @property
+    def pools_prefix(self) -> bool:
+        """Whether the head pools over prefix tokens too, where it pools at all."""
+        return False
 
     @abstractmethod
     def embed(self, images: Tensor) -> tuple[Tensor, Any]:
@@ -65,16 +73,30 @@ class BackboneAdapter(ABC):
     def block(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> Tensor:
         """Run one block on ``(B, L, D)``; the mask is as scaled-dot-product attention takes it."""
 
-    @abstractmethod
     def norm(self, x: Tensor) -> Tensor:
         """Apply what follows the last block and precedes pooling."""
+        normalised: Tensor = self.backbone.norm(x)
+        return normalised
 
-    @abstractmethod
     def head(self, x: Tensor, mask: Tensor | None, training: bool, pre_logits: bool) -> Any:
         """Pool and classify normalised tokens ``(B, L, D)``.
 
         ``mask`` ``(B, N)`` weighs the patches; None means that all of them count fully.
         """
+        vit = self.backbone
+        if mask is None or vit.global_pool in ("token", ""):
+            return vit.forward_head(x, pre_logits=pre_logits)
+        if self.pools_prefix:
+            mask = nn.functional.pad(mask, (self.num_prefix_tokens, 0), value=1.0)
+        else:
+            x = x[:, self.num_prefix_tokens :]
+        if vit.global_pool == "map":
+            keys = mask[:, None, None, :]
+            pooled = vit.attn_pool(x, attn_mask=log_mask(keys) if training else additive_mask(keys > 0.5, x.dtype))
+        else:
+            pooled = masked_mean(x, mask)
+        pooled = vit.head_drop(vit.fc_norm(pooled))
+        return pooled if pre_logits else vit.head(pooled)
 
 
 def register_adapter(*backbones: type[nn.Module]) -> Callable[[_A], _A]:

@@ -7,7 +7,7 @@ Shapes: B batch, H heads, N patches, L = 1 + N, l = 1 + n tokens present.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from timm.models import checkpoint
@@ -44,16 +44,6 @@ class BeitAdapter(BackboneAdapter):
                 f"does not drive; use_rel_pos_bias=True gives every block its own."
             )
 
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        rows, columns = self.backbone.patch_embed.grid_size
-        return int(rows), int(columns)
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        height, width = self.backbone.patch_embed.patch_size
-        return int(height), int(width)
-
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         beit = self.backbone
         x = beit.patch_embed(images)
@@ -89,15 +79,3 @@ class BeitAdapter(BackboneAdapter):
         if self.backbone.grad_checkpointing and self.backbone.training:
             return checkpoint(run, x, attention_mask)
         return run(x, attention_mask)
-
-    def norm(self, x: Tensor) -> Tensor:
-        return self.backbone.norm(x)
-
-    def head(self, x: Tensor, mask: Tensor | None, training: bool, pre_logits: bool) -> Any:
-        beit = self.backbone
-        if mask is None or beit.global_pool in ("token", ""):
-            return beit.forward_head(x, pre_logits=pre_logits)
-        weight = mask.unsqueeze(-1).to(x.dtype)
-        pooled = (x[:, self.num_prefix_tokens :] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-        pooled = beit.head_drop(beit.fc_norm(pooled))
-        return pooled if pre_logits else beit.head(pooled)

@@ -10,7 +10,6 @@ Shapes: B batch, H heads, N original patches, n patches present, d width of the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.models import checkpoint
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from dynavit.errors import UnsupportedBackbone
 from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
-from dynavit.selectors.functional import log_mask
 
 _POOLS = ("token", "avg", "map", "")
 
@@ -62,16 +60,6 @@ class EvaAdapter(BackboneAdapter):
                 f"supported: {', '.join(map(repr, _POOLS))}. Pass global_pool= when creating it."
             )
 
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        rows, columns = self.backbone.patch_embed.grid_size
-        return int(rows), int(columns)
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        height, width = self.backbone.patch_embed.patch_size
-        return int(height), int(width)
-
     def embed(self, images: Tensor) -> tuple[Tensor, RotaryContext]:
         eva = self.backbone
         # once a forward: while training, timm may move the rotary coordinates at random
@@ -109,18 +97,6 @@ class EvaAdapter(BackboneAdapter):
         rope = context.rope[number]
         return rope if context.positions is None else rope[:, context.positions].transpose(0, 1)
 
-    def norm(self, x: Tensor) -> Tensor:
-        return self.backbone.norm(x)
-
-    def head(self, x: Tensor, mask: Tensor | None, training: bool, pre_logits: bool) -> Any:
-        eva = self.backbone
-        if mask is None or eva.global_pool in ("token", ""):
-            return eva.forward_head(x, pre_logits=pre_logits)
-        if eva.global_pool == "map":  # over the prefix tokens too, as Eva does
-            keys = nn.functional.pad(mask, (self.num_prefix_tokens, 0), value=1.0)[:, None, None, :]
-            pooled = eva.attn_pool(x, attn_mask=log_mask(keys) if training else additive_mask(keys > 0.5, x.dtype))
-        else:
-            weight = mask.unsqueeze(-1).to(x.dtype)
-            pooled = (x[:, self.num_prefix_tokens :] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-        pooled = eva.head_drop(eva.fc_norm(pooled))
-        return pooled if pre_logits else eva.head(pooled)
+    @property
+    def pools_prefix(self) -> bool:
+        return bool(self.backbone.global_pool == "map")

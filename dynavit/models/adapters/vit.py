@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dynavit.errors import UnsupportedBackbone
 from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
-from dynavit.selectors.functional import log_mask
 
 _POOLS = ("token", "avg", "map", "")
 
@@ -40,16 +39,6 @@ class VisionTransformerAdapter(BackboneAdapter):
                 f"supported: {', '.join(map(repr, _POOLS))}. Pass global_pool= when creating it."
             )
 
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        rows, columns = self.backbone.patch_embed.grid_size
-        return int(rows), int(columns)
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        height, width = self.backbone.patch_embed.patch_size
-        return int(height), int(width)
-
     def embed(self, images: Tensor) -> tuple[Tensor, None]:
         vit = self.backbone
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))), None
@@ -70,22 +59,6 @@ class VisionTransformerAdapter(BackboneAdapter):
             return checkpoint(run, x, attention_mask)
         return run(x, attention_mask)
 
-    def norm(self, x: Tensor) -> Tensor:
-        return self.backbone.norm(x)
-
-    def head(self, x: Tensor, mask: Tensor | None, training: bool, pre_logits: bool) -> Any:
-        vit = self.backbone
-        if mask is None or vit.global_pool in ("token", ""):
-            return vit.forward_head(x, pre_logits=pre_logits)
-        if vit.pool_include_prefix:
-            mask = nn.functional.pad(mask, (self.num_prefix_tokens, 0), value=1.0)
-        else:
-            x = x[:, self.num_prefix_tokens :]
-        if vit.global_pool == "map":
-            keys = mask[:, None, None, :]
-            pooled = vit.attn_pool(x, attn_mask=log_mask(keys) if training else additive_mask(keys > 0.5, x.dtype))
-        else:
-            weight = mask.unsqueeze(-1).to(x.dtype)
-            pooled = (x * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-        pooled = vit.head_drop(vit.fc_norm(pooled))
-        return pooled if pre_logits else vit.head(pooled)
+    @property
+    def pools_prefix(self) -> bool:
+        return bool(self.backbone.pool_include_prefix)
