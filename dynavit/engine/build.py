@@ -95,6 +95,8 @@ def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[
         )
     dense = prune(deepcopy(backbone), stages=())
     dense.neck, dense.side = deepcopy(model.neck), deepcopy(model.side) if knows_cameras else None
+    if start is not None:
+        dense.metadata = dict(start.metadata)
     new = {"neck", "side"} - set(restored)
     return Start(model.train(), dense.eval().requires_grad_(False), "neck" in new, "neck" not in new, "side" in new)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from dynavit.engine.loading import first_images, make_loader, prepare_loader
 from dynavit.engine.ranked import draw_ranked_lists
 from dynavit.engine.run import Run
 from dynavit.engine.tasks import create_task
+from dynavit.engine.tasks.reid import ReidTask, Searchable
 from dynavit.errors import InputError
 from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
 from dynavit.metrics.timing import measure, median_ratio
@@ -83,6 +84,7 @@ def evaluate_run(
 
     rows: list[Row] = []
     details = []
+    searched: Searchable | None = None  # embeddings at the ratio that the run was trained for
     for kind, ratio, variant in variants:
         title = "dense" if kind == "dense" else f"keep ratio {ratio:g}"
         rows.append(
@@ -95,6 +97,8 @@ def evaluate_run(
             }
         )
         details.append(task.detail())
+        if isinstance(task, ReidTask) and variant.keep_ratios == run.model.keep_ratios:
+            searched = task.searched
     base = rows[0]
     for row, detail in zip(rows, details, strict=True):
         row |= task.difference(details[0], detail) if row is not base else {}
@@ -105,10 +109,13 @@ def evaluate_run(
     sample = torch.stack(first_images(data.validation, max([4, *batch_sizes])))
     for batch_size in tqdm(batch_sizes, desc="speed", leave=False, disable=None):
         repeated = sample[torch.arange(batch_size) % len(sample)]
-        _time(rows, variants, repeated.to(run.device), settings.rounds, run.unknown_cameras(batch_size))
+        _time(rows, variants, repeated.to(run.device), settings.rounds)
 
-    ranked = draw_ranked_lists(run, data, loader, accelerator) if isinstance(data, ReidData) else None
+    if isinstance(task, ReidTask) and searched is None:
+        task.evaluate(run.model, loader, accelerator, data, "ranked lists")
+        searched = task.searched
     if accelerator.is_main_process:
+        ranked = draw_ranked_lists(run, data, searched) if searched is not None else None
         _write(run, rows, output, sample, task.metric, ranked)
     return rows
 
@@ -136,17 +143,11 @@ def _dense(run: Run) -> PrunedViT | None:
 
 
 @torch.inference_mode()
-def _time(
-    rows: list[Row],
-    variants: list[tuple[str, float, PrunedViT]],
-    images: Tensor,
-    rounds: int,
-    inputs: Mapping[str, Tensor],
-) -> None:
+def _time(rows: list[Row], variants: list[tuple[str, float, PrunedViT]], images: Tensor, rounds: int) -> None:
     """Add images per second and speedup over the first row at one batch size."""
     calls: dict[str, Callable[[], object]] = {}
     for number, (_, _, model) in enumerate(variants):
-        calls[str(number)] = partial(model, images, **inputs)
+        calls[str(number)] = partial(model, images, **model.unknown_cameras(len(images)))
     seconds = measure(calls, rounds=rounds)
     for number, row in enumerate(rows):
         mine = seconds[str(number)]
@@ -190,7 +191,7 @@ def _write(run: Run, rows: list[Row], output: Path, sample: Tensor, metric: str,
 @torch.inference_mode()
 def draw_kept_tokens(run: Run, images: Tensor, captions: Sequence[str] | None = None) -> Any:
     """Draw images ``(B, 3, H, W)`` with the tokens that the model keeps after each stage."""
-    _, trace = run.model(images.to(run.device), return_trace=True, **run.unknown_cameras(len(images)))
+    _, trace = run.model(images.to(run.device), return_trace=True, **run.model.unknown_cameras(len(images)))
     pixels = [run.pixels(image) for image in images]
     masks = [mask.cpu() for mask in trace.masks]
     return kept_token_grid(pixels, masks, run.model.adapter.grid_size, captions=captions)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
 
 from dynavit.data.reid import ReidData
 from dynavit.engine.run import Run
-from dynavit.engine.tasks.answers import collect_answers
 from dynavit.engine.tasks.reid import Searchable, side_inputs
 from dynavit.metrics.retrieval import rank_gallery
 from dynavit.report.ranked import ranked_list_figure
@@ -20,17 +17,16 @@ _QUERIES, _MATCHES = 6, 8
 
 
 @torch.inference_mode()
-def draw_ranked_lists(run: Run, data: ReidData, loader: Any, accelerator: Accelerator) -> Image.Image:
+def draw_ranked_lists(run: Run, data: ReidData, searched: Searchable) -> Image.Image:
     """Draw some queries with what the model finds first, at its present keep ratio.
 
     The queries are spread over all that have a match, none picked by hand; dropped patches are faded.
+
+    Args:
+        run: whose model gave the embeddings.
+        data: that they are of.
+        searched: the embeddings.
     """
-
-    def inputs(indices: Tensor) -> dict[str, Tensor]:
-        return side_inputs(run.model, data, indices)
-
-    answers = collect_answers(run.model, loader, accelerator, lambda output: output.float(), inputs, "ranked lists")
-    searched = Searchable(answers.answers, answers.indices, data)
     usable = torch.nonzero(data.has_match[searched.query]).flatten()
     chosen = usable[torch.linspace(0, len(usable) - 1, min(_QUERIES, len(usable))).long().unique()]
     labels = searched.labels(chosen)
@@ -47,7 +43,9 @@ def draw_ranked_lists(run: Run, data: ReidData, loader: Any, accelerator: Accele
         sample = data.validation[index]
         assert sample is not None  # it has been read before
         pictures[index] = run.pixels(sample[0])
-        _, trace = run.model(sample[0][None].to(run.device), return_trace=True, **inputs(torch.tensor([index])))
+        _, trace = run.model(
+            sample[0][None].to(run.device), return_trace=True, **side_inputs(run.model, data, torch.tensor([index]))
+        )
         kept[index] = trace.masks[-1][0].cpu().numpy() if trace.masks else None
     prunes = bool(run.model.stages)
 

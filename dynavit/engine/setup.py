@@ -96,6 +96,13 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
     start = build_start(config, classes, task.side(data))
     model = start.model
     model.metadata = {"preprocessing": preprocessing, "class_names": list(classes), **task.metadata(data)}
+    for key in ("camera_names", "view_names"):
+        before = start.dense.metadata.get(key)
+        if not start.side_is_new and before != model.metadata[key]:
+            raise InputError(
+                f"model.checkpoint={config.model.checkpoint} was trained with {key} {before}, the data have "
+                f"{model.metadata[key]}: train on the same ones, or start from a model without a camera embedding."
+            )
     model_config(model)  # refuses now what could not be saved after an epoch
     teacher = build_teacher(config, start)
     budget = _budget(config, model, accelerator)
@@ -149,7 +156,7 @@ def _schedules(config: Config, model: PrunedViT, steps_per_epoch: int) -> Schedu
 def _budget(config: Config, model: PrunedViT, accelerator: Accelerator) -> Budget | None:
     """Return the keep-ratio loss where it has something to teach, and somebody to learn it."""
     selector, kind = model.selector, config.loss.budget
-    if getattr(selector, "antithetic", False) and len(model.stages) > 1:
+    if selector.antithetic and len(model.stages) > 1:
         raise InputError(
             f"selector 'score_function' with antithetic=True is exact for one stage only, not {len(model.stages)}: "
             f"set model.stages to one block, or antithetic=false."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,6 +71,7 @@ class ReidStart:
         model_kwargs: what it is made with.
         neck: state of the checkpoint's neck, where that was trained on the same identities.
         side: state of the checkpoint's side embedding, if it has one.
+        metadata: what was saved with the checkpoint, such as the names of its cameras.
     """
 
     backbone: nn.Module
@@ -78,6 +79,7 @@ class ReidStart:
     model_kwargs: dict[str, Any]
     neck: Mapping[str, Tensor] | None = None
     side: Mapping[str, Tensor] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def restore(self, model: PrunedViT) -> tuple[str, ...]:
         """Give a model around this backbone what else of the checkpoint fits it.
@@ -136,7 +138,7 @@ def load_reid_start(
     backbone = model.backbone
     if any(kwargs.get(key) != model.model_kwargs.get(key) for key in (*_GRID, *_RATES)):
         backbone = _regridded(backbone, model.architecture, kwargs)
-    return ReidStart(backbone, model.architecture, kwargs, neck, side)
+    return ReidStart(backbone, model.architecture, kwargs, neck, side, model.metadata)
 
 
 def _existing(checkpoint: str | Path) -> Path:

@@ -265,7 +265,7 @@ def test_cameras_are_known_by_name_and_strangers_are_unknown(reid: Make, people:
     assert found.tolist() == [1 if name == "2" else -1 for name in names]
 
 
-def test_the_dense_start_keeps_its_own_cameras(reid: Make) -> None:
+def test_the_dense_start_keeps_its_own_cameras(reid: Make, tmp_path: Path) -> None:
     dense = reid("model.side={scale: 3.0}", "model.stages=[]", "train.epochs=1", folder="dense")
     Trainer(dense).fit()
     config = reid("model.side={scale: 3.0}", folder="pruned")
@@ -273,11 +273,41 @@ def test_the_dense_start_keeps_its_own_cameras(reid: Make) -> None:
     start = build_start(config, [f"{n:04}" for n in range(1, 7)], {"cameras": 2, "views": 1, "scale": 3.0})
     assert start.dense_is_trained
     torch.testing.assert_close(start.dense.side.table, dynavit.load(dense.run_dir).side.table)
+    config.train.epochs = 1
+    Trainer(config).fit()
+    rows = evaluate_run(open_run(config.run_dir), [0.5], [2], tmp_path / "out")  # each row told its cameras
+    last = json.loads((dense.run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert rows[0]["model"] == "dense"
+    assert rows[0]["map"] == pytest.approx(last["val/map"])
     config.model.side = None
     with pytest.raises(dynavit.InputError, match=r"trained with a camera embedding.*model.side.scale"):
         build_start(config, [f"{n:04}" for n in range(1, 7)])
-    config.model.side, config.loss.token_distillation = {"scale": 3.0}, 0.5
+    config = reid("model.side={scale: 3.0}", "loss.token_distillation=0.5", folder="taught")
+    config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense.run_dir), None, {}
     with pytest.raises(dynavit.InputError, match="teacher was trained with a camera embedding"):
+        Trainer(config)
+
+
+def test_cameras_may_be_new_where_the_dense_start_had_none(reid: Make, tmp_path: Path) -> None:
+    """The dense row is timed and searched without what only the pruned model knows."""
+    dense = reid("model.stages=[]", "train.epochs=1", folder="dense")
+    Trainer(dense).fit()
+    config = reid("model.side={scale: 3.0}", "train.epochs=1", folder="pruned")
+    config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense.run_dir), None, {}
+    Trainer(config).fit()
+    rows = evaluate_run(open_run(config.run_dir), [0.5], [2], tmp_path / "out")
+    assert [row["model"] for row in rows] == ["dense", "pruned"]
+
+
+def test_a_start_with_other_cameras_is_refused(reid: Make, tmp_path: Path) -> None:
+    dense = reid("model.side={scale: 3.0}", "model.stages=[]", "train.epochs=1", folder="dense")
+    Trainer(dense).fit()
+    saved = json.loads((dense.run_dir / "config.json").read_text())
+    saved["metadata"]["camera_names"] = ["1", "9"]
+    (dense.run_dir / "config.json").write_text(json.dumps(saved))
+    config = reid("model.side={scale: 3.0}", folder="pruned")
+    config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense.run_dir), None, {}
+    with pytest.raises(dynavit.InputError, match=r"camera_names \['1', '9'\], the data have \['1', '2'\]"):
         Trainer(config)
 
 

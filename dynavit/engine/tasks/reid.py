@@ -34,7 +34,7 @@ class ReidTask(Task):
     """Finding other images of the same individual.
 
     Attributes:
-        result: of the last evaluation, query by query.
+        searched, result: of the last evaluation: its embeddings, and what they found query by query.
     """
 
     classes = "identities"
@@ -44,6 +44,7 @@ class ReidTask(Task):
         "rank1": "rank-1 {:.2f} %",
         "foreground_recall": "foreground recall {:.3f}",
     }
+    searched: Searchable
     result: RetrievalResult
 
     def open_data(self, preprocessing: dict[str, Any], train: bool = True) -> ReidData:
@@ -129,11 +130,11 @@ class ReidTask(Task):
             return side_inputs(model, data, indices)
 
         answers = collect_answers(model, loader, accelerator, lambda output: output.float(), cameras, title)
-        searchable = Searchable(answers.answers, answers.indices, data)
-        self.result = searchable.search()
+        self.searched = Searchable(answers.answers, answers.indices, data)
+        self.result = self.searched.search()
         metrics = self.result.summary()
         if self.config.evaluate.rerank:
-            reranked = searchable.search(rerank_blocks)
+            reranked = self.searched.search(rerank_blocks)
             metrics |= {"map_reranked": reranked.mean_ap, "rank1_reranked": reranked.cmc[1]}
         foreground = foreground_of(data.validation, None, model.adapter.grid_size)
         return metrics | selection_metrics(model, answers, foreground)
