@@ -6,15 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dynavit
+from dynavit.models.adapters import create_adapter
 
 torch.set_num_threads(1)  # these models are so small that a second thread only gets in the way
 
+_PUBLISHED_SIZE = {"embed_dim": 48, "depth": 6, "num_heads": 3, "num_classes": 10}
 _SMALL = {"depth": 6, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -22,7 +26,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deit_distilled": ("deit_tiny_distilled_patch16_224", {"img_size": 80}),
     "deit3": ("deit3_small_patch16_224", {"img_size": 80}),
     "dinov2_registers": ("vit_small_patch14_reg4_dinov2", {"img_size": 70}),
-    "clip": ("vit_base_patch32_clip_224", {"img_size": 160}),
+    "clip": ("vit_base_patch16_clip_224", {"img_size": 80}),
     "siglip": ("vit_base_patch16_siglip_224", {"img_size": 80}),
     "gap": ("vit_medium_patch16_gap_240", {"img_size": 80}),
     "gap_registers": ("vit_medium_patch16_reg4_gap_256", {"img_size": 80}),
@@ -32,6 +36,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "rope_mixed": ("vit_small_patch16_rope_mixed_224", {"img_size": 80}),
     "perception": ("vit_pe_core_tiny_patch16_384", {"img_size": 80}),
     "beit": ("beit_base_patch16_224", {"img_size": (64, 96)}),
+    "naflex": ("naflexvit_base_patch16_gap", {"img_size": (64, 96)}),
     "beitv2": ("beitv2_base_patch16_224", {"img_size": 80}),
 }
 """Family: timm name and what makes it small. Together they cover class and distillation tokens,
@@ -77,7 +82,7 @@ def make_model(family: str, **kwargs: Any) -> dynavit.PrunedViT:
 
 def make_images(model: nn.Module, batch: int = 3, seed: int = 0) -> Tensor:
     """Return images ``(batch, 3, H, W)`` of the size that the model expects."""
-    size = getattr(model, "backbone", model).patch_embed.img_size
+    size = create_adapter(getattr(model, "backbone", model)).image_size
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -109,3 +114,38 @@ def family(request: pytest.FixtureRequest) -> str:
 def vectors() -> Path:
     """Return the folder of numbers that the published implementations gave."""
     return Path(__file__).parent / "vectors"
+
+
+# The published implementations' input, weights and outputs
+
+
+@pytest.fixture(scope="session")
+def published(vectors: Path) -> Callable[[str], dict[str, Tensor]]:
+    """Function: the numbers of one published implementation by name."""
+
+    def read(name: str) -> dict[str, Tensor]:
+        numbers = np.load(vectors / f"{name}.npz")
+        return {key: torch.from_numpy(numbers[key]) for key in numbers.files}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def published_images() -> Tensor:
+    """Two images ``(2, 3, 224, 224)``."""
+    pixels = np.random.RandomState(0).standard_normal((2, 3, 224, 224))
+    return torch.from_numpy(pixels.astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def with_published_weights(vectors: Path) -> Callable[..., dynavit.PrunedViT]:
+    """Function: options of create_model to a small pruned model with the published weights, in eval mode."""
+    weights = load_file(vectors / "dynamicvit_tiny.safetensors")
+    backbone = {name: value for name, value in weights.items() if not name.startswith("score_predictor.")}
+
+    def make(**options: Any) -> dynavit.PrunedViT:
+        model = dynavit.create_model("vit_tiny_patch16_224", **{**_PUBLISHED_SIZE, **options})
+        model.backbone.load_state_dict(backbone)
+        return model.eval()
+
+    return make

@@ -176,7 +176,7 @@ def spoil(folder: Path, how: str) -> None:
         ("", ["model.keep_ratios=[0.5,0.4]"], "2 ratios for 1 stages"),
         ("", ["model.selector.name=topp"], "Did you mean 'topk'"),
         ("", ["model.selector.tau=1"], "has no option 'tau'"),
-        ("", ["model.reducer.name=fuse"], "unknown reducer 'fuse'"),
+        ("", ["model.reducer.name=melt"], "unknown reducer 'melt'"),
         ("", ["optimizer.name=adamm"], "optimizer.name=adamm"),
         ("", ["data.name=torchvision/CIFAR11"], "Did you mean 'CIFAR10'"),
         ("", ["data.augmentation={hflipp: 1}"], "Did you mean 'hflip'"),

@@ -30,6 +30,7 @@ _POSITIVE = (
     "schedule.temperature_start",
     "schedule.temperature_end",
     "evaluate.rounds",
+    "evaluate.calibration_images",
 )
 _NOT_NEGATIVE = (
     "data.workers",
@@ -129,6 +130,6 @@ def check(config: Config) -> None:
             raise InputError(f"keep ratio {ratio}: a keep ratio lies in (0, 1].")
     if config.model.architecture is None and config.model.checkpoint is None:
         raise InputError("model.architecture is missing: give a timm name, or model.checkpoint=FOLDER.")
-    for key in ("model.selector", "model.reducer"):
+    for key in ("model.selector", "model.scorer", "model.reducer"):
         if not isinstance(values[key].get("name"), str):
             raise InputError(f"{key}={values[key]}: needs a name, for example {key}.name=topk.")

@@ -20,13 +20,21 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Everything else that timm.create_model takes."""
     stages: list[int] | None = None
-    """Prune before these blocks (0-based); quarter, half and three quarters of the depth if null."""
+    """Prune at these blocks (0-based); quarter, half and three quarters of the depth if null."""
     keep_ratio: float = 0.7
     """r keeps r, r^2, r^3 ... of the original patches over the stages."""
     keep_ratios: list[float] | None = None
     """One ratio a stage, in place of keep_ratio."""
     selector: dict[str, Any] = field(default_factory=lambda: {"name": "topk"})
+    scorer: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
+    """What gives tokens their logits: mlp, linear, or one that learns nothing, such as class_attention."""
     reducer: dict[str, Any] = field(default_factory=lambda: {"name": "drop"})
+    """What becomes of tokens not kept: drop, fuse, squeeze, aggregate; or merge, which needs no scorer."""
+    placement: str = "before"
+    """Prune before a stage's block, or inside it, between its attention and its MLP."""
+    count_rule: str = "original"
+    """original: ratios of the original patches, r, r^2, r^3 ...; linear: r is what the last stage leaves;
+    current: ratios of the tokens that a stage finds."""
     embedding: str = "after"
     """Re-identification: the embedding is taken after or before the batch norm of the neck."""
     side: dict[str, Any] | None = None
@@ -170,6 +178,11 @@ class EvaluateConfig:
     """Timing rounds; medians over rounds are reported."""
     rerank: bool = False
     """Re-identification: also report k-reciprocal re-ranking (map_reranked, rank1_reranked)."""
+    adaptive: bool = False
+    """Also evaluate with as many tokens as each image needs: thresholds on the scores, calibrated so that on average
+    over training images as many are kept as the keep ratio says."""
+    calibration_images: int = 512
+    """Training images, without augmentation, that thresholds are calibrated on."""
 
 
 @dataclass

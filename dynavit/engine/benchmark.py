@@ -18,7 +18,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from dynavit.errors import InputError
-from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
+from dynavit.metrics.efficiency import checked_size, closed_form_macs, tokens_per_stage
 from dynavit.metrics.timing import measure, median_ratio
 from dynavit.models import PrunedViT, create_model, prune
 from dynavit.report.table import aligned, significant
@@ -78,7 +78,7 @@ def benchmark_models(
     rows: list[Row] = []
     cases = [(name, batch_size) for name in dtypes for batch_size in batch_sizes]
     for name, batch_size in tqdm(cases, desc="timing", leave=False, disable=None):
-        images = torch.randn(batch_size, 3, *dense.backbone.patch_embed.img_size, device=device)
+        images = torch.randn(batch_size, 3, *checked_size(dense, None), device=device)
         with torch.inference_mode(not training):
             variants = (_training if training else _inference)(dense, models, images, _DTYPES[name])
             seconds = measure(variants, rounds=rounds)
@@ -197,7 +197,7 @@ def benchmark_selectors(
     selectors = {name: create_selector(name).train() for name in list_selectors()}
     rows: list[Row] = []
     for batch_size in tqdm(batch_sizes, desc="timing", leave=False, disable=None):
-        images = torch.randn(batch_size, 3, *model.backbone.patch_embed.img_size, device=device)
+        images = torch.randn(batch_size, 3, *checked_size(model, None), device=device)
         with torch.no_grad():
             x, context = model.adapter.embed(images)
         variants: Variants = {"block": partial(_block_step, model, x.requires_grad_(), context, torch.randn_like(x))}

@@ -14,6 +14,7 @@ from torch import nn
 from dynavit.config import Config, DataConfig
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, create_model, load, prune
+from dynavit.models.adapters import create_adapter
 from dynavit.models.weights import load_backbone, load_reid_start
 
 
@@ -109,7 +110,10 @@ def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict
         keep_ratio=None if settings.keep_ratios else settings.keep_ratio,
         keep_ratios=settings.keep_ratios,
         selector=settings.selector,
+        scorer=settings.scorer,
         reducer=settings.reducer,
+        placement=settings.placement,  # type: ignore[arg-type]
+        count_rule=settings.count_rule,  # type: ignore[arg-type]
         architecture=architecture,
         model_kwargs=kwargs,
         **parts,
@@ -155,7 +159,7 @@ def build_teacher(config: Config, start: Start) -> nn.Module | None:
     compared: dict[str, tuple[Any, Any]] = {}
     if config.loss.logit_distillation:
         compared["number of classes"] = (teacher.num_classes, student.num_classes)
-    sizes = [tuple(model.backbone.patch_embed.img_size) for model in (teacher, student)]
+    sizes = [model.adapter.image_size for model in (teacher, student)]
     compared["image size"] = (sizes[0], sizes[1])
     for name in ("mean", "std"):
         theirs = teacher.metadata.get("preprocessing", student.metadata["preprocessing"])[name]
@@ -182,7 +186,9 @@ def resolve_preprocessing(config: DataConfig, backbone: Any, squash: bool = Fals
 
     ``squash`` distorts images to the size, whole, as re-identification does.
     """
-    size = tuple(backbone.patch_embed.img_size)
+    size = create_adapter(backbone).image_size
+    if size is None:
+        raise InputError("the backbone has no image size of its own: set model.kwargs.img_size.")
     args = {"mean": config.mean, "std": config.std, "crop_pct": config.crop_pct}
     resolved = resolve_data_config({**args, "interpolation": config.interpolation}, model=backbone)
     return {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dynavit.config import OptimizerConfig
 from dynavit.engine.build import Start
 from dynavit.errors import InputError
+from dynavit.models import PrunedViT
 
 
 def create_optimizer(
@@ -40,7 +41,7 @@ def create_optimizer(
     groups.append({"params": beside[False], "weight_decay": 0.0})
     for group in groups:
         group.update(lr_scale=group.get("lr_scale", 1.0) * settings.backbone_lr_scale, part="backbone")
-    fast = [*model.predictors.parameters(), *head, *beside[True]]
+    fast = [*model.predictors.parameters(), *model.reducer.parameters(), *head, *beside[True]]
     if loss is not None:
         fast += loss.parameters()
     groups.append({"params": fast, "weight_decay": 0.0, "lr_scale": 1.0, "part": "fast"})
@@ -49,14 +50,20 @@ def create_optimizer(
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise InputError(
-            f"nothing is left to learn: train.freeze=backbone, and selector "
-            f"{type(model.selector).__name__} passes no gradient to its predictors. Set train.freeze=none, "
-            f"or choose a selector that trains, such as topk."
+            f"nothing is left to learn: train.freeze=backbone, and {_unlearned(model)}. Set train.freeze=none, or choose "
+            f"what learns, such as selector topk with scorer mlp."
         )
     try:
         return create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **settings.options)
     except (ValueError, TypeError, AssertionError) as error:
         raise InputError(f"optimizer.name={settings.name}, options={settings.options}: {error}") from None
+
+
+def _unlearned(model: PrunedViT) -> str:
+    if list(model.predictors.parameters()):
+        return f"selector {type(model.selector).__name__} passes no gradient to its predictors"
+    chooser = f"scorer {model.predictors[0].name}" if model.predictors else f"reducer {model.reducer.name}"
+    return f"{chooser} has nothing to learn"
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, lr: float, backbone_frozen: bool = False) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dynavit.selectors.functional import num_keep
+from dynavit.models.counts import stage_counts
 
 _CURVES: dict[str, Callable[[float, float, float], float]] = {
     "exponential": lambda start, end, t: start * (end / start) ** t,
@@ -47,11 +47,16 @@ class LearningRate:
 
 @dataclass(frozen=True)
 class KeepCounts:
-    """Tokens to keep at each stage, from all of them down to the target ratios."""
+    """Tokens to keep at each stage, from all of them down to the target ratios.
+
+    Attributes:
+        count: the model's rule, from a number of patches and ratios to counts.
+    """
 
     num_patches: int
     keep_ratios: Sequence[float]
     warmup_steps: int = 0
+    count: Callable[[int, Sequence[float]], list[int]] = stage_counts
 
     def ratios(self, step: int) -> list[float]:
         """Return the keep ratios at a step, warm-up included."""
@@ -60,4 +65,4 @@ class KeepCounts:
 
     def __call__(self, step: int) -> list[int]:
         """Return the counts at a step."""
-        return [num_keep(self.num_patches, ratio) for ratio in self.ratios(step)]
+        return self.count(self.num_patches, self.ratios(step))

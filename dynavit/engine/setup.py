@@ -108,7 +108,7 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
     budget = _budget(config, model, accelerator)
     teacher = teacher.to(accelerator.device) if teacher is not None else None
     objective = task.objective(data, model, budget, teacher)
-    if not model.stages:  # nothing is selected, so there is nothing to compare
+    if not model.predictors:  # nothing is selected, so there is nothing to compare
         objective.reward, objective.samples = None, 1
     optimizer = create_optimizer(config.optimizer, start, train.freeze, objective.module)
     model.set_grad_checkpointing(train.grad_checkpointing)
@@ -149,7 +149,8 @@ def _schedules(config: Config, model: PrunedViT, steps_per_epoch: int) -> Schedu
     warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
     lr = LearningRate(warmup_steps, total_steps, config.optimizer.final_lr_scale)
     keep_warmup_steps = round(config.schedule.keep_ratio_warmup_epochs * steps_per_epoch)
-    counts = KeepCounts(math.prod(model.adapter.grid_size), model.keep_ratios, keep_warmup_steps)
+    num_patches = math.prod(model.adapter.grid_size)
+    counts = KeepCounts(num_patches, model.keep_ratios, keep_warmup_steps, model.stage_counts)
     return Schedules(config, total_steps, lr, counts)
 
 
@@ -162,7 +163,7 @@ def _budget(config: Config, model: PrunedViT, accelerator: Accelerator) -> Budge
             f"set model.stages to one block, or antithetic=false."
         )
     learns = selector.trains_predictor or selector.needs_reward
-    if selector.budget == "k" or not learns or not config.loss.keep_ratio or not model.stages:
+    if not model.predictors or selector.budget == "k" or not learns or not config.loss.keep_ratio:
         return None
     if kind != "latency":
         return Budget(kind)

@@ -42,9 +42,10 @@ def clear_choices(model: PrunedViT, trace: Trace, units: int = 32) -> Tensor:
         units: least difference of the logits at every stage, in units in the last place of fp32.
     """
     selecting = [stage for stage, ratio in enumerate(model.keep_ratios) if ratio < 1]
+    counts = model.stage_counts(trace.masks[0].shape[1]) if trace.masks else []
     clear = torch.ones(len(trace.scores[0]) if trace.scores else 0, dtype=torch.bool)
     for stage, scores in zip(selecting if model.selector.needs_scores else [], trace.scores, strict=False):
-        k = int(trace.counts[stage][0])
+        k = counts[stage]
         if k < scores.shape[1]:
             best = scores.topk(k + 1, dim=1).values.cpu()
             clear &= best[:, k - 1] - best[:, k] > units * torch.finfo(torch.float32).eps * best[:, k].abs()

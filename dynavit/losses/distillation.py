@@ -39,7 +39,8 @@ def token_distillation(student_features: Tensor, teacher_features: Tensor, posit
     Args:
         student_features: ``(B, n, D)``, ``trace.features``.
         teacher_features: ``(B, N, D)``, the features of the unpruned model.
-        positions: ``(B, n)`` int64, ``trace.positions``: the original patch of each student token.
+        positions: ``(B, n)`` int64, ``trace.positions``: the original patch of each student token; -1 for
+            tokens made of several, which are left out.
         kept: ``(B, N)`` bool, ``trace.masks[-1]``.
 
     Returns:
@@ -47,8 +48,9 @@ def token_distillation(student_features: Tensor, teacher_features: Tensor, posit
         the batch; zero where none was kept.
     """
     width = student_features.shape[-1]
-    target = teacher_features.detach().gather(1, positions.unsqueeze(-1).expand(-1, -1, width))
-    counts = kept.gather(1, positions).unsqueeze(-1)
+    place = positions.clamp(min=0)
+    target = teacher_features.detach().gather(1, place.unsqueeze(-1).expand(-1, -1, width))
+    counts = (kept.gather(1, place) & (positions >= 0)).unsqueeze(-1)
     difference = _at_least_fp32(student_features) - _at_least_fp32(target)
     # filled, not multiplied: what stands in a dropped row is nobody's business, not even a NaN
     squared = difference.masked_fill(~counts, 0.0).square().sum()

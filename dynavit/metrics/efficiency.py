@@ -16,15 +16,14 @@ from typing import Any
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
 from dynavit.models.adapters import BackboneAdapter
-from dynavit.reducers import Drop
-from dynavit.selectors import num_keep
+from dynavit.reducers import Reducer
 
 
 def closed_form_macs(
@@ -40,7 +39,7 @@ def closed_form_macs(
         image_size: height and width in pixels, or the side of a square; the model's own if None.
 
     Raises:
-        InputError: impossible ratios or size, or a reducer whose tokens and cost are not known here.
+        InputError: impossible ratios or size.
 
     Example:
         >>> import dynavit
@@ -48,28 +47,59 @@ def closed_form_macs(
         >>> closed_form_macs(model) / closed_form_macs(model, keep_ratios=1.0)
         0.638...
     """
-    if not isinstance(model.reducer, Drop):
-        raise InputError(
-            f"closed_form_macs knows the reducer 'drop'; {type(model.reducer).__name__} makes tokens or "
-            f"costs of its own. count_macs counts any model."
-        )
     if keep_ratios is not None:
         model = copy.copy(model)  # shallow: shares every module, but the ratios below are its own
         model.set_keep_ratio(keep_ratios)
     size = checked_size(model, image_size)
-    num_prefix = model.num_prefix_tokens
+    return sum(_macs(model, size, tokens_per_stage(model, size)))
+
+
+def scoring_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None) -> int:
+    """Return the part of :func:`closed_form_macs` that scoring tokens takes, or comparing them to be merged."""
+    size = checked_size(model, image_size)
+    return _macs(model, size, tokens_per_stage(model, size))[1]
+
+
+def mean_macs(model: PrunedViT, counts: Tensor, image_size: int | tuple[int, int] | None = None) -> float:
+    """Return the mean MACs of an image where images keep different numbers of tokens, each run by itself.
+
+    Args:
+        model: pruned model with thresholds.
+        counts: ``(B, S)`` tokens that each image kept at each stage, those that the reducer made not included.
+        image_size: as in :func:`closed_form_macs`.
+    """
+    size = checked_size(model, image_size)
+    kinds, numbers = counts.unique(dim=0, return_counts=True)
+    macs = [sum(_macs(model, size, kind)) for kind in kinds.tolist()]
+    return sum(one * number for one, number in zip(macs, numbers.tolist(), strict=True)) / int(numbers.sum())
+
+
+def _macs(model: PrunedViT, size: tuple[int, int], counts: Sequence[int]) -> tuple[int, int]:
+    """Return the MACs of an image that keeps ``counts`` tokens, and of scoring them."""
+    num_prefix, reducer, dim = model.num_prefix_tokens, model.reducer, model.embed_dim
     n = _num_patches(model, size)
-    counts = tokens_per_stage(model, size)
-    macs = _patch_embed_macs(model, size)
+    macs, scoring = _patch_embed_macs(model, size), 0
     for number, block in enumerate(model.backbone.blocks):
-        if number in model.stages:
-            stage = model.stages.index(number)
-            if model.keep_ratios[stage] < 1:  # otherwise the stage is skipped
-                if model.selector.needs_scores:
-                    macs += n * _linear_macs(model.predictors[stage])
-                n = counts[stage]
-        macs += _block_macs(block, num_prefix + n)
-    return macs + _head_macs(model.adapter, n)
+        seen = n
+        stage = model.stages.index(number) if number in model.stages else None
+        if stage is not None and (model.thresholds or model.keep_ratios[stage] < 1):  # otherwise it is skipped
+            k = min(counts[stage], n)
+            if not reducer.selects:
+                scoring += _merging_macs(block.attn, reducer, num_prefix + n, k, n - k)
+            elif model.selector.needs_scores:
+                heads, folds = block.attn.num_heads, _folds(model, block.attn)
+                scorer: Any = model.predictors[stage]
+                scoring += scorer.macs(n, num_prefix, heads, dim, folds)
+            last = stage + 1 == len(model.stages)
+            if reducer.selects and (last or not reducer.last_only):
+                macs += reducer.macs(k, n - k, dim)
+                n = reducer.leaves(k)
+            else:
+                n = k
+        if model.placement == "before":
+            seen = n
+        macs += _block_macs(block, num_prefix + seen, num_prefix + n)
+    return macs + _head_macs(model.adapter, n), scoring
 
 
 def count_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None, batch_size: int = 1) -> int:
@@ -88,13 +118,13 @@ def count_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None
     """
     size = checked_size(model, image_size)
     parameter = next(model.parameters())
-    images = parameter.new_zeros(batch_size, in_channels(model), *size)
+    images = parameter.new_zeros(batch_size, model.adapter.in_chans, *size)
     inputs = model.unknown_cameras(batch_size)
     return _counted(model, lambda: model(images, **inputs)) // batch_size
 
 
 def tokens_per_stage(model: PrunedViT, image_size: int | tuple[int, int] | None = None) -> list[int]:
-    """Return the number of patch tokens kept after each stage.
+    """Return the number of patch tokens that each stage keeps, without those that the reducer makes.
 
     Raises:
         InputError: the model does not take this size.
@@ -105,7 +135,8 @@ def tokens_per_stage(model: PrunedViT, image_size: int | tuple[int, int] | None 
         [50, 25]
     """
     num_patches = _num_patches(model, checked_size(model, image_size))
-    return [num_keep(num_patches, ratio) for ratio in model.keep_ratios]
+    counts: list[int] = model.stage_counts(num_patches)
+    return counts
 
 
 def checked_size(model: PrunedViT, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -114,15 +145,14 @@ def checked_size(model: PrunedViT, image_size: int | tuple[int, int] | None) -> 
     Raises:
         InputError: a size that the model cannot run at.
     """
-    embed = model.backbone.patch_embed
-    own = embed.img_size
+    embed, own = model.adapter.stem, model.adapter.image_size
     if image_size is None:
         if own is None:
             raise InputError("the model has no image size of its own; pass image_size=.")
-        return own[0], own[1]
+        return own
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if own is not None and embed.strict_img_size:
-        if (height, width) != tuple(own):
+    if own is not None and getattr(embed, "strict_img_size", False):
+        if (height, width) != own:
             raise InputError(
                 f"image_size={height}x{width}: the model takes {own[0]}x{own[1]} only; call "
                 f"model.set_input_size(img_size=...) or create it with dynamic_img_size=True."
@@ -135,14 +165,8 @@ def checked_size(model: PrunedViT, image_size: int | tuple[int, int] | None) -> 
 
 
 def _num_patches(model: PrunedViT, size: tuple[int, int]) -> int:
-    rows, columns = model.backbone.patch_embed.dynamic_feat_size(size)
+    rows, columns = model.adapter.stem.dynamic_feat_size(size)
     return int(rows) * int(columns)
-
-
-def in_channels(model: PrunedViT) -> int:
-    """Return the number of channels of the model's images."""
-    convolutions = (m for m in model.backbone.patch_embed.modules() if isinstance(m, nn.Conv2d))
-    return next(convolutions).in_channels
 
 
 def _linear_macs(module: nn.Module) -> int:
@@ -152,21 +176,39 @@ def _linear_macs(module: nn.Module) -> int:
 
 
 def _patch_embed_macs(model: PrunedViT, size: tuple[int, int]) -> int:
-    embed = model.backbone.patch_embed
+    embed = model.adapter.stem
     if isinstance(embed, PatchEmbed):
         return _num_patches(model, size) * embed.proj.weight.numel()
     # a convolutional stem (hybrid models); its cost does not depend on the tokens, so it is counted
-    images = next(embed.parameters()).new_zeros(1, in_channels(model), *size)
+    images = next(embed.parameters()).new_zeros(1, model.adapter.in_chans, *size)
     return _counted(embed, lambda: embed(images))
 
 
-def _block_macs(block: nn.Module, length: int) -> int:
-    """A block on ``length`` tokens: its linear layers, ``Q K^T`` and the product with V."""
+def _block_macs(block: nn.Module, length: int, mlp_length: int) -> int:
+    """A block whose attention sees ``length`` tokens: its linear layers, ``Q K^T`` and the product with V."""
     attention: Any = block.attn
     products = 2
     if type(attention).__name__ == "DiffAttention" and attention.fused_attn:
         products = 3  # two half-wide maps, each of which multiplies the whole V
-    return length * _linear_macs(block) + products * length**2 * int(attention.proj.in_features)
+    linear = length * _linear_macs(attention) + mlp_length * (_linear_macs(block) - _linear_macs(attention))
+    return linear + products * length**2 * int(attention.proj.in_features)
+
+
+def _merging_macs(attention: Any, reducer: Reducer, length: int, k: int, q: int) -> int:
+    """The mean of ``length`` keys over the heads, and the comparisons that leave ``k`` tokens and merge ``q``."""
+    dim, width = attention.proj.out_features, attention.proj.in_features
+    metric_dim = width // attention.num_heads
+    keys = length * dim * (metric_dim if _plain_keys(attention) else width)
+    return keys + reducer.macs(k, q, dim, metric_dim=metric_dim)
+
+
+def _folds(model: PrunedViT, attention: Any) -> bool:
+    """Whether the class token's attention is read without making keys."""
+    return _plain_keys(attention) and getattr(model.backbone, "rope", None) is None
+
+
+def _plain_keys(attention: Any) -> bool:
+    return isinstance(getattr(attention, "k_norm", nn.Identity()), nn.Identity)
 
 
 def _head_macs(adapter: BackboneAdapter, n: int) -> int:

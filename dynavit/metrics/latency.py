@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.metrics.efficiency import checked_size, in_channels, plain_inference
+from dynavit.metrics.efficiency import checked_size, plain_inference
 from dynavit.metrics.timing import measure
 from dynavit.models import PrunedViT
 
@@ -48,7 +48,7 @@ def block_latency(
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: at least one image.")
     parameter = next(model.parameters())
-    images = parameter.new_zeros(batch_size, in_channels(model), *checked_size(model, None)).normal_()
+    images = parameter.new_zeros(batch_size, model.adapter.in_chans, *checked_size(model, None)).normal_()
     with plain_inference(model), torch.no_grad():
         x, context = model.adapter.embed(images)
         num_prefix = model.num_prefix_tokens

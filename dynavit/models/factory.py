@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models.adapters import create_adapter
+from dynavit.models.counts import CountRule
 from dynavit.models.heads import BNNeck, EmbeddingPlace
 from dynavit.models.patches import OverlappingPatchEmbed
-from dynavit.models.pruned_vit import PrunedViT
+from dynavit.models.pruned_vit import Placement, PrunedViT
 from dynavit.models.side import SideEmbedding
 from dynavit.reducers import Reducer, create_reducer
+from dynavit.scorers import create_scorer
 from dynavit.selectors import Selector, create_selector
 
 DEFAULT_KEEP_RATIO = 0.7
@@ -31,7 +34,10 @@ def create_model(
     keep_ratio: float | None = None,
     keep_ratios: Sequence[float] | None = None,
     selector: str | Mapping[str, Any] | Selector = "topk",
+    scorer: str | Mapping[str, Any] = "mlp",
     reducer: str | Mapping[str, Any] | Reducer = "drop",
+    placement: Placement = "before",
+    count_rule: CountRule = "original",
     num_identities: int | None = None,
     embedding: EmbeddingPlace = "after",
     side: Mapping[str, Any] | None = None,
@@ -42,12 +48,16 @@ def create_model(
     Args:
         architecture: timm model name.
         pretrained: load timm's weights.
-        stages: prune before these blocks (0-based); a quarter, half and three quarters of the depth
+        stages: prune at these blocks (0-based); a quarter, half and three quarters of the depth
             if None, as DynamicViT does; ``()`` prunes nowhere.
-        keep_ratio: r keeps r, r^2, r^3 ... of the original patches over the stages; 0.7 by default.
+        keep_ratio: r keeps r, r^2, r^3 ... of the original patches over the stages; 0.7 by default. See
+            :meth:`PrunedViT.set_keep_ratio`.
         keep_ratios: one ratio a stage, in place of ``keep_ratio``.
         selector: a registered name, ``{"name": ..., option: value}`` or an instance.
-        reducer: likewise.
+        scorer: what gives every token its logit, one instance a stage: a name or ``{"name": ..., option: value}``.
+        reducer: what becomes of tokens not kept: likewise, or an instance.
+        placement: prune "before" a stage's block, or "inside" it, between its attention and its MLP.
+        count_rule: what ratios mean, "original", "linear" or "current"; see :meth:`PrunedViT.set_keep_ratio`.
         num_identities: make a re-identification model: a :class:`~dynavit.models.heads.BNNeck` for
             this number of training identities takes the place of the classifier.
         embedding: what such a model returns in eval: the feature "after" or "before" the batch norm.
@@ -87,7 +97,10 @@ def create_model(
         keep_ratio=keep_ratio,
         keep_ratios=keep_ratios,
         selector=selector,
+        scorer=scorer,
         reducer=reducer,
+        placement=placement,
+        count_rule=count_rule,
         num_identities=num_identities,
         embedding=embedding,
         side=side,
@@ -103,7 +116,10 @@ def prune(
     keep_ratio: float | None = None,
     keep_ratios: Sequence[float] | None = None,
     selector: str | Mapping[str, Any] | Selector = "topk",
+    scorer: str | Mapping[str, Any] = "mlp",
     reducer: str | Mapping[str, Any] | Reducer = "drop",
+    placement: Placement = "before",
+    count_rule: CountRule = "original",
     num_identities: int | None = None,
     embedding: EmbeddingPlace = "after",
     side: Mapping[str, Any] | None = None,
@@ -123,7 +139,7 @@ def prune(
         InputError: an impossible value.
         TypeError: a backbone that cannot be pruned.
     """
-    depth = create_adapter(backbone).depth
+    depth, width = create_adapter(backbone).depth, int(backbone.embed_dim)  # type: ignore[arg-type]
     if keep_ratio is not None and keep_ratios is not None:
         raise InputError("give keep_ratio (one number) or keep_ratios (one a stage), not both.")
     if keep_ratios is None:
@@ -133,7 +149,10 @@ def prune(
         stages=default_stages(depth) if stages is None else stages,
         keep_ratios=keep_ratios,  # type: ignore[arg-type]
         selector=_created(selector, Selector, create_selector),
-        reducer=_created(reducer, Reducer, create_reducer),
+        reducer=_created(reducer, Reducer, partial(create_reducer, dim=width)),
+        create_scorer=lambda dim: _described(scorer, "scorer", partial(create_scorer, dim=dim)),
+        placement=placement,
+        count_rule=count_rule,
         neck=_created_neck(backbone, num_identities, embedding),
         side=_created_side(backbone, side),
     )
@@ -197,6 +216,9 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
         raise InputError(
             f"the weights of {architecture} could not be downloaded ({reason}): connect, or use pretrained=False."
         ) from error
+    if isinstance(backbone, NaFlexVit):
+        _remember_size(backbone, kwargs.get("img_size"))
+        return backbone
     embed = getattr(backbone, "patch_embed", None)
     if isinstance(embed, OverlappingPatchEmbed):
         return backbone
@@ -209,6 +231,23 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
             f"that is, or pass dynamic_img_size=True, dynamic_img_pad=True."
         )
     return backbone
+
+
+def _remember_size(backbone: Any, size: int | tuple[int, int] | None) -> None:
+    """Make an image size that was asked for the one that data are brought to; NaFlexVit takes any and forgets it."""
+    if size is None:
+        return
+    height, width = (size, size) if isinstance(size, int) else size
+    rows, columns = backbone.embeds.patch_size
+    if height % rows or width % columns:
+        raise InputError(
+            f"img_size={(height, width)} is no multiple of the patch size {(rows, columns)}: choose one that is."
+        )
+    channels = backbone.pretrained_cfg["input_size"][0]
+    backbone.pretrained_cfg = backbone.default_cfg = {
+        **backbone.pretrained_cfg,
+        "input_size": (channels, height, width),
+    }
 
 
 def _tell_unused_pixels(backbone: Any) -> None:
@@ -243,9 +282,13 @@ def _created_side(backbone: Any, options: Mapping[str, Any] | None) -> SideEmbed
 def _created(part: Any, kind: type[nn.Module], create: Any) -> Any:
     if isinstance(part, kind):
         return part
+    return _described(part, kind.__name__.lower(), create, f", or a {kind.__name__}")
+
+
+def _described(part: Any, noun: str, create: Any, otherwise: str = "") -> Any:
     if isinstance(part, str):
         return create(part)
     if isinstance(part, Mapping) and "name" in part:
         return create(**part)
-    noun = kind.__name__.lower()
-    raise InputError(f"{noun}={part!r}: give a name, a mapping with 'name', or a {kind.__name__}.")
+    shown = type(part).__name__ if isinstance(part, nn.Module) else repr(part)
+    raise InputError(f"{noun}={shown}: give a name, or a mapping with 'name'{otherwise}.")

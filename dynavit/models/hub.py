@@ -13,12 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dynavit.errors import InputError
+from dynavit.reducers import reducer_config
+from dynavit.scorers import scorer_config
 from dynavit.selectors.registry import selector_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
-_OPTIONAL = {"reducer", "global_pool", "metadata", "num_identities", "embedding", "side"}
+_OPTIONAL = {
+    *("reducer", "scorer", "placement", "count_rule", "thresholds"),
+    *("global_pool", "metadata", "num_identities", "embedding", "side"),
+}
 
 
 _CARD = """---
@@ -36,10 +41,15 @@ class _Savable(Protocol):
     """What saving reads of a model."""
 
     backbone: Any
+    adapter: Any
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...]
     selector: Any
+    predictors: Any
     reducer: Any
+    placement: Any
+    count_rule: Any
+    thresholds: tuple[float, ...] | None
     neck: Any
     side: Any
     architecture: str | None
@@ -154,12 +164,14 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         config = _read_config(locate(CONFIG))
         metadata = config.pop("metadata", {})
         kwargs = config.pop("model_kwargs")
-        pool = config.pop("global_pool", None)
+        pool, thresholds = config.pop("global_pool", None), config.pop("thresholds", None)
         if "keep_ratio" in overrides:
             del config["keep_ratios"]
         model = create_model(config.pop("architecture"), **{**config, **kwargs, **overrides})
         if pool != model.backbone.global_pool and "global_pool" not in overrides and pool is not None:
             model.reset_classifier(model.num_classes, pool)  # as was done to the saved one
+        if not overrides.keys() & {"keep_ratio", "keep_ratios", "stages"}:
+            model.set_thresholds(thresholds)
         model.metadata = metadata
         path = locate(WEIGHTS)
         try:
@@ -190,7 +202,7 @@ def model_config(model: _Savable) -> dict[str, Any]:
     kwargs = {**model.model_kwargs, "num_classes": model.backbone.num_classes}
     # set_input_size may have changed the first two; only overlapping patches have a stride
     for key, attribute in (("img_size", "img_size"), ("patch_size", "patch_size"), ("patch_stride", "stride")):
-        size = getattr(model.backbone.patch_embed, attribute, None)
+        size = getattr(model.adapter.stem, attribute, None)
         if size is not None:
             kwargs[key] = list(size)
     config = {
@@ -200,9 +212,14 @@ def model_config(model: _Savable) -> dict[str, Any]:
         "stages": list(model.stages),
         "keep_ratios": list(model.keep_ratios),
         "selector": selector_config(model.selector),
-        "reducer": {"name": model.reducer.name},
+        "scorer": scorer_config(model.predictors[0]) if model.predictors else {"name": "mlp"},
+        "reducer": reducer_config(model.reducer),
+        "placement": model.placement,
+        "count_rule": model.count_rule,
         "metadata": model.metadata,
     }
+    if model.thresholds is not None:
+        config["thresholds"] = list(model.thresholds)
     if model.neck is not None:
         config |= {"num_identities": model.neck.num_identities, "embedding": model.neck.embedding}
     if model.side is not None:

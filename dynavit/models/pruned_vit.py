@@ -5,43 +5,56 @@ Shapes: B batch, P prefix tokens, N patch tokens, D width, S stages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import index
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dynavit.errors import InputError
+from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.models.adapters import BackboneAdapter, create_adapter
+from dynavit.models.conventions import TimmConventions
+from dynavit.models.counts import CountRule, checked_ratios, checked_rule, checked_stages, stage_counts
 from dynavit.models.heads import BNNeck
 from dynavit.models.hub import HubMixin
+from dynavit.models.intermediates import Intermediates
 from dynavit.models.side import SideEmbedding
-from dynavit.models.tokens import GatheredTokens, MaskedTokens, MaskForm
+from dynavit.models.tokens import GatheredTokens, MaskedTokens, MaskForm, Tokens
 from dynavit.models.trace import Trace
-from dynavit.predictors import ScorePredictor
-from dynavit.reducers import Reducer
-from dynavit.selectors import Selector, num_keep
+from dynavit.reducers import Drop, Merge, Reducer
+from dynavit.scorers import BlockAttention, Scorer, StageView
+from dynavit.selectors import Selection, Selector
+from dynavit.selectors.functional import above
 
 Execution = Literal["auto", "mask", "gather"]
+Placement = Literal["before", "inside"]
+
+_DROP = Drop()
 
 
-class PrunedViT(nn.Module, HubMixin):
-    """Runs a backbone's own blocks and prunes its patch tokens before some of them.
+class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
+    """Runs a backbone's own blocks and prunes its patch tokens at some of them.
 
     Build it with :func:`dynavit.create_model` or :func:`dynavit.prune`. The backbone is held as it
-    is; with no stages the output is exactly its own. DynamicViT, Rao et al. 2021,
-    https://arxiv.org/abs/2106.02034, with any selector.
+    is; with no stages the output is exactly its own. At each stage a scorer gives every token a logit, a
+    selector turns logits into a decision, and a reducer says what becomes of the tokens not kept.
+    DynamicViT (Rao et al. 2021, https://arxiv.org/abs/2106.02034), EViT (Liang et al. 2022,
+    https://arxiv.org/abs/2202.07800) and ToMe (Bolya et al. 2023, https://arxiv.org/abs/2210.09461) are
+    special cases.
 
     Attributes:
         backbone: the timm model, shared with the caller.
-        predictors: one :class:`ScorePredictor` a stage.
+        predictors: one :class:`~dynavit.scorers.Scorer` a stage; none where the reducer chooses by itself.
         selector, reducer: how tokens are chosen, and what becomes of the others.
         neck: the head of a re-identification model, in place of the backbone's classifier; or None.
         side: adds what is known of camera and view to the tokens; or None.
-        stages: blocks (0-based) before which tokens are pruned.
+        stages: blocks (0-based) at which tokens are pruned.
+        placement: "before" the block, or "inside" it, between its attention and its MLP.
+        count_rule: what keep ratios are ratios of; see :data:`dynavit.models.counts.CountRule`.
+        thresholds: one logit a stage above which tokens are kept in eval, whatever their number; or None.
         execution: "mask" hides dropped tokens, "gather" removes them; "auto" masks while training
-            and gathers in eval.
+            (unless the reducer cannot) and gathers in eval.
         mask_form: "key" or "identity"; see :func:`dynavit.models.tokens.attention_mask`.
     """
 
@@ -52,40 +65,73 @@ class PrunedViT(nn.Module, HubMixin):
         keep_ratios: float | Sequence[float],
         selector: Selector,
         reducer: Reducer,
+        create_scorer: Callable[[int], Scorer],
+        placement: Placement = "before",
+        count_rule: CountRule = "original",
         neck: BNNeck | None = None,
         side: SideEmbedding | None = None,
     ) -> None:
         super().__init__()
+        if placement not in ("before", "inside"):
+            raise InputError(f"placement={placement!r}: 'before' a block, or 'inside' it.")
         self.backbone: Any = backbone
         self.adapter: BackboneAdapter = create_adapter(backbone)
-        self.stages = _checked_stages(stages, self.adapter.depth)
+        self.stages = checked_stages(stages, self.adapter.depth)
+        self.placement = placement
+        self.count_rule = checked_rule(count_rule)
+        self.thresholds: tuple[float, ...] | None = None
         self.set_keep_ratio(keep_ratios)
-        self.predictors = nn.ModuleList(ScorePredictor(self.embed_dim) for _ in self.stages)
+        self.predictors = nn.ModuleList(create_scorer(self.embed_dim) for _ in self.stages if reducer.selects)
         self.selector = selector
         self.reducer = reducer
         self.neck = neck
         self.side = side
         self._check_head()
+        self._check_scorers()
         self.model_kwargs: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
         self.execution: Execution = "auto"
         self.mask_form: MaskForm = "key"
 
     def set_keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
-        """Set which fraction of the original patches remains; any time, no reload.
+        """Set which fraction of the patches remains; any time, no reload. Thresholds are given up.
 
         Args:
-            keep_ratio: one ratio r for r, r^2, r^3 ... over the stages, or one ratio a stage, none
-                larger than the one before. Kept to a thousandth.
+            keep_ratio: one ratio r, or one ratio a stage, kept to a thousandth. With the count rule "original"
+                they are shares of the original patches, none larger than the one before, and r means r, r^2,
+                r^3 ... over the stages; with "linear" likewise, but r is what the last stage leaves; with
+                "current" they are shares of the tokens that a stage finds.
 
         Raises:
             InputError: a ratio outside (0, 1], rising ratios, or another number than of stages.
         """
-        self.keep_ratios = _checked_ratios(keep_ratio, len(self.stages))
+        self.keep_ratios = checked_ratios(keep_ratio, len(self.stages), self.count_rule)
+        self.thresholds = None
+
+    def set_thresholds(self, thresholds: Sequence[float] | None) -> None:
+        """In eval keep the tokens whose logit is above a threshold, however many, at least one an image.
+
+        :func:`dynavit.calibrate` finds thresholds that keep a given share on average. None goes back to ratios.
+
+        Args:
+            thresholds: one a stage.
+
+        Raises:
+            InputError: another number than of stages, or a model that chooses without logits.
+        """
+        if thresholds is None:
+            self.thresholds = None
+            return
+        if len(thresholds) != len(self.stages):
+            raise InputError(f"{len(thresholds)} thresholds for {len(self.stages)} stages; give one a stage.")
+        if not self.predictors or not self.selector.needs_scores:
+            chooser = self.selector if self.reducer.selects else self.reducer
+            raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
+        self.thresholds = tuple(float(threshold) for threshold in thresholds)
 
     def forward(
         self,
-        images: Tensor,
+        images: Any,
         cameras: Tensor | None = None,
         views: Tensor | None = None,
         *,
@@ -97,14 +143,15 @@ class PrunedViT(nn.Module, HubMixin):
         """Classify images ``(B, 3, H, W)``, or embed them where there is a neck.
 
         Args:
-            images: input batch.
+            images: input batch; for NaFlexViT also a mapping with "patches", "patch_coord" and "patch_valid".
             cameras: ``(B,)`` int64, the camera of each image, -1 where unknown; for models with a
                 side embedding, and only for those.
             views: likewise; may be left out by a model of one view.
             return_trace: also return what happened to the tokens.
             temperature: passed to the selector; training only.
             keep_counts: tokens to keep at each stage, in place of the keep ratios. Tensors let a
-                schedule move them without recompiling; in mask execution ``(B,)`` ones differ by image.
+                schedule move them without recompiling; in mask execution, and in eval, ``(B,)`` ones differ
+                by image.
             generator: source of the selector's noise; training only.
 
         Returns:
@@ -113,8 +160,8 @@ class PrunedViT(nn.Module, HubMixin):
 
         Raises:
             InputError: ``keep_counts`` of another length than the stages, or of shape ``(B,)`` in
-                gather execution; cameras or views that are needed, or not; one image alone for a neck
-                in training.
+                gather execution while training; cameras or views that are needed, or not; one image alone for
+                a neck in training; a reducer that this execution or selector cannot be used with.
         """
         x, trace = self._forward(images, cameras, views, temperature, keep_counts, generator)
         output = self._head(x, trace.mask)
@@ -168,16 +215,50 @@ class PrunedViT(nn.Module, HubMixin):
 
     def _forward(
         self,
-        images: Tensor,
+        images: Any,
         cameras: Tensor | None,
         views: Tensor | None,
         temperature: float | Tensor,
         keep_counts: Sequence[int | Tensor] | None,
         generator: torch.Generator | None,
+        after: Callable[[int, Tokens], None] | None = None,
     ) -> tuple[Tensor, Trace]:
-        gathers = self._executes() == "gather"
-        trace = Trace()
-        kind = GatheredTokens if gathers else MaskedTokens
+        """Run the blocks; ``after`` is called with the number and the tokens after each."""
+        trace, tokens = Trace(), self._embed(images, cameras, views)
+        if after is not None:
+            tokens.remember()
+        always = self.training or keep_counts is not None
+        if keep_counts is None:
+            keep_counts = self.stage_counts(tokens.num_patches)
+        elif len(keep_counts) != len(self.stages):
+            raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
+
+        for number in range(self.adapter.depth):
+            stage = self.stages.index(number) if number in self.stages else None
+            if stage is None or not (always or self.thresholds or self.keep_ratios[stage] < 1):
+                tokens.x = self.adapter.block(number, tokens.x, tokens.context, tokens.attention_mask())
+            else:
+                seen = (number, tokens.x, tokens.context, tokens.attention_mask())
+                if self.placement == "inside":
+                    tokens.x = self.adapter.attention(*seen)
+                attention = partial(self.adapter.view, *seen)
+                self._prune(tokens, stage, keep_counts[stage], attention, temperature, generator, trace)
+                if self.placement == "inside":
+                    tokens.x = self.adapter.mlp(number, tokens.x)
+                else:
+                    tokens.x = self.adapter.block(number, tokens.x, tokens.context, tokens.attention_mask())
+            if stage is not None:
+                trace.masks.append(tokens.kept)
+                trace.lengths.append(tokens.alive.sum(dim=1))
+            if after is not None:
+                after(number, tokens)
+
+        x = self.adapter.norm(tokens.x)
+        trace.features = x[:, self.adapter.num_prefix_tokens :]
+        trace.positions, trace.source, trace.mask = tokens.positions, tokens.source, tokens.mask
+        return x, trace
+
+    def _embed(self, images: Any, cameras: Tensor | None, views: Tensor | None) -> Tokens:
         x, context = self.adapter.embed(images)
         if self.side is not None:
             x = x + self.side(cameras, views, x.shape[0]).to(x.dtype)
@@ -186,182 +267,125 @@ class PrunedViT(nn.Module, HubMixin):
                 "this model has no side embedding: call it without cameras and views, or create it with "
                 "side={'cameras': ...}."
             )
-        tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
-        always = self.training or keep_counts is not None
-        if keep_counts is None:
-            keep_counts = [num_keep(tokens.num_patches, ratio) for ratio in self.keep_ratios]
-        elif len(keep_counts) != len(self.stages):
-            raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
-
-        for number in range(self.adapter.depth):
-            if number in self.stages:
-                stage = self.stages.index(number)
-                k = keep_counts[stage]
-                if always or self.keep_ratios[stage] < 1:
-                    self._prune(tokens, stage, k, temperature, generator, trace)
-                trace.masks.append(tokens.kept)
-            tokens.x = self.adapter.block(number, tokens.x, tokens.context, tokens.attention_mask())
-
-        x = self.adapter.norm(tokens.x)
-        trace.features = x[:, self.adapter.num_prefix_tokens :]
-        trace.positions, trace.mask = tokens.positions, tokens.mask
-        return x, trace
+        kind = GatheredTokens if self._executes() == "gather" else MaskedTokens
+        return kind(x, context, self.adapter, training=self.training, form=self.mask_form)
 
     def _prune(
         self,
-        tokens: MaskedTokens,
+        tokens: Tokens,
         stage: int,
         k: int | Tensor,
+        attention: Callable[[], BlockAttention],
         temperature: float | Tensor,
         generator: torch.Generator | None,
         trace: Trace,
     ) -> None:
-        if self.selector.needs_scores:
-            logits = self.predictors[stage](tokens.patches, tokens.mask)
-        else:
-            logits = tokens.patches.new_zeros(tokens.positions.shape)
-        selector = self.selector.at(stage, tokens.positions)
-        selection = selector(logits, tokens.alive, k, temperature, generator)
-        if isinstance(tokens, GatheredTokens):
-            if isinstance(k, Tensor) and k.numel() != 1:
-                raise InputError("keep_counts that differ by image leave no rectangular batch: use execution='mask'.")
-            tokens.remove(selection, int(k), self.reducer)
-        else:
-            tokens.apply(selection, soft=self.training and self.selector.soft)
+        gathers = isinstance(tokens, GatheredTokens)
+        if isinstance(self.reducer, Merge):
+            assert isinstance(tokens, GatheredTokens)
+            if tokens.mask is not None or (isinstance(k, Tensor) and k.numel() != 1):
+                raise InputError("reducer 'merge' leaves as many tokens in every image; these differ in size.")
+            if k < tokens.positions.shape[1]:
+                tokens.merge(self.reducer, attention().mean_keys()[:, self.num_prefix_tokens :], int(k))
+            return
+        logits = self._score(tokens, stage, attention)
+        selection = self._select(tokens, stage, logits, k, temperature, generator)
+        trace.candidates.append(tokens.alive)
+        trace.scores.append(logits)
+        same: int | None = None  # how many every image keeps, if that is known
+        if gathers and not self._ragged(tokens, k):
+            same = int(k)
+        reducer = _DROP if self.reducer.last_only and stage + 1 < len(self.stages) else self.reducer
+        total, before = tokens.num_patches, tokens.mask
+        tokens.select(selection, reducer, logits, k=same, soft=self.training and self.selector.soft)
         assert tokens.expected is not None
         assert tokens.probs is not None
         trace.expected.append(tokens.expected)
-        present = selection.mask if tokens.mask is None else tokens.mask
-        trace.decided.append(present.sum(dim=1) / tokens.num_patches)
+        present = selection.mask if gathers or before is None else before * selection.mask
+        trace.decided.append(present.sum(dim=1) / total)
         trace.probs.append(tokens.probs)
-        trace.scores.append(logits)
         if selection.log_prob is not None:
             trace.log_prob = selection.log_prob if trace.log_prob is None else trace.log_prob + selection.log_prob
         for name, loss in selection.aux.items():
             trace.aux[name] = trace.aux[name] + loss if name in trace.aux else loss
 
+    def _score(self, tokens: Tokens, stage: int, attention: Callable[[], BlockAttention]) -> Tensor:
+        if not self.selector.needs_scores:
+            return tokens.patches.new_zeros(tokens.positions.shape)
+        scorer = self.predictors[stage]
+        view = StageView(stage, tokens.positions, attention() if scorer.needs_attention else None)
+        logits: Tensor = scorer(tokens.patches, tokens.mask, view)
+        return logits
+
+    def _select(
+        self,
+        tokens: Tokens,
+        stage: int,
+        logits: Tensor,
+        k: int | Tensor,
+        temperature: float | Tensor,
+        generator: torch.Generator | None,
+    ) -> Selection:
+        if self.thresholds is not None and not self.training:
+            keep = above(logits, tokens.alive, self.thresholds[stage])
+            return Selection(keep, keep.float(), keep.float())
+        selector = self.selector.at(stage, tokens.positions)
+        selection: Selection = selector(logits, tokens.alive, k, temperature, generator)
+        return selection
+
+    def _ragged(self, tokens: Tokens, k: int | Tensor) -> bool:
+        """Whether images may keep different numbers of tokens."""
+        differs = isinstance(k, Tensor) and k.numel() != 1
+        if self.training and differs:
+            raise InputError(
+                "keep_counts that differ by image leave no rectangular batch to train on: use execution='mask'."
+            )
+        return not self.training and (differs or self.thresholds is not None or tokens.mask is not None)
+
+    def stage_counts(self, num_patches: Any, keep_ratios: Sequence[float] | None = None) -> Any:
+        """Return how many tokens each stage keeps, those that the reducer makes not included.
+
+        Args:
+            num_patches: N, or ``(B,)`` int64.
+            keep_ratios: in place of the model's own.
+        """
+        ratios = self.keep_ratios if keep_ratios is None else keep_ratios
+        return stage_counts(num_patches, ratios, self.count_rule, self.reducer.makes)
+
     def _executes(self) -> Literal["mask", "gather"]:
-        if self.execution == "auto":
-            return "mask" if self.training else "gather"
-        fixed = self.selector.budget == "k" and not self.selector.soft
-        if self.execution == "gather" and self.training and not fixed:
-            raise InputError(
-                f"execution='gather' in training needs a selector that removes a fixed number of "
-                f"tokens; {type(self.selector).__name__} does not. Use execution='mask' or 'auto'."
-            )
-        return self.execution
+        execution = self.execution
+        if execution == "auto":
+            execution = "mask" if self.training and self.reducer.masks else "gather"
+        if not self.stages:
+            return execution
+        reducer, selector = type(self.reducer).__name__, type(self.selector).__name__
+        if execution == "mask" and not self.reducer.masks:
+            raise InputError(f"reducer {reducer} removes tokens, it cannot mask them: use execution='auto'.")
+        if self.training and self.reducer.selects:
+            if self.selector.soft and (self.reducer.reads_dropped or not self.reducer.masks):
+                raise InputError(
+                    f"selector {selector} drops no token while training, so reducer {reducer} has nothing to work on: "
+                    f"choose a selector that decides, such as 'topk', or reducer='drop'."
+                )
+            way = "execution='mask' or 'auto'" if self.reducer.masks else f"another one: {reducer} cannot mask tokens"
+            if execution == "gather" and (self.selector.budget != "k" or self.selector.soft):
+                raise InputError(
+                    f"execution='gather' in training needs a selector that removes a fixed number of tokens; "
+                    f"{selector} does not. Use {way}."
+                )
+        return execution
 
-    def _check_head(self) -> None:
-        if self.neck is None:
-            return
-        if self.backbone.num_classes > 0:
-            raise InputError(
-                f"num_identities={self.neck.num_identities}: this backbone has a classifier of its own, which would "
-                f"never be used. Create it with num_classes=0, or call backbone.reset_classifier(0) first."
-            )
-        if self.backbone.global_pool == "":
-            raise InputError(
-                "num_identities=... needs one feature an image: create the backbone with global_pool='token' or 'avg'."
-            )
-
-    # timm's conventions
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the head, or of training identities of the neck."""
-        return int(self.backbone.num_classes) if self.neck is None else self.neck.num_identities
-
-    @property
-    def num_features(self) -> int:
-        """Width of the features that the head receives."""
-        return int(self.backbone.num_features)
-
-    @property
-    def embed_dim(self) -> int:
-        """Width D of the tokens."""
-        return int(self.backbone.embed_dim)
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """P: class, distillation and register tokens, which are never dropped."""
-        return self.adapter.num_prefix_tokens
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """timm's description of the weights, read by ``timm.data.resolve_model_data_config``."""
-        return self.backbone.pretrained_cfg
-
-    default_cfg = pretrained_cfg
-
-    def get_classifier(self) -> nn.Module:
-        """Return the classifier layer."""
-        return self.backbone.get_classifier() if self.neck is None else self.neck.classifier
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier, as timm's method does; of a neck, that of its identities."""
-        if self.neck is None:
-            self.backbone.reset_classifier(num_classes, global_pool)
-            return
-        self.neck.reset(num_classes)
-        if global_pool is not None:
-            self.backbone.reset_classifier(0, global_pool)
-            self._check_head()
-
-    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        """Change the image or patch size, as timm's method does."""
-        self.backbone.set_input_size(*args, **kwargs)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in backward instead of storing their activations."""
-        self.backbone.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return names of parameters to leave out of weight decay, the predictors' included."""
-        backbone = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
-        side = {"side.table"} if self.side is not None else set()  # as position embeddings
-        return backbone | side | {f"predictors.{name}" for name, _ in self.predictors.named_parameters()}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return timm's layer groups for layer-wise learning rates, names prefixed by backbone."""
-        groups = self.backbone.group_matcher(coarse=coarse)
-        return {name: _prefixed(pattern) for name, pattern in groups.items()}
-
-
-def _prefixed(pattern: Any) -> Any:
-    """Make timm's regular expressions match below ``backbone.``."""
-    if isinstance(pattern, str):
-        return rf"^backbone\.(?:{pattern.replace('^', '')})"
-    return [(_prefixed(expression), order) for expression, order in pattern]
-
-
-def _checked_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
-    try:
-        stages = tuple(index(stage) for stage in stages)
-    except TypeError:
-        raise InputError(f"stages={stages!r}: give a list of block numbers, such as (3, 6, 9).") from None
-    if list(stages) != sorted(set(stages)) or any(not 0 <= stage < depth for stage in stages):
-        raise InputError(
-            f"stages={list(stages)}: stages are block numbers in rising order, each from 0 to "
-            f"{depth - 1} for this backbone of {depth} blocks."
-        )
-    return stages
-
-
-def _checked_ratios(keep_ratio: float | Sequence[float], num_stages: int) -> tuple[float, ...]:
-    if isinstance(keep_ratio, Sequence):
-        ratios = tuple(float(ratio) for ratio in keep_ratio)
-        if len(ratios) != num_stages:
-            raise InputError(
-                f"keep_ratios={list(ratios)}: {len(ratios)} ratios for {num_stages} stages; give one "
-                f"ratio a stage, or a single number."
-            )
-    else:
-        ratios = tuple(float(keep_ratio) ** (stage + 1) for stage in range(num_stages))
-        if not 0 < keep_ratio <= 1:
-            raise InputError(f"keep_ratio={keep_ratio}: a keep ratio lies in (0, 1].")
-    if any(not 0 < ratio <= 1 for ratio in ratios) or list(ratios) != sorted(ratios, reverse=True):
-        raise InputError(
-            f"keep_ratios={list(ratios)}: fractions of the original patches, each in (0, 1] and none "
-            f"larger than the one before."
-        )
-    return tuple(max(round(ratio, 3), 0.001) for ratio in ratios)
+    def _check_scorers(self) -> None:
+        for scorer in self.predictors:
+            if scorer.needs_class_token and not self.adapter.has_class_token:
+                raise UnsupportedBackbone(
+                    f"scorer {scorer.name!r} reads the attention of the class token, and this backbone has none: use "
+                    f"'attention_received', 'key_norm' or a learned scorer."
+                )
+            unread = self.placement == "inside" and self.adapter.depth - 1 in self.stages
+            if scorer.learned and unread and self.backbone.global_pool == "token":
+                raise InputError(
+                    f"stages={list(self.stages)}, placement='inside': after the attention of the last block only the "
+                    f"class token is read, so the stage there saves little and its scorer {scorer.name!r} would never "
+                    f"learn: leave it out."
+                )

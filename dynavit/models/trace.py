@@ -10,19 +10,23 @@ from torch import Tensor
 
 @dataclass
 class Trace:
-    """Record of a pruned forward. B batch, N original patches, S stages run, n patches at the end.
+    """Record of a pruned forward. B batch, N original patches, S stages run, n tokens beside the prefix.
 
     Attributes:
-        masks: S tensors ``(B, N)`` bool: which original patches were kept after each stage.
-        expected: ``(B,)`` fp32 for each stage that selected (in eval one at ratio 1.0 does not):
-            expected fraction of the original patches kept, by the selector's probabilities; what a
-            keep-ratio loss reads.
+        masks: S tensors ``(B, N)`` bool: which original patches still have a token of their own after each stage.
+        expected: ``(B,)`` fp32 for each stage that selected (in eval one at ratio 1.0 does not; merging
+            never does): expected fraction of the original patches kept, by the selector's probabilities; what
+            a keep-ratio loss reads.
         decided: likewise, the fraction that the mask of this forward adds up to: sampled, with its gradient.
         probs: ``(B, n)`` fp32 for each stage that selected: probabilities to be kept so far.
         scores: likewise, their raw logits; zeros for selectors that read none.
+        candidates: likewise, bool: the tokens that there were to choose from.
+        lengths: S tensors ``(B,)`` int64: tokens alive after each stage, beside the prefix.
         log_prob: ``(B,)`` sum over the stages of the selector's ``log_prob``; None where it gives none.
-        features: ``(B, n, D)`` patch tokens after the last norm.
-        positions: ``(B, n)`` their original patch indices.
+        features: ``(B, n, D)`` tokens after the last norm, without the prefix.
+        positions: ``(B, n)`` their original patch indices; -1 for tokens that a reducer made of several.
+        source: ``(B, N)`` for each original patch the row of ``features`` that holds it: its own, or the one it was
+            fused, squeezed or merged into; -1 where it was dropped.
         mask: ``(B, n)`` their final mask, or None where all count fully.
         aux: auxiliary losses of the selectors, by name.
     """
@@ -32,20 +36,23 @@ class Trace:
     decided: list[Tensor] = field(default_factory=list)
     probs: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
+    candidates: list[Tensor] = field(default_factory=list)
+    lengths: list[Tensor] = field(default_factory=list)
     log_prob: Tensor | None = None
     features: Tensor | None = None
     positions: Tensor | None = None
+    source: Tensor | None = None
     mask: Tensor | None = None
     aux: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def counts(self) -> list[Tensor]:
-        """Number of patches kept after each stage: S tensors ``(B,)`` int64."""
+        """Number of patches with a token of their own after each stage: S tensors ``(B,)`` int64."""
         return [mask.sum(dim=1) for mask in self.masks]
 
     @property
     def kept(self) -> list[Tensor]:
-        """Original patch indices kept after each stage: S tensors ``(B, k)`` int64.
+        """Original indices of those patches: S tensors ``(B, k)`` int64.
 
         Ascending; rows with fewer than the largest count are padded with -1.
         """

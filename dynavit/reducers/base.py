@@ -1,34 +1,94 @@
-"""What a reducer is: it shortens a token sequence once a selector has decided."""
+"""What a reducer is: it decides what becomes of the tokens that a selector did not keep.
+
+Shapes: B batch, D width, k kept tokens, q dropped tokens, n patch-like tokens present.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dynavit.errors import InputError, did_you_mean
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Some of the patch-like tokens of a stage.
+
+    Attributes:
+        tokens: ``(B, m, D)``.
+        logits: ``(B, m)`` fp32, the scorer's.
+        mask: ``(B, m)`` fp32 of zeros and ones, which rows count; None: all do. That of kept tokens may
+            carry a straight-through gradient.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    mask: Tensor | None = None
+
+    @property
+    def counts(self) -> Tensor | None:
+        """The mask as ``(B, m)`` bool, without a gradient; None: all rows count."""
+        return None if self.mask is None else self.mask > 0.5
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The outcome of one stage.
+
+    Attributes:
+        tokens: ``(B, k, D)``, the kept tokens, possibly changed.
+        made: ``(B, m, D)``, new tokens to append; None: none.
+        target: ``(B, q)`` int64, the slot that holds each dropped token now: ``0..k-1``, or ``k + j`` for
+            made token ``j``. None: they are gone.
+    """
+
+    tokens: Tensor
+    made: Tensor | None = None
+    target: Tensor | None = None
 
 
 class Reducer(nn.Module):
-    """Base class: turns all tokens of a stage into those that go on."""
+    """Base class: turns kept and dropped tokens into those that go on.
+
+    One ``forward`` serves both executions. In gather execution the two sets hold just their rows; in mask
+    execution both hold all n tokens and their masks tell them apart, and rows of the result that are not
+    kept are ignored. So nothing may depend on rows whose mask is 0, and an image that drops nothing gets a
+    finite made token, which the caller hides.
+
+    Attributes:
+        name: what :func:`create_reducer` calls it.
+        makes: tokens appended at each stage.
+        reads_dropped: needs ``dropped``; if not, it is None.
+        masks: works in mask execution.
+        selects: a selector decides what is kept; if not, the reducer does, as :class:`Merge`.
+        last_only: acts at the last stage only; earlier stages drop.
+        keeps_places: row i of the result stands where kept token i stood; if not, the result stands nowhere.
+    """
 
     name: str
+    makes: int = 0
+    reads_dropped: bool = True
+    masks: bool = True
+    selects: bool = True
+    last_only: bool = False
+    keeps_places: bool = True
 
     @abstractmethod
-    def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
-        """Reduce ``(B, L, D)`` tokens to the positions ``index`` ``(B, K)``, in that order."""
+    def forward(self, kept: TokenSet, dropped: TokenSet | None) -> Reduced:
+        """Reduce the tokens of one stage."""
 
+    def leaves(self, k: int) -> int:
+        """Return how many tokens there are after a stage that keeps k, those made included."""
+        return k + self.makes
 
-def create_reducer(name: str, **kwargs: Any) -> Reducer:
-    """Build a reducer by name.
+    def macs(self, k: int, q: int, dim: int, metric_dim: int = 0) -> int:
+        """Return the multiply-accumulates of one image: matrix products only.
 
-    Raises:
-        InputError: unknown name.
-    """
-    known = {cls.name: cls for cls in Reducer.__subclasses__()}
-    if name not in known:
-        raise InputError(f"unknown reducer {name!r}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}.")
-    if kwargs:
-        raise InputError(f"reducer {name!r} has no option {next(iter(kwargs))!r}; it has none.")
-    return known[name]()
+        Args:
+            k: kept tokens.
+            q: dropped tokens.
+            dim: token width D.
+            metric_dim: width of what :class:`Merge` compares; the others need none.
+        """
+        return 0

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from dynavit.reducers.base import Reducer
+from dynavit.reducers.base import Reduced, Reducer, TokenSet
 
 
 class Drop(Reducer):
     """Remove the tokens that are not kept (DynamicViT, https://arxiv.org/abs/2106.02034)."""
 
     name = "drop"
+    reads_dropped = False
 
-    def forward(self, tokens: Tensor, index: Tensor) -> Tensor:
-        return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    def forward(self, kept: TokenSet, dropped: TokenSet | None = None) -> Reduced:
+        return Reduced(kept.tokens)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynavit.errors import InputError
 from dynavit.selectors.base import Selection, Selector
-from dynavit.selectors.functional import hard_topk
+from dynavit.selectors.functional import hard_topk, random_rank
 from dynavit.selectors.registry import register_selector
 
 
@@ -40,20 +40,11 @@ class Random(_NotLearned):
         self.seed = seed
 
     def at(self, stage: int, positions: Tensor) -> Selector:
-        return _Ranked(self._rank(stage, positions))
+        return _Ranked(random_rank(positions, self.seed, stage))
 
     def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
         positions = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
         return self.at(0, positions)(logits, alive, k)
-
-    def _rank(self, stage: int, positions: Tensor) -> Tensor:
-        """Hash each original position, so that its rank does not depend on who else is alive."""
-        key = positions.to(torch.int64) + 1
-        for salt in (self.seed + 1, stage + 1):
-            key = (key * 0x9E3779B1 + (salt * 0x85EBCA6B & 0xFFFFFFFF)) & 0xFFFFFFFF
-            key = ((key ^ (key >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-            key = key ^ (key >> 13)
-        return (key >> 8).float()  # 24 bits: exact in fp32
 
 
 class _Ranked(_NotLearned):
@@ -74,7 +65,8 @@ class Fixed(_NotLearned):
     """Replays given decisions: one ``(B, N)`` tensor a stage, over the original patches.
 
     For tests and comparisons. While training the decisions are used as they are (floats may carry a
-    gradient, counts may differ between images); in eval each row must keep exactly k tokens.
+    gradient, counts may differ between images); in eval each row must keep exactly k tokens. Tokens that
+    a reducer made of several patches are not kept.
 
     Raises:
         InputError: fewer decisions than stages, another shape, or in eval another count than k.
@@ -98,7 +90,8 @@ class Fixed(_NotLearned):
                 f"selector 'fixed': the decisions of stage {stage} have shape "
                 f"{tuple(decision.shape)}, which does not cover a batch of {positions.shape[0]}."
             )
-        return _Replayed(decision.gather(1, positions)).train(self.training)
+        mine = decision.gather(1, positions.clamp(min=0)) * (positions >= 0)
+        return _Replayed(mine).train(self.training)
 
     def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
         positions = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)

@@ -15,8 +15,8 @@ _NEVER = -1e30
 _BISECTIONS = 64
 
 
-def num_keep(num_tokens: int, keep_ratio: float) -> int:
-    """Return how many of ``num_tokens`` a ratio keeps, at least one.
+def num_keep(num_tokens: Any, keep_ratio: float) -> Any:
+    """Return how many of ``num_tokens`` a ratio keeps, at least one; of a tensor of them, each by itself.
 
     Ratios are thousandths and the arithmetic is on integers, so that exported graphs with a dynamic
     image size can trace it; for 196 tokens it gives DynamicViT's counts.
@@ -25,8 +25,8 @@ def num_keep(num_tokens: int, keep_ratio: float) -> int:
         >>> [num_keep(196, ratio) for ratio in (0.7, 0.49, 0.343)]
         [137, 96, 67]
     """
-    permille = round(keep_ratio * 1000)
-    return max(1, num_tokens * permille // 1000)
+    kept = num_tokens * round(keep_ratio * 1000) // 1000
+    return kept.clamp(min=1) if isinstance(kept, Tensor) else max(1, kept)
 
 
 def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -74,6 +74,11 @@ def hard_topk(logits: Tensor, alive: Tensor, k: int | Tensor) -> Tensor:
         chosen = chosen.expand(logits.shape)
         return torch.zeros_like(alive).scatter(1, order, chosen) & alive
     return torch.zeros_like(alive).scatter(1, order[:, :k], True) & alive
+
+
+def above(logits: Tensor, alive: Tensor, threshold: float) -> Tensor:
+    """Mark the alive logits ``(B, N)`` above a threshold, however many; where there is none, the largest."""
+    return (alive & (logits > threshold)) | hard_topk(logits, alive, 1)
 
 
 def soft_topk(logits: Tensor, alive: Tensor, k: int | Tensor, temperature: float | Tensor) -> Tensor:
@@ -133,8 +138,12 @@ def log_mask(mask: Tensor, eps: float = 1e-6) -> Tensor:
     of that product. Never replace it by ``-(1 - m) * BIG``: same value at 0 and 1, but a gradient
     ``BIG`` times too large. Nor by ``log(clamp(m, eps))``: no gradient to dropped tokens.
     """
-    mask = mask if mask.dtype == torch.float64 else mask.float()
-    return (mask * (1 - eps) + eps).log()
+    return (full_precision(mask) * (1 - eps) + eps).log()
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return the tensor in fp32, or as it is in fp64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -144,3 +153,17 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """
     weight = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def random_rank(positions: Tensor, seed: int, stage: int) -> Tensor:
+    """Rank patches ``(B, n)`` in an order that depends on the seed, the stage and the original position alone.
+
+    A hash of each position, so that its rank does not depend on who else is alive: whole numbers from 0 to
+    2**24 - 1 in fp32, which are exact. Made tokens, at position -1, rank alike.
+    """
+    key = positions.to(torch.int64) + 1
+    for salt in (seed + 1, stage + 1):
+        key = (key * 0x9E3779B1 + (salt * 0x85EBCA6B & 0xFFFFFFFF)) & 0xFFFFFFFF
+        key = ((key ^ (key >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
+        key = key ^ (key >> 13)
+    return (key >> 8).float()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynavit.losses import keep_ratio_loss
-from dynavit.predictors import ScorePredictor
+from dynavit.scorers import ScorePredictor
 from dynavit.selectors import Selector, num_keep
 from dynavit.selectors.functional import hard_topk, log_mask
 from dynavit.studies.identities import NUM_IDENTITIES, NUM_TOKENS, TOKEN_DIM

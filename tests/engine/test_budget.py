@@ -14,6 +14,7 @@ from dynavit.config import Config
 from dynavit.engine.announce import warn_of_normalised_logits
 from dynavit.engine.budget import Budget
 from dynavit.engine.trainer import Trainer
+from dynavit.scorers import Scorer, StageView
 
 Make = Callable[..., Config]
 
@@ -91,14 +92,14 @@ def test_a_table_of_another_model_is_refused(tiny: Make) -> None:
         Trainer(config)
 
 
-class LogSoftmax(nn.Module):
+class LogSoftmax(Scorer):
     """A predictor that normalises over tokens: T16's known-bad input to gates."""
 
     def __init__(self, predictor: nn.Module) -> None:
         super().__init__()
         self.predictor = predictor
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
         return self.predictor(tokens, mask).log_softmax(dim=1)
 
 

@@ -75,6 +75,10 @@ def test_dynamic_image_size(model_of: Model) -> None:
 @torch.no_grad()
 def test_set_input_size(family: str, model_of: Model, images_for: Images) -> None:
     model = model_of(family)
+    if family == "naflex":
+        with pytest.raises(InputError, match="takes images of any size"):
+            model.set_input_size(img_size=(64, 64))
+        return
     patch = model.adapter.patch_size[0]
     model.set_input_size(img_size=(3 * patch, 7 * patch))
     assert model.adapter.grid_size == (3, 7)
@@ -195,11 +199,16 @@ def test_keep_counts_by_image(model_of: Model, images_for: Images) -> None:
     model = model_of("gap")
     images = images_for(model)
     counts = [torch.tensor([20, 10, 5]), torch.tensor([10, 5, 2]), torch.tensor([5, 2, 1])]
+    model.train().execution = "gather"
     with pytest.raises(InputError, match="execution='mask'"):
         model(images, keep_counts=counts)
+    model.eval()
+    padded, other = model(images, return_trace=True, keep_counts=counts)
     model.execution = "mask"
     logits, trace = model(images, return_trace=True, keep_counts=counts)
     assert all(map(torch.equal, trace.counts, counts))
+    assert all(map(torch.equal, other.masks, trace.masks))
+    torch.testing.assert_close(padded, logits, atol=1e-4, rtol=1e-4)
     assert trace.kept[0].tolist()[2][5:] == [-1] * 15
     # each image is as if alone with its own counts, also where the others' tokens are padding
     model.execution = "gather"

@@ -8,14 +8,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from timm.models import checkpoint
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.errors import UnsupportedBackbone
 from dynavit.selectors.functional import log_mask, masked_mean
+
+if TYPE_CHECKING:
+    from dynavit.models.adapters.attention import AttentionView
 
 _ADAPTERS: dict[type[nn.Module], type[BackboneAdapter]] = {}
 _A = TypeVar("_A", bound="type[BackboneAdapter]")
@@ -25,7 +29,11 @@ class BackboneAdapter(ABC):
     """Runs one timm backbone step by step, without changing it.
 
     ``context`` is whatever a family needs beside the tokens (rotary embeddings, relative positions);
-    it is made by :meth:`embed`, shortened by :meth:`gather` and read by :meth:`block`.
+    it is made by :meth:`embed`, shortened by :meth:`gather`, lengthened by :meth:`extend` and read by :meth:`block`
+    and its halves. Tokens that a reducer made come last and stand at no place.
+
+    :meth:`attention`, :meth:`mlp`, :meth:`view` and :meth:`extend` are needed only by what reads attention, prunes
+    inside a block or makes tokens; an adapter without them refuses those.
 
     Raises:
         UnsupportedBackbone: the backbone has a part that this adapter cannot drive; the message names it.
@@ -40,21 +48,48 @@ class BackboneAdapter(ABC):
         return self.backbone.num_prefix_tokens
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether token 0 is a class token, not a register or a patch."""
+        return getattr(self.backbone, "cls_token", None) is not None
+
+    @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.backbone.blocks)
 
     @property
+    def stem(self) -> Any:
+        """What turns images into patch tokens."""
+        return self.backbone.patch_embed
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of images in pixels; None where the backbone has no size of its own."""
+        size = self.stem.img_size
+        return None if size is None else (int(size[0]), int(size[1]))
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of images."""
+        convolutions = (module for module in self.stem.modules() if isinstance(module, nn.Conv2d))
+        return next(convolutions).in_channels
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches at the configured image size."""
-        rows, columns = self.backbone.patch_embed.grid_size
+        rows, columns = self.stem.grid_size
         return int(rows), int(columns)
 
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        height, width = self.backbone.patch_embed.patch_size
+        height, width = self.stem.patch_size
         return int(height), int(width)
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of images ``(B, 3, H, W)``."""
+        rows, columns = self.stem.dynamic_feat_size(tuple(images.shape[-2:]))
+        return int(rows), int(columns)
 
     @property
     def pools_prefix(self) -> bool:
@@ -72,6 +107,26 @@ class BackboneAdapter(ABC):
     @abstractmethod
     def block(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> Tensor:
         """Run one block on ``(B, L, D)``; the mask is as scaled-dot-product attention takes it."""
+
+    def attention(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> Tensor:
+        """Run the first half of a block, ``x`` plus attention; with :meth:`mlp` exactly :meth:`block`."""
+        raise self._cannot("run half a block", "attention")
+
+    def mlp(self, number: int, x: Tensor) -> Tensor:
+        """Run the second half of a block, ``x`` plus MLP, on any tokens ``(B, l, D)``."""
+        raise self._cannot("run half a block", "mlp")
+
+    def view(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> AttentionView:
+        """Return what a block's attention at its input ``x`` says of the tokens; arguments as for :meth:`block`."""
+        raise self._cannot("show a block's attention", "view")
+
+    def extend(self, context: Any, count: int) -> Any:
+        """Return the context once ``count`` made tokens stand behind the patches; :meth:`gather` may index them."""
+        raise self._cannot("append made tokens", "extend")
+
+    def valid(self, context: Any) -> Tensor | None:
+        """Return which patches ``(B, N)`` are no padding; None where all are."""
+        return None
 
     def norm(self, x: Tensor) -> Tensor:
         """Apply what follows the last block and precedes pooling."""
@@ -97,6 +152,17 @@ class BackboneAdapter(ABC):
             pooled = masked_mean(x, mask)
         pooled = vit.head_drop(vit.fc_norm(pooled))
         return pooled if pre_logits else vit.head(pooled)
+
+    def _recomputed(self, run: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """Call ``run``, and in backward once more instead of storing it where the backbone asks for that."""
+        if self.backbone.grad_checkpointing and self.backbone.training:
+            return checkpoint(run, *inputs)
+        return run(*inputs)
+
+    def _cannot(self, what: str, method: str) -> UnsupportedBackbone:
+        return UnsupportedBackbone(
+            f"{type(self.backbone).__name__}: {type(self).__name__} cannot {what}; it has no method {method}()."
+        )
 
 
 def register_adapter(*backbones: type[nn.Module]) -> Callable[[_A], _A]:

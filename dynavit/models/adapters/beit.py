@@ -7,16 +7,18 @@ Shapes: B batch, H heads, N patches, L = 1 + N, l = 1 + n tokens present.
 
 from __future__ import annotations
 
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
-from timm.models import checkpoint
 from timm.models.beit import Beit, Block
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from dynavit.errors import UnsupportedBackbone
+from dynavit.models.adapters.attention import AttentionView, relative_bias
 from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
+from dynavit.models.adapters.halves import add_attention, add_mlp
 
 _TABLE = "relative_position_bias_table"
 
@@ -26,7 +28,8 @@ class BeitAdapter(BackboneAdapter):
     """Drives blocks that add to attention ``table[distance(i, j)]``, a row of H numbers.
 
     The context is the matrix of those distances, the row of the table that each pair of tokens takes: ``(L, L)``
-    while all tokens are there, then ``(B, l, l)``. None where the model has absolute positions only.
+    while all tokens are there, then ``(B, l, l)``. None where the model has absolute positions only. Tokens that a
+    reducer made stand at no place, as the class token does, and take its rows and columns.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -61,21 +64,67 @@ class BeitAdapter(BackboneAdapter):
         rows = context.gather(1, kept[:, :, None].expand(-1, -1, context.shape[2]))
         return rows.gather(2, kept[:, None, :].expand(-1, kept.shape[1], -1))
 
+    def extend(self, context: Tensor | None, count: int) -> Tensor | None:
+        if context is None:
+            return None
+        taken = torch.arange(context.shape[-1], device=context.device)
+        taken = nn.functional.pad(taken, (0, count))  # 0, the class token, for each that was made
+        return context.index_select(-2, taken).index_select(-1, taken)
+
     def block(self, number: int, x: Tensor, context: Tensor | None, attention_mask: Tensor | None) -> Tensor:
         block = self.backbone.blocks[number]
 
         def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-            bias = None if attention_mask is None else additive_mask(attention_mask, x.dtype)
-            if context is None or context.ndim == 2:  # all tokens are there, and the block adds its own table
-                with backend_for(x, bias):  # inside, so that a recomputation has it too
-                    return block(x, shared_rel_pos_bias=bias)
-            table = nn.functional.embedding(context, getattr(block.attn, _TABLE)).permute(0, 3, 1, 2).contiguous()
-            bias = table if bias is None else table + bias
-            # the block's own table is of all pairs of tokens: run it as one without
-            absent = cast("dict[str, Tensor]", {f"attn.{_TABLE}": None})
-            with backend_for(x, bias):
-                return functional_call(block, absent, (x,), {"shared_rel_pos_bias": bias})
+            absent, bias = _biases(block.attn, "attn.", x, context, attention_mask)
+            with backend_for(x, bias):  # inside, so that a recomputation has it too
+                return _call(block, absent, x, bias)
 
-        if self.backbone.grad_checkpointing and self.backbone.training:
-            return checkpoint(run, x, attention_mask)
-        return run(x, attention_mask)
+        return self._recomputed(run, x, attention_mask)
+
+    def attention(self, number: int, x: Tensor, context: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        block = self.backbone.blocks[number]
+
+        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+            absent, bias = _biases(block.attn, "", x, context, attention_mask)
+            with backend_for(x, bias):
+                attended = _call(block.attn, absent, block.norm1(x), bias)
+            return add_attention(block, x, attended)
+
+        return self._recomputed(run, x, attention_mask)
+
+    def mlp(self, number: int, x: Tensor) -> Tensor:
+        return self._recomputed(partial(add_mlp, self.backbone.blocks[number]), x)
+
+    def view(self, number: int, x: Tensor, context: Tensor | None, attention_mask: Tensor | None) -> AttentionView:
+        block = self.backbone.blocks[number]
+        return AttentionView(
+            block.attn,
+            block.norm1,
+            x,
+            num_prefix_tokens=self.num_prefix_tokens,
+            has_class_token=self.has_class_token,
+            mask=attention_mask,
+            distances=context,
+        )
+
+
+def _biases(
+    attn: Any, prefix: str, x: Tensor, context: Tensor | None, attention_mask: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return the parameters that attention is to run without, and the bias to give it.
+
+    While all tokens are there and no other, attention adds its own table, which is of all pairs of them. After that
+    it is run as one without a table.
+    """
+    bias = None if attention_mask is None else additive_mask(attention_mask, x.dtype)
+    if context is None or (context.ndim == 2 and len(context) == len(attn.relative_position_index)):
+        return {}, bias
+    table = relative_bias(context, getattr(attn, _TABLE))
+    absent = cast("dict[str, Tensor]", {f"{prefix}{_TABLE}": None})
+    return absent, table if bias is None else table + bias
+
+
+def _call(module: nn.Module, absent: dict[str, Tensor], x: Tensor, bias: Tensor | None) -> Tensor:
+    if not absent:
+        return module(x, shared_rel_pos_bias=bias)
+    return functional_call(module, absent, (x,), {"shared_rel_pos_bias": bias})

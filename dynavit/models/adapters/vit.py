@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from timm.layers.attention_pool import AttentionPoolLatent
-from timm.models import checkpoint
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from dynavit.errors import UnsupportedBackbone
+from dynavit.models.adapters.attention import AttentionView
 from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
+from dynavit.models.adapters.halves import add_attention, add_mlp
 
 _POOLS = ("token", "avg", "map", "")
 
@@ -55,9 +57,36 @@ class VisionTransformerAdapter(BackboneAdapter):
             with backend_for(x, attention_mask):  # inside, so that a recomputation has it too
                 return block(x) if attention_mask is None else block(x, attn_mask=attention_mask)
 
-        if self.backbone.grad_checkpointing and self.backbone.training:
-            return checkpoint(run, x, attention_mask)
-        return run(x, attention_mask)
+        return self._recomputed(run, x, attention_mask)
+
+    def attention(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> Tensor:
+        block = self.backbone.blocks[number]
+        if attention_mask is not None:
+            attention_mask = additive_mask(attention_mask, x.dtype)
+
+        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+            with backend_for(x, attention_mask):
+                attended = block.attn(block.norm1(x), attn_mask=attention_mask)
+            return add_attention(block, x, attended)
+
+        return self._recomputed(run, x, attention_mask)
+
+    def mlp(self, number: int, x: Tensor) -> Tensor:
+        return self._recomputed(partial(add_mlp, self.backbone.blocks[number]), x)
+
+    def view(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> AttentionView:
+        block = self.backbone.blocks[number]
+        return AttentionView(
+            block.attn,
+            block.norm1,
+            x,
+            num_prefix_tokens=self.num_prefix_tokens,
+            has_class_token=self.has_class_token,
+            mask=attention_mask,
+        )
+
+    def extend(self, context: Any, count: int) -> None:
+        return None
 
     @property
     def pools_prefix(self) -> bool:

@@ -1,0 +1,265 @@
+"""timm's NaFlexVit: images at their own aspect ratio and resolution, padded to a common number of patches.
+
+NaFlex: Tschannen et al. 2025 (SigLIP 2), https://arxiv.org/abs/2502.14786, section 2.4.2, after NaViT, Dehghani et al.
+2023, https://arxiv.org/abs/2307.06304. Positions are absolute (learned, factorized) or rotary (axial or mixed).
+
+Shapes: B batch, N patches of the longest image, n patches present, P prefix tokens, d width of the rotary embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers.attention_pool import AttentionPoolLatent
+from timm.models.eva import EvaBlock
+from timm.models.naflexvit import NaFlexRopeIterator, NaFlexVit
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from dynavit.errors import InputError, UnsupportedBackbone
+from dynavit.models.adapters.attention import AttentionView
+from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
+from dynavit.models.adapters.halves import add_attention, add_mlp
+from dynavit.models.adapters.rotary import MixedRotary, without_rotation
+
+_POOLS = ("token", "avg", "map", "")
+_KEYS = ("patches", "patch_coord", "patch_valid")
+
+
+@dataclass(frozen=True)
+class NaFlexContext:
+    """Where the patches are, and which of them are there at all.
+
+    Attributes:
+        rope: axial ``(n, d)``, or ``(B, 1, n, d)`` where images differ; or mixed; None without rotary embeddings.
+        valid: ``(B, n)`` bool, False where an image is padded; None for images of one size.
+    """
+
+    rope: Tensor | MixedRotary | None
+    valid: Tensor | None
+
+
+@register_adapter(NaFlexVit)
+class NaFlexVitAdapter(BackboneAdapter):
+    """Drives the pre-norm blocks of ViT or EVA, and hides padding from them.
+
+    Images of one size are a tensor ``(B, 3, H, W)``. Others come as timm's NaFlex loader makes them::
+
+        {"patches": (B, N, P * P * 3), "patch_coord": (B, N, 2) row and column, "patch_valid": (B, N) bool}
+
+    each image's patches first, row by row, then padding, whose content does not matter.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__(backbone)
+        name = type(backbone).__name__
+        for number, block in enumerate(self.backbone.blocks):
+            if type(block) not in (Block, EvaBlock):
+                raise UnsupportedBackbone(
+                    f"{name}.blocks[{number}] is a {type(block).__name__}, which dynavit does not drive; the supported "
+                    f"blocks are timm.models.vision_transformer.Block and timm.models.eva.EvaBlock (pre-norm)."
+                )
+        if self.backbone.patch_drop is not None:
+            raise UnsupportedBackbone(f"{name} drops patches at random (patch_drop_rate); create it without.")
+        if self.backbone.global_pool not in _POOLS or not isinstance(
+            self.backbone.attn_pool, AttentionPoolLatent | None
+        ):
+            raise UnsupportedBackbone(
+                f"{name}(global_pool={self.backbone.global_pool!r}) cannot leave out dropped tokens; "
+                f"supported: {', '.join(map(repr, _POOLS))}. Pass global_pool= when creating it."
+            )
+
+    @property
+    def stem(self) -> Any:
+        """What turns images into patch tokens, ``patch_embed`` elsewhere in timm."""
+        return self.backbone.embeds
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that images are brought to where nothing else is asked for; the model takes any.
+
+        Raises:
+            InputError: the backbone was made without one.
+        """
+        size = self.stem.default_img_size
+        if size is None:
+            size = getattr(self.backbone, "pretrained_cfg", {}).get("input_size", ())[1:]
+        if not size:
+            raise InputError(
+                "this NaFlexVit has no image size of its own: create it with timm.create_model, where "
+                "pretrained_cfg_overlay={'input_size': (3, H, W)} sets another."
+            )
+        return int(size[0]), int(size[1])
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches at :attr:`image_size`; other images have others."""
+        rows, columns = self.stem.dynamic_feat_size(self.image_size)
+        return int(rows), int(columns)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        height, width = self.stem.patch_size
+        return int(height), int(width)
+
+    @property
+    def in_chans(self) -> int:
+        """Number of channels of the images."""
+        return int(self.stem.in_chans)
+
+    @property
+    def has_class_token(self) -> bool:
+        return bool(self.backbone.has_class_token)
+
+    @property
+    def pools_prefix(self) -> bool:
+        return bool(self.backbone.pool_include_prefix)
+
+    def embed(self, images: Tensor | Mapping[str, Any]) -> tuple[Tensor, NaFlexContext]:
+        """Turn images, or the patches of images, into tokens ``(B, P + N, D)`` and their context.
+
+        Raises:
+            InputError: neither a tensor ``(B, 3, H, W)`` of whole patches nor a mapping as described above.
+        """
+        vit = self.backbone
+        if isinstance(images, Mapping):
+            patches, coordinates, valid = self._checked_patches(images)
+            # timm reads the size of an image off its largest coordinate
+            coordinates = coordinates.masked_fill(~valid.unsqueeze(-1), 0)
+            patches = patches.masked_fill(~valid.reshape(*valid.shape, *[1] * (patches.ndim - 2)), 0)
+        else:
+            self._check_image(images)
+            patches, coordinates, valid = images, None, None
+        # without patch_valid: the mask that timm would make of it has N x N numbers an image
+        embedded = vit._forward_embeds(patches, patch_coord=coordinates, patch_valid=None, attn_mask=None)
+        x, rope = embedded["patches"], embedded["rope_embeds"]
+        if isinstance(rope, NaFlexRopeIterator):
+            assert valid is not None
+            rope = _mixed(rope, valid, x.dtype)
+        elif rope is not None and vit.rope_is_mixed:
+            rope = MixedRotary((rope,), torch.zeros(1, dtype=torch.long, device=x.device), None)
+        return x, NaFlexContext(rope, valid)
+
+    def valid(self, context: NaFlexContext) -> Tensor | None:
+        """Return which patches present are no padding, ``(B, n)`` bool; None for images of one size: all are."""
+        return context.valid
+
+    def gather(self, context: NaFlexContext, index: Tensor) -> NaFlexContext:
+        rope, valid = context.rope, context.valid
+        if isinstance(rope, MixedRotary):
+            rope = rope.gather(index)
+        elif rope is not None and rope.ndim == 2:
+            rope = rope[index].unsqueeze(1)
+        elif rope is not None:
+            rope = rope.gather(2, index[:, None, :, None].expand(-1, -1, -1, rope.shape[-1]))
+        return NaFlexContext(rope, None if valid is None else valid.gather(1, index))
+
+    def extend(self, context: NaFlexContext, count: int) -> NaFlexContext:
+        rope, valid = context.rope, context.valid
+        if isinstance(rope, MixedRotary):
+            rope = rope.extend(count)
+        elif rope is not None:
+            rope = without_rotation(rope, count)
+        return NaFlexContext(rope, None if valid is None else nn.functional.pad(valid, (0, count), value=True))
+
+    def block(self, number: int, x: Tensor, context: NaFlexContext, attention_mask: Tensor | None) -> Tensor:
+        block = self.backbone.blocks[number]
+        rope = self._rope(number, context)
+        attention_mask = self._without_padding(context, attention_mask, x.dtype)
+
+        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+            with backend_for(x, attention_mask):  # inside, so that a recomputation has it too
+                return block(x, attn_mask=attention_mask, **rope)
+
+        return self._recomputed(run, x, attention_mask)
+
+    def attention(self, number: int, x: Tensor, context: NaFlexContext, attention_mask: Tensor | None) -> Tensor:
+        block = self.backbone.blocks[number]
+        rope = self._rope(number, context)
+        attention_mask = self._without_padding(context, attention_mask, x.dtype)
+
+        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+            with backend_for(x, attention_mask):
+                attended = block.attn(block.norm1(x), attn_mask=attention_mask, **rope)
+            return add_attention(block, x, attended)
+
+        return self._recomputed(run, x, attention_mask)
+
+    def mlp(self, number: int, x: Tensor) -> Tensor:
+        return self._recomputed(partial(add_mlp, self.backbone.blocks[number]), x)
+
+    def view(self, number: int, x: Tensor, context: NaFlexContext, attention_mask: Tensor | None) -> AttentionView:
+        block = self.backbone.blocks[number]
+        return AttentionView(
+            block.attn,
+            block.norm1,
+            x,
+            num_prefix_tokens=self.num_prefix_tokens,
+            has_class_token=self.has_class_token,
+            mask=self._without_padding(context, attention_mask, x.dtype),
+            **self._rope(number, context),
+        )
+
+    def _rope(self, number: int, context: NaFlexContext) -> dict[str, Tensor]:
+        """Return what block ``number`` is given beside the mask, if anything."""
+        rope = context.rope
+        if rope is None:
+            return {}
+        return {"rope": rope.of(number) if isinstance(rope, MixedRotary) else rope}
+
+    def _without_padding(self, context: NaFlexContext, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Hide padding for good: the mask of a training step would only make it faint."""
+        if context.valid is not None:
+            keys = nn.functional.pad(context.valid, (self.num_prefix_tokens, 0), value=True)[:, None, None, :]
+            if mask is None:
+                mask = keys
+            else:
+                mask = mask & keys if mask.dtype == torch.bool else mask.masked_fill(~keys, -torch.inf)
+        return None if mask is None else additive_mask(mask, dtype)
+
+    def _check_image(self, images: Tensor) -> None:
+        if images.ndim != 4:
+            raise InputError(
+                f"images of shape {tuple(images.shape)}: give (B, {self.in_chans}, H, W), or patches of images of "
+                f"different sizes as a mapping with {', '.join(_KEYS)}."
+            )
+        (height, width), (p, q) = images.shape[-2:], self.patch_size
+        if not self.stem.dynamic_img_pad and (height % p or width % q):
+            raise InputError(
+                f"images of {height}x{width} pixels are no multiple of the patch size {p}x{q}: resize them, or create "
+                f"the model with dynamic_img_pad=True."
+            )
+
+    def _checked_patches(self, images: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        missing = [key for key in _KEYS if not isinstance(images.get(key), Tensor)]
+        if missing:
+            raise InputError(f"a batch of patches needs the tensors {', '.join(_KEYS)}; {missing[0]} is missing.")
+        if images.get("attn_mask") is not None:
+            raise InputError("a batch of patches with an attn_mask: leave it out; padding is what patch_valid says.")
+        if not self.stem.is_linear:
+            raise InputError("this model embeds whole images: create it with embed_proj_type='linear' for patches.")
+        patches, coordinates, valid = (images[key] for key in _KEYS)
+        shape = tuple(patches.shape[:2])
+        if patches.ndim not in (3, 5) or tuple(coordinates.shape) != (*shape, 2) or tuple(valid.shape) != shape:
+            raise InputError(
+                f"patches {tuple(patches.shape)}, patch_coord {tuple(coordinates.shape)} and patch_valid "
+                f"{tuple(valid.shape)} do not fit: B images of N patches have (B, N, pixels), (B, N, 2) and (B, N)."
+            )
+        valid = valid.bool()
+        if valid.device.type == "cpu" and not torch.compiler.is_compiling() and not valid.any(dim=1).all():
+            raise InputError("patch_valid: an image of the batch has no patch at all.")
+        return patches, coordinates, valid
+
+
+def _mixed(rope: NaFlexRopeIterator, valid: Tensor, dtype: torch.dtype) -> MixedRotary:
+    """Take over the tables that timm has made, one for each size of image."""
+    size = torch.empty(len(valid), dtype=torch.long)
+    for number, rows_columns in enumerate(rope.unique_sizes):
+        size[rope.size_to_indices[rows_columns]] = number
+    tables = tuple(rope._embeddings_per_size[rows_columns].to(dtype) for rows_columns in rope.unique_sizes)
+    positions = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape).masked_fill(~valid, -1)
+    return MixedRotary(tables, size.to(valid.device), positions)

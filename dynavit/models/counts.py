@@ -1,0 +1,128 @@
+"""How many tokens each stage leaves: stages, keep ratios, and the rule that turns ratios into counts.
+
+Shapes: B batch, N original patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import index
+from typing import Any, Literal
+
+from dynavit.errors import InputError
+from dynavit.selectors import num_keep
+
+CountRule = Literal["original", "linear", "current"]
+"""``original``: ratios of the N original patches, rounded down; a single one, r, means r, r^2, r^3 ... (DynamicViT).
+``linear``: likewise, but a single one is what the last stage leaves, and every stage removes as many (ToMe).
+``current``: ratios of the tokens that a stage finds, rounded up, and a single one holds for every stage (EViT); tokens
+that the reducer made count as well."""
+
+
+def checked_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return stages as a tuple.
+
+    Raises:
+        InputError: not block numbers of this backbone, in rising order.
+    """
+    try:
+        stages = tuple(index(stage) for stage in stages)
+    except TypeError:
+        raise InputError(f"stages={stages!r}: give a list of block numbers, such as (3, 6, 9).") from None
+    if list(stages) != sorted(set(stages)) or any(not 0 <= stage < depth for stage in stages):
+        raise InputError(
+            f"stages={list(stages)}: stages are block numbers in rising order, each from 0 to "
+            f"{depth - 1} for this backbone of {depth} blocks."
+        )
+    return stages
+
+
+def checked_ratios(keep_ratio: float | Sequence[float], num_stages: int, rule: CountRule) -> tuple[float, ...]:
+    """Return one ratio a stage, in thousandths.
+
+    Raises:
+        InputError: a ratio outside (0, 1], rising ratios, or another number than of stages.
+    """
+    if isinstance(keep_ratio, Sequence):
+        ratios = tuple(float(ratio) for ratio in keep_ratio)
+        if len(ratios) != num_stages:
+            raise InputError(
+                f"keep_ratios={list(ratios)}: {len(ratios)} ratios for {num_stages} stages; give one "
+                f"ratio a stage, or a single number."
+            )
+    else:
+        if not 0 < keep_ratio <= 1:
+            raise InputError(f"keep_ratio={keep_ratio}: a keep ratio lies in (0, 1].")
+        numbers = range(1, num_stages + 1)
+        if rule == "original":
+            ratios = tuple(float(keep_ratio) ** number for number in numbers)
+        elif rule == "linear":
+            ratios = tuple(1 - (1 - float(keep_ratio)) * number / num_stages for number in numbers)
+        else:
+            ratios = (float(keep_ratio),) * num_stages
+    if any(not 0 < ratio <= 1 for ratio in ratios):
+        raise InputError(f"keep_ratios={list(ratios)}: every keep ratio lies in (0, 1].")
+    if rule != "current" and list(ratios) != sorted(ratios, reverse=True):
+        raise InputError(
+            f"keep_ratios={list(ratios)}: fractions of the original patches, none larger than the one before."
+        )
+    return tuple(max(round(ratio, 3), 0.001) for ratio in ratios)
+
+
+def checked_rule(rule: str) -> CountRule:
+    """Return the rule.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if rule not in ("original", "linear", "current"):
+        raise InputError(f"count_rule={rule!r}: 'original', 'linear' or 'current'.")
+    return rule  # type: ignore[return-value]
+
+
+def stage_counts(num_patches: Any, keep_ratios: Sequence[float], rule: CountRule = "original", makes: int = 0) -> Any:
+    """Return how many of its tokens each stage keeps.
+
+    Args:
+        num_patches: N, or ``(B,)`` int64 where images differ.
+        keep_ratios: one a stage.
+        rule: what they are ratios of.
+        makes: tokens that the reducer adds after each stage at a ratio below 1.
+
+    Returns:
+        A list of S ints, or of S tensors ``(B,)``; without the tokens made.
+
+    Example:
+        >>> stage_counts(196, (0.7, 0.49, 0.343))
+        [137, 96, 67]
+        >>> stage_counts(196, (0.7, 0.7, 0.7), "current", makes=1)
+        [138, 98, 70]
+    """
+    counts = []
+    present = num_patches
+    for ratio in keep_ratios:
+        if rule != "current":
+            counts.append(num_keep(num_patches, ratio))
+            continue
+        kept = -(-present * round(ratio * 1000) // 1000)  # rounded up, so at least one
+        counts.append(kept)
+        present = kept + makes if ratio < 1 else kept
+    return counts
+
+
+def ratios_removing(removed: int, num_patches: int, num_stages: int) -> tuple[float, ...]:
+    """Return the keep ratios at which every stage removes the same number of tokens, ToMe's r.
+
+    Exact for up to 1000 patches, where every count has a ratio in thousandths of its own.
+
+    Raises:
+        InputError: nothing would be left.
+
+    Example:
+        >>> ratios_removing(8, 196, 12)[:2], stage_counts(196, ratios_removing(8, 196, 12))[:3]
+        ((0.96, 0.919), [188, 180, 172])
+    """
+    left = [num_patches - removed * (stage + 1) for stage in range(num_stages)]
+    if removed < 0 or left[-1] < 1:
+        raise InputError(f"removing {removed} of {num_patches} patches {num_stages} times leaves none.")
+    return tuple(-(-1000 * count // num_patches) / 1000 for count in left)

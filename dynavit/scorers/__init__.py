@@ -1,0 +1,32 @@
+"""What tells a selector how much each token matters: one logit a token."""
+
+from dynavit.scorers.attention import AttentionReceived, ClassAttention, ValueAttention
+from dynavit.scorers.base import (
+    BlockAttention,
+    Scorer,
+    StageView,
+    create_scorer,
+    list_scorers,
+    register_scorer,
+    scorer_config,
+)
+from dynavit.scorers.key_norm import KeyNorm
+from dynavit.scorers.predictor import LinearScorer, ScorePredictor
+from dynavit.scorers.random import RandomScorer
+
+__all__ = [
+    "AttentionReceived",
+    "BlockAttention",
+    "ClassAttention",
+    "KeyNorm",
+    "LinearScorer",
+    "RandomScorer",
+    "ScorePredictor",
+    "Scorer",
+    "StageView",
+    "ValueAttention",
+    "create_scorer",
+    "list_scorers",
+    "register_scorer",
+    "scorer_config",
+]

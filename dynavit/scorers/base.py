@@ -1,0 +1,174 @@
+"""What a scorer is: tokens in, one logit a token out; and scorers by name.
+
+Shapes: B batch, P prefix tokens, n patch-like tokens present (patches and tokens that a reducer made), L = P + n, D
+width, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from dynavit.errors import InputError, did_you_mean
+
+_SCORERS: dict[str, type[Scorer]] = {}
+_S = TypeVar("_S", bound="type[Scorer]")
+
+
+class BlockAttention(Protocol):
+    """The attention of one block, computed where it is asked for; hidden tokens get no weight."""
+
+    num_prefix_tokens: int
+
+    def class_attention(self) -> Tensor:
+        """Return ``(B, H, L)``, the attention of the class token: fp32, rows sum to 1."""
+
+    def attention(self) -> Tensor:
+        """Return ``(B, H, L, L)``, the attention of every token: fp32, rows sum to 1."""
+
+    def keys(self) -> Tensor:
+        """Return ``(B, H, L, d)``, after QK-norm and before any rotation."""
+
+    def mean_keys(self) -> Tensor:
+        """Return ``(B, L, d)``, the mean of the keys over the heads."""
+
+    def values(self) -> Tensor:
+        """Return ``(B, H, L, d)``."""
+
+
+@dataclass(frozen=True)
+class StageView:
+    """Where a scorer is asked.
+
+    Attributes:
+        stage: 0-based number of the stage.
+        positions: ``(B, n)`` original index of each patch, -1 for made tokens.
+        attention: of the block of this stage, at its input; None unless the scorer needs it.
+    """
+
+    stage: int
+    positions: Tensor
+    attention: BlockAttention | None = None
+
+
+class Scorer(nn.Module):
+    """Base class: gives every token a raw logit, larger for what should be kept. One instance a stage.
+
+    Attributes:
+        name: what :func:`create_scorer` knows it by.
+        learned: has parameters that the task trains through the selector.
+        needs_attention: reads ``view.attention``.
+        needs_class_token: reads the attention of a class token.
+    """
+
+    name: str
+    learned: bool = False
+    needs_attention: bool = False
+    needs_class_token: bool = False
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
+        """Return logits ``(B, n)``: fp32 (fp64 of an fp64 model), finite.
+
+        The logits of tokens still there must not depend on hidden ones, whose own may be anything.
+
+        Args:
+            tokens: patch tokens ``(B, n, D)`` as they enter the block.
+            mask: ``(B, n)`` in [0, 1], how much of each token is still there; None means all.
+            view: what else is known of the place.
+        """
+
+    @abstractmethod
+    def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
+        """Return the multiply-accumulates of one image's matrix products, those for ``view.attention`` included.
+
+        Args:
+            n: patch-like tokens present.
+            num_prefix: P.
+            num_heads: H, with H d = D.
+            dim: D.
+            folds: the block has neither QK-norm nor rotary embeddings, so that the class token's attention can be had
+                without keys.
+        """
+
+
+def register_scorer(cls: _S) -> _S:
+    """Make a :class:`Scorer` class available under its ``name``.
+
+    Its constructor may take ``dim``, the token width; its other parameters are options, kept in attributes of the
+    same name.
+
+    Raises:
+        InputError: the class is no Scorer, or the name is taken.
+    """
+    if not (inspect.isclass(cls) and issubclass(cls, Scorer)):
+        raise InputError(f"{cls!r} is not a subclass of dynavit.scorers.Scorer.")
+    taken = _SCORERS.get(cls.name)
+    if taken not in (None, cls):
+        raise InputError(f"scorer {cls.name!r} is already registered by {taken.__module__}; choose another name.")
+    _SCORERS[cls.name] = cls
+    return cls
+
+
+def create_scorer(name: str, dim: int, **options: Any) -> Scorer:
+    """Build a scorer by name, for tokens of width ``dim``.
+
+    Raises:
+        InputError: unknown name or option; the message lists what exists.
+
+    Example:
+        >>> create_scorer("mlp", 192).learned, create_scorer("class_attention", 192).learned
+        (True, False)
+    """
+    if name not in _SCORERS:
+        known = sorted(_SCORERS)
+        raise InputError(f"unknown scorer {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    cls = _SCORERS[name]
+    known = _options(cls)
+    for key in options:
+        if key not in known:
+            raise InputError(
+                f"scorer {name!r} has no option {key!r}.{did_you_mean(key, known)} "
+                f"Its options: {', '.join(known) or 'none'}."
+            )
+    return cls(dim, **options) if "dim" in inspect.signature(cls).parameters else cls(**options)
+
+
+def list_scorers() -> dict[str, str]:
+    """Return every scorer's name with the first line of its documentation."""
+    return {name: (inspect.getdoc(cls) or "").partition("\n")[0] for name, cls in sorted(_SCORERS.items())}
+
+
+def scorer_config(scorer: Scorer) -> dict[str, Any]:
+    """Return ``{"name": ..., option: value, ...}`` from which :func:`create_scorer` rebuilds it.
+
+    Options are read from the attributes named like the constructor's parameters.
+
+    Raises:
+        InputError: the class is not registered, or an option is not kept or not plain data.
+    """
+    if _SCORERS.get(getattr(scorer, "name", "")) is not type(scorer):
+        raise InputError(
+            f"{type(scorer).__name__} is not a registered scorer, so a saved model could not be rebuilt; decorate "
+            f"the class with @dynavit.scorers.register_scorer."
+        )
+    config: dict[str, Any] = {"name": scorer.name}
+    for option in _options(type(scorer)):
+        value = getattr(scorer, option, inspect.Parameter.empty)
+        if not isinstance(value, bool | int | float | str | None):
+            raise InputError(
+                f"option {option!r} of scorer {scorer.name!r} cannot be saved: keep it as a plain number, string or "
+                f"None in self.{option}."
+            )
+        config[option] = value
+    return config
+
+
+def _options(cls: type[Scorer]) -> list[str]:
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [name for name in named if name != "dim"]

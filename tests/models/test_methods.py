@@ -1,0 +1,445 @@
+"""Scorers, placement and reducers inside the model: what holds for every published way to shorten a sequence.
+
+The promises of test_invariants.py, for methods other than dropping by a predictor, on every family that they concern.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dynavit
+from dynavit import PrunedViT, Trace
+from dynavit.errors import InputError, UnsupportedBackbone
+from dynavit.metrics.efficiency import closed_form_macs, count_macs
+from dynavit.models.counts import checked_ratios, stage_counts
+
+Model = Callable[..., PrunedViT]
+Images = Callable[..., Tensor]
+
+METHODS: dict[str, dict[str, Any]] = {
+    "evit": {"scorer": "class_attention", "placement": "inside", "count_rule": "current"},
+    "evit_fuse": {
+        "scorer": "class_attention",
+        "placement": "inside",
+        "count_rule": "current",
+        "reducer": {"name": "fuse", "normalize": False},
+    },
+    "fuse": {"reducer": "fuse"},
+    "squeeze": {"reducer": "squeeze"},
+    "squeeze_inside": {"reducer": "squeeze", "scorer": "attention_received", "placement": "inside"},
+    "value_attention": {"scorer": "value_attention"},
+    "key_norm": {"scorer": "key_norm"},
+    "random": {"scorer": "random"},
+    "linear": {"scorer": "linear", "placement": "inside", "stages": (0, 1, 2)},
+    "aggregate": {"reducer": {"name": "aggregate", "tokens": 5}},
+    "tome": {
+        "reducer": "merge",
+        "placement": "inside",
+        "count_rule": "linear",
+        "stages": (0, 1, 2, 3),
+        "keep_ratio": 0.4,
+    },
+    "merge_before": {"reducer": {"name": "merge", "proportional": False}},
+}
+MASKING = [name for name in METHODS if name not in ("aggregate", "tome", "merge_before")]
+READS_CLASS_TOKEN = ("evit", "evit_fuse", "value_attention")
+WITHOUT_CLASS_TOKEN = ("siglip", "gap", "gap_registers")
+SOME = ("vit", "deit_distilled", "dinov2_registers", "siglip", "eva02", "rope_mixed", "beit")
+LABELS = torch.tensor([0, 3, 5])
+
+every_method = pytest.mark.parametrize("method", list(METHODS))
+each_masking = pytest.mark.parametrize("method", MASKING)
+some_families = pytest.mark.parametrize("name", SOME)
+
+
+@pytest.fixture
+def small(model_of: Model) -> Model:
+    """Function: family, method and options to a model of 4 blocks that prunes at the last three."""
+
+    def make(name: str, method: str, **options: Any) -> PrunedViT:
+        if name in WITHOUT_CLASS_TOKEN and method in READS_CLASS_TOKEN:
+            pytest.skip("this family has no class token")
+        return model_of(name, **{"depth": 4, "stages": (1, 2, 3), **METHODS[method], **options})
+
+    return make
+
+
+def forward(model: PrunedViT, images: Tensor, execution: str = "auto", **kwargs: Any) -> tuple[Tensor, Trace]:
+    model.execution = execution  # type: ignore[assignment]
+    return model(images, return_trace=True, **kwargs)
+
+
+def held(trace: Trace) -> Tensor:
+    """The token that holds each patch ``(B, N, D)``, zero where it is gone."""
+    assert trace.features is not None
+    assert trace.source is not None
+    index = trace.source.clamp(min=0).unsqueeze(-1).expand(-1, -1, trace.features.shape[-1])
+    return trace.features.gather(1, index) * (trace.source >= 0).unsqueeze(-1)
+
+
+# Nothing to do is done exactly
+
+
+@torch.no_grad()
+@every_method
+@some_families
+def test_ratio_one_is_exact_in_eval(name: str, method: str, small: Model, images_for: Images) -> None:
+    model = small(name, method, keep_ratio=1.0)
+    images = images_for(model)
+    logits, trace = forward(model, images)
+    assert torch.equal(logits, model.backbone(images))
+    assert all(mask.all() for mask in trace.masks)
+
+
+@torch.no_grad()
+@every_method
+def test_it_does_something(method: str, small: Model, images_for: Images) -> None:
+    model = small("vit", method)
+    images = images_for(model)
+    plain = small("vit", "linear")  # other scores, another place, dropping
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert not torch.allclose(model(images), model.backbone(images), atol=1e-2)
+    assert not torch.allclose(model(images), plain(images), atol=1e-3) or method == "linear"
+
+
+# Masking equals gathering
+
+
+@torch.no_grad()
+@each_masking
+@some_families
+def test_mask_equals_gather(name: str, method: str, small: Model, images_for: Images) -> None:
+    model = small(name, method)
+    images = images_for(model)
+    gathered, trace = forward(model, images, "gather")
+    masked, other = forward(model, images, "mask")
+    torch.testing.assert_close(masked, gathered, rtol=1e-4, atol=1e-4 * float(gathered.std()))
+    assert all(map(torch.equal, other.masks, trace.masks))
+    assert all(map(torch.equal, other.lengths, trace.lengths))
+    tokens = held(trace)
+    torch.testing.assert_close(held(other), tokens, rtol=1e-4, atol=1e-4 * float(tokens.std()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["evit_fuse", "squeeze", "fuse"])
+def test_training_forward_is_the_eval_forward(method: str, small: Model, images_for: Images) -> None:
+    """The mask of a hard choice hides what gathering removes, up to the 1e-6 that it leaks."""
+    model = small("vit", method)
+    images = images_for(model)
+    logits, trace = forward(model, images)
+    trained, other = forward(model.train(), images)
+    torch.testing.assert_close(trained, logits, rtol=0, atol=2e-3)
+    assert all(map(torch.equal, other.masks, trace.masks))
+
+
+@pytest.mark.parametrize("method", ["merge_before", "tome", "aggregate"])
+def test_what_cannot_be_masked_is_gathered_in_training_and_refused_otherwise(
+    method: str, small: Model, images_for: Images
+) -> None:
+    model = small("vit", method).train()
+    images = images_for(model)
+    _, trace = forward(model, images)
+    assert trace.features is not None
+    assert trace.features.shape[1] < 24
+    with pytest.raises(InputError, match="it cannot mask them"):
+        forward(model, images, "mask")
+
+
+# What is where
+
+
+@torch.no_grad()
+@every_method
+def test_trace_follows_every_patch(method: str, small: Model, images_for: Images) -> None:
+    model = small("vit", method)
+    _, trace = forward(model, images_for(model))
+    assert trace.source is not None
+    assert trace.positions is not None
+    for image in range(3):
+        positions, source = trace.positions[image].tolist(), trace.source[image].tolist()
+        for row, patch in enumerate(positions):
+            if patch >= 0:
+                assert source[patch] == row  # a token at a place holds at least the patch of that place
+        keeps = trace.masks[-1][image].nonzero().flatten().tolist()
+        if method == "aggregate":  # whose mixtures stand nowhere
+            assert set(positions) == {-1}
+        else:
+            assert sorted(p for p in positions if p >= 0) == keeps
+        gone = [patch for patch, row in enumerate(source) if row < 0]
+        if method in ("tome", "merge_before", "squeeze", "squeeze_inside", "fuse", "evit_fuse"):
+            assert not gone
+        else:
+            assert gone
+    for earlier, later in zip(trace.masks, trace.masks[1:], strict=False):
+        assert not (later & ~earlier).any()
+
+
+@torch.no_grad()
+def test_numbers_of_tokens_follow_the_rule(small: Model, images_for: Images) -> None:
+    evit = small("vit", "evit", keep_ratio=0.7)
+    _, trace = forward(evit, images_for(evit))
+    assert [int(count[0]) for count in trace.counts] == [17, 12, 9]  # of 24, each time rounded up
+    fused = small("vit", "evit_fuse", keep_ratio=0.7)
+    _, trace = forward(fused, images_for(fused))
+    assert [int(length[0]) for length in trace.lengths] == [18, 14, 11]  # 17 + 1; .7 of 18 is 13, + 1; ...
+    tome = small("vit", "tome", keep_ratio=0.5)
+    _, trace = forward(tome, images_for(tome))
+    assert [int(length[0]) for length in trace.lengths] == [21, 18, 15, 12]
+    _, trace = forward(tome, images_for(tome), keep_counts=[20, 16, 12, 8])
+    assert [int(length[0]) for length in trace.lengths] == [20, 16, 12, 8]
+    aggregated = small("vit", "aggregate", keep_ratio=0.7)
+    _, trace = forward(aggregated, images_for(aggregated))
+    assert trace.features is not None
+    assert trace.features.shape[1] == 5 + 1
+
+
+def test_count_rules() -> None:
+    assert checked_ratios(0.5, 3, "original") == (0.5, 0.25, 0.125)
+    assert checked_ratios(0.5, 2, "linear") == (0.75, 0.5)
+    assert checked_ratios(0.5, 2, "current") == (0.5, 0.5)
+    assert checked_ratios([0.5, 0.9], 2, "current") == (0.5, 0.9)
+    with pytest.raises(InputError, match="none larger"):
+        checked_ratios([0.5, 0.9], 2, "linear")
+    for counts in (stage_counts(torch.tensor([10, 7, 1]), (0.5, 0.3)), stage_counts(10, (0.5, 0.3))):
+        assert torch.as_tensor(counts[1]).reshape(-1)[0] == 3
+    assert [count.tolist() for count in stage_counts(torch.tensor([10, 7, 1]), (0.5, 0.3), "current")] == [
+        [5, 4, 1],
+        [2, 2, 1],
+    ]
+
+
+@torch.no_grad()
+@every_method
+def test_batch_equals_its_images_one_by_one(method: str, small: Model, images_for: Images) -> None:
+    model = small("vit", method)
+    images = images_for(model)
+    together = model(images)
+    alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert torch.equal(together, model(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["evit", "evit_fuse", "squeeze", "fuse", "value_attention", "key_norm", "aggregate"])
+@pytest.mark.parametrize("name", ["vit", "siglip"])
+def test_the_order_of_patches_does_not_matter(name: str, method: str, small: Model, images_for: Images) -> None:
+    """Patches with their positions in another order: the same choice and output."""
+    model = small(name, method)
+    images = images_for(model)
+    order = torch.randperm(model.adapter.grid_size[0] * model.adapter.grid_size[1])
+    logits, trace = forward(model, images)
+    model.adapter = copy.copy(model.adapter)
+    embed, num_prefix = model.adapter.embed, model.num_prefix_tokens
+
+    def reordered(images: Tensor) -> tuple[Tensor, Any]:
+        x, context = embed(images)
+        return torch.cat([x[:, :num_prefix], x[:, num_prefix:][:, order]], dim=1), context
+
+    model.adapter.embed = reordered  # type: ignore[method-assign]
+    other_logits, other = forward(model, images)
+    torch.testing.assert_close(other_logits, logits, rtol=1e-4, atol=1e-4)
+    for mask, theirs in zip(trace.masks, other.masks, strict=True):
+        assert torch.equal(theirs, mask[:, order])
+
+
+# Learning
+
+
+@pytest.mark.parametrize("method", ["fuse", "squeeze", "aggregate", "linear"])
+@pytest.mark.parametrize("execution", ["auto", "gather"])
+def test_scorers_and_reducers_learn(method: str, execution: str, small: Model, images_for: Images) -> None:
+    model = small("vit", method).train()
+    logits, _ = forward(model, images_for(model), execution)
+    F.cross_entropy(logits, LABELS).backward()
+    for part in (*model.predictors, *([model.reducer] if method == "aggregate" else [])):
+        norms = [float(p.grad.norm()) for p in part.parameters() if p.grad is not None]
+        assert norms
+        assert all(torch.isfinite(torch.tensor(norms)))
+        assert max(norms) > 1e-6
+    dense = small("vit", method, stages=()).train()
+    dense.load_state_dict(model.state_dict(), strict=False)
+    F.cross_entropy(dense(images_for(dense)), LABELS).backward()
+    assert gradient_norm(model.backbone) < 10 * gradient_norm(dense.backbone)
+
+
+@every_method
+def test_trains_at_ratio_one(method: str, small: Model, images_for: Images) -> None:
+    """As a warm-up of the keep ratio begins: nothing is dropped, everything is finite, parameters stay in the graph."""
+    model = small("vit", method).train()
+    counts = [24] * len(model.stages)
+    logits, _ = forward(model, images_for(model), keep_counts=counts)
+    F.cross_entropy(logits, LABELS).backward()
+    assert torch.isfinite(logits).all()
+    for part in (model.backbone, model.predictors, model.reducer):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+
+
+def gradient_norm(module: nn.Module) -> float:
+    return float(sum(p.grad.square().sum() for p in module.parameters() if p.grad is not None)) ** 0.5
+
+
+@pytest.mark.parametrize("reducer", ["fuse", "squeeze", "aggregate"])
+def test_soft_masks_give_a_reducer_nothing(reducer: str, model_of: Model, images_for: Images) -> None:
+    model = model_of("vit", selector="gumbel_sigmoid", reducer=reducer).train()
+    with pytest.raises(InputError, match=r"drops no token while training.*reducer='drop'"):
+        model(images_for(model))
+    assert model.eval()(images_for(model)).shape == (3, 7)
+
+
+@pytest.mark.parametrize("reducer", ["fuse", "squeeze"])
+def test_gates_train_with_reducers(reducer: str, model_of: Model, images_for: Images) -> None:
+    """The number dropped differs between images, and may be none."""
+    model = model_of("vit", selector="ste", reducer=reducer).train()
+    for bias in (-8.0, 0.0, 8.0):
+        for predictor in model.predictors:
+            predictor.score[-1].bias.data.fill_(bias)  # type: ignore[index, union-attr]
+        model.zero_grad()
+        logits, trace = forward(model, images_for(model), generator=torch.Generator().manual_seed(0))
+        F.cross_entropy(logits, LABELS).backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        if bias == 8.0:
+            assert trace.masks[0].all()
+
+
+# Intermediate features
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit", "dinov2_registers", "siglip", "eva02", "beit"])
+def test_intermediates_without_stages_are_timm_s(name: str, model_of: Model, images_for: Images) -> None:
+    model = model_of(name, stages=())
+    images = images_for(model)
+    for options in ({}, {"norm": True, "indices": 2}, {"indices": [0, -1], "return_prefix_tokens": True}):
+        final, features = model.forward_intermediates(images, **options)
+        expected_final, expected = model.backbone.forward_intermediates(images, **options)
+        assert torch.equal(final, expected_final)
+        assert len(features) == len(expected)
+        for mine, theirs in zip(features, expected, strict=True):
+            if isinstance(mine, tuple):
+                assert torch.equal(mine[1], theirs[1])
+                mine, theirs = mine[0], theirs[0]
+            assert torch.equal(mine, theirs)
+
+
+@torch.no_grad()
+@every_method
+@pytest.mark.parametrize("name", ["vit", "eva02"])
+def test_intermediates_hold_every_patch(name: str, method: str, small: Model, images_for: Images) -> None:
+    model = small(name, method)
+    images = images_for(model)
+    final, features = model.forward_intermediates(images, norm=True, output_fmt="NLC")
+    logits, trace = forward(model, images)
+    assert torch.equal(final, model.forward_features(images))
+    assert torch.equal(model.forward_head(final), logits)
+    gone = trace.source == -1
+    assert torch.equal(features[-1][~gone], held(trace)[~gone])
+    # dropped patches keep what they were when they went: before the first stage nothing is dropped
+    at = model.stages[0]
+    dense_model = copy.copy(model)
+    dense_model.stages, dense_model.keep_ratios = (), ()
+    _, dense = dense_model.forward_intermediates(images, norm=True, output_fmt="NLC")
+    if at:
+        assert torch.equal(features[at - 1], dense[at - 1])
+        if model.placement == "before" and gone.any() and len(model.stages) == 3:
+            first = ~trace.masks[0] & gone
+            assert torch.equal(features[-1][first], dense[at - 1][first])
+
+
+@torch.no_grad()
+def test_intermediates_are_on_the_grid(small: Model, images_for: Images) -> None:
+    model = small("vit", "evit")
+    images = images_for(model)
+    rows = model.forward_intermediates(images, indices=[3], output_fmt="NLC", intermediates_only=True)[0]
+    grid = model.forward_intermediates(images, indices=[3], intermediates_only=True)[0]
+    assert grid.shape == (3, 48, 4, 6)
+    assert torch.equal(grid.flatten(2).transpose(1, 2), rows)
+    with pytest.raises(InputError, match="blocks 0 to 3"):
+        model.forward_intermediates(images, indices=[4])
+    with pytest.raises(InputError, match="'NCHW' or 'NLC'"):
+        model.forward_intermediates(images, output_fmt="NHWC")
+
+
+# Cost, saving, exporting, refusing
+
+
+@every_method
+@pytest.mark.parametrize("name", ["vit", "dinov2_registers", "siglip", "eva02", "beit"])
+def test_closed_form_macs_are_the_counted_ones(name: str, method: str, small: Model) -> None:
+    model = small(name, method)
+    assert closed_form_macs(model) == count_macs(model)
+
+
+@torch.no_grad()
+@every_method
+def test_saved_and_loaded(method: str, small: Model, images_for: Images, tmp_path: Path) -> None:
+    model = small("vit", method)
+    model.save_pretrained(tmp_path)
+    loaded = dynavit.load(tmp_path)
+    images = images_for(model)
+    assert torch.equal(loaded(images), model(images))
+    assert dynavit.load(tmp_path, keep_ratio=1.0).keep_ratios == (1.0,) * len(model.stages)
+
+
+@pytest.mark.parametrize("method", ["evit_fuse", "squeeze", "tome", "aggregate", "random"])
+@pytest.mark.parametrize("name", ["vit", "eva02"])
+def test_torch_export(name: str, method: str, small: Model, images_for: Images) -> None:
+    model = small(name, method)
+    images = images_for(model)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (images,), dynamic_shapes={"images": {0: batch}})
+    for size in (1, 2, 3):
+        torch.testing.assert_close(program.module()(images[:size]), model(images[:size]), rtol=1e-5, atol=1e-5)
+
+
+def test_models_without_class_token_say_what_they_cannot() -> None:
+    with pytest.raises(UnsupportedBackbone, match=r"'class_attention'.*this backbone has none.*'attention_received'"):
+        dynavit.create_model("vit_base_patch16_siglip_224", scorer="class_attention", depth=1, stages=(0,))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"placement": "after"}, "placement='after'"),
+        ({"count_rule": "ceil"}, "count_rule='ceil'"),
+        ({"scorer": "class_atention"}, "class_attention"),
+        ({"reducer": {"name": "fuse", "normalise": True}}, "normalize"),
+        ({"scorer": {"scale": 2}}, "scorer=.*name"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dynavit.create_model("vit_tiny_patch16_224", depth=2, stages=(1,), **options)
+
+
+def test_a_scorer_that_could_never_learn_is_refused() -> None:
+    options: dict[str, Any] = {"depth": 2, "stages": (1,), "placement": "inside"}
+    with pytest.raises(InputError, match=r"only the class token is read.*would never learn"):
+        dynavit.create_model("vit_tiny_patch16_224", **options)
+    dynavit.create_model("vit_tiny_patch16_224", global_pool="avg", **options)
+    dynavit.create_model("vit_tiny_patch16_224", scorer="key_norm", **options)
+
+
+def test_merging_halves_at_most(small: Model, images_for: Images) -> None:
+    model = small("vit", "merge_before", keep_ratio=0.4)
+    with pytest.raises(InputError, match="at most halves"):
+        model(images_for(model))
+
+
+def test_prune_with_a_scorer_instance_is_refused() -> None:
+    """One scorer serves one stage, so a description is wanted, not an instance."""
+    from dynavit.scorers import ScorePredictor
+
+    backbone = timm.create_model("vit_tiny_patch16_224", depth=2)
+    with pytest.raises(InputError, match=r"scorer=.*give a name"):
+        dynavit.prune(backbone, stages=(1,), scorer=ScorePredictor(192))  # type: ignore[arg-type]

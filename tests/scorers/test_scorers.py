@@ -1,0 +1,356 @@
+"""Scorers on attention, keys and chance: their formulas, masks, cost, and scorers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from stages import make_stage
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynavit.errors import InputError, UnsupportedBackbone
+from dynavit.scorers import (
+    KeyNorm,
+    RandomScorer,
+    ScorePredictor,
+    Scorer,
+    StageView,
+    base,
+    create_scorer,
+    list_scorers,
+    register_scorer,
+    scorer_config,
+)
+from dynavit.selectors import Random
+
+Make = Callable[..., Any]
+
+DIM, HEADS = 48, 3
+ON_ATTENTION = ["attention_received", "class_attention", "key_norm", "value_attention"]
+NAMES = [*ON_ATTENTION, "linear", "mlp", "random"]
+SOME_FAMILIES = ["vit", "dinov2_registers", "deit_distilled", "siglip", "dinov3", "rope_mixed", "beit"]
+each_scorer = pytest.mark.parametrize("scorer_name", NAMES)
+each_scorer_on_attention = pytest.mark.parametrize("scorer_name", ON_ATTENTION)
+some_families = pytest.mark.parametrize("name", SOME_FAMILIES)
+
+
+@pytest.fixture
+def stage_of(backbone_of: Make, images_for: Make) -> Make:
+    """Function: family, state and timm options to a stage."""
+    return partial(make_stage, backbone_of, images_for)
+
+
+def scorer_for(name: str, stage: Any) -> Scorer:
+    torch.manual_seed(0)
+    scorer = create_scorer(name, DIM)
+    if scorer.needs_class_token and not stage.adapter.has_class_token:
+        pytest.skip("no class token")
+    return scorer
+
+
+# The formulas
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("name", ["vit", "dinov3", "beit"])
+def test_class_attention_and_values(name: str, hidden: bool, stage_of: Make) -> None:
+    """EViT's and ATS's scores, token by token."""
+    stage = stage_of(name, hidden=hidden)
+    attention, values = stage.view().attention(), stage.view().values()
+    plain = stage.score(create_scorer("class_attention", DIM)).exp()
+    weighted = stage.score(create_scorer("value_attention", DIM)).exp()
+    for image in range(2):
+        for token in range(plain.shape[1]):
+            column = stage.num_prefix + token
+            if hidden and stage.mask[image, token] == 0:
+                continue
+            mean = sum(attention[image, head, 0, column] for head in range(HEADS)) / HEADS
+            norm = sum(values[image, head, column].square().sum() for head in range(HEADS)).sqrt()
+            torch.testing.assert_close(plain[image, token], mean, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(weighted[image, token], mean * norm, rtol=1e-4, atol=1e-7)
+    assert not torch.equal(plain.argsort(dim=1), weighted.argsort(dim=1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("name", ["vit", "siglip", "dinov2_registers"])
+def test_attention_received(name: str, hidden: bool, stage_of: Make) -> None:
+    stage = stage_of(name, hidden=hidden)
+    attention = stage.view().attention()
+    received = stage.score(create_scorer("attention_received", DIM)).exp()
+    for image in range(2):
+        asking = [*range(stage.num_prefix)]
+        asking += [stage.num_prefix + t for t in range(received.shape[1]) if not hidden or stage.mask[image, t] == 1]
+        expected = attention[image, :, asking].mean(dim=(0, 1))[stage.num_prefix :]
+        alive = slice(None) if not hidden else stage.mask[image] == 1
+        torch.testing.assert_close(received[image, alive], expected[alive], rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+def test_attention_received_weighs_those_that_ask_by_their_mask(stage_of: Make) -> None:
+    stage = stage_of("vit")
+    stage.mask = torch.rand(stage.positions.shape, generator=torch.Generator().manual_seed(0))
+    weight = nn.functional.pad(stage.mask, (1, 0), value=1.0)
+    attention = stage.view(training=True).attention().mean(dim=1)
+    expected = (torch.einsum("bq,bqk->bk", weight, attention) / weight.sum(dim=1, keepdim=True))[:, 1:]
+    received = stage.score(create_scorer("attention_received", DIM), training=True).exp()
+    torch.testing.assert_close(received, expected, rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+def test_short_keys_or_long_ones(stage_of: Make) -> None:
+    stage = stage_of("vit")
+    logits = stage.score(KeyNorm())
+    norms = stage.view().keys().norm(dim=-1).mean(dim=1)[:, 1:]
+    torch.testing.assert_close(logits, -norms)
+    assert torch.equal(stage.score(KeyNorm(longest=True)), -logits)
+    assert logits.std() > 1e-2
+
+
+# Masks
+
+
+@torch.no_grad()
+@each_scorer
+def test_hidden_tokens_do_not_matter(scorer_name: str, family: str, stage_of: Make) -> None:
+    stage = stage_of(family, hidden=True)
+    scorer = scorer_for(scorer_name, stage)
+    kept = stage.mask == 1
+    logits = stage.score(scorer)
+    assert logits.shape == stage.mask.shape
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+    before = stage.x
+    stage.x = before.clone()
+    stage.patches[~kept] = 3 * before.flip(0)[:, stage.num_prefix :][~kept]
+    torch.testing.assert_close(stage.score(scorer)[kept], logits[kept], rtol=1e-4, atol=1e-5)
+    if scorer_name in ("attention_received", "class_attention", "value_attention", "mlp"):  # shown, they do
+        stage.mask = None
+        assert (stage.score(scorer)[kept] - logits[kept]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+@each_scorer
+def test_masking_equals_gathering(scorer_name: str, family: str, stage_of: Make) -> None:
+    """With the context of the tokens kept; the negative control is another context."""
+    stage = stage_of(family)
+    scorer = scorer_for(scorer_name, stage)
+    n = stage.positions.shape[1]
+    index = torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: n - 5] for seed in (0, 1)])
+    stage.mask = torch.zeros(2, n).scatter(1, index, 1.0)
+    masked = stage.score(scorer).gather(1, index)
+    stage.mask, whole = None, stage.context
+    stage.gather(index)
+    torch.testing.assert_close(stage.score(scorer), masked, rtol=1e-4, atol=1e-5)
+    if whole is not None and family != "naflex" and scorer_name in ("attention_received", "class_attention", "value_attention"):
+        stage.context = stage.adapter.gather(whole, index.flip(0))
+        if family in ("eva02", "dinov3", "perception", "rope_mixed") or scorer_name == "attention_received":
+            assert (stage.score(scorer) - masked).abs().max() > 1e-3
+
+
+@each_scorer_on_attention
+def test_gradients_stay_finite_with_hidden_tokens(scorer_name: str, stage_of: Make) -> None:
+    """Also where a token's weight is 0 or its mask a training step's."""
+    for training in (False, True):
+        stage = stage_of("vit", hidden=True)
+        stage.x.requires_grad_()
+        if training:
+            stage.mask.requires_grad_()
+        stage.score(scorer_for(scorer_name, stage), training=training).sum().backward()
+        assert stage.x.grad.isfinite().all()
+        assert (stage.x.grad != 0).any()
+        assert not training or stage.mask.grad is None or stage.mask.grad.isfinite().all()
+
+
+# What scorers ask for
+
+
+@each_scorer_on_attention
+def test_without_attention_it_is_asked_for(scorer_name: str) -> None:
+    scorer = create_scorer(scorer_name, DIM)
+    assert scorer.needs_attention
+    assert not scorer.learned
+    assert not list(scorer.parameters())
+    for view in (None, StageView(0, torch.arange(4).expand(1, 4))):
+        with pytest.raises(InputError, match=f"'{scorer_name}' reads the attention"):
+            scorer(torch.zeros(1, 4, DIM), None, view)
+
+
+@pytest.mark.parametrize("name", ["siglip", "gap", "gap_registers"])
+@each_scorer
+def test_models_without_a_class_token(name: str, scorer_name: str, stage_of: Make) -> None:
+    stage = stage_of(name)
+    scorer = create_scorer(scorer_name, DIM)
+    assert scorer.needs_class_token == (scorer_name in ("class_attention", "value_attention"))
+    if scorer.needs_class_token:
+        with pytest.raises(UnsupportedBackbone, match=r"no class token.*'attention_received'"):
+            stage.score(scorer)
+    else:
+        assert stage.score(scorer).isfinite().all()
+
+
+def test_the_learned_ones_get_a_gradient() -> None:
+    tokens = torch.randn(2, 9, DIM, generator=torch.Generator().manual_seed(0))
+    for name in ("mlp", "linear"):
+        scorer = create_scorer(name, DIM, initial_logit=1.5)
+        assert scorer.learned
+        assert not scorer.needs_attention
+        logits = scorer(tokens)
+        assert abs(float(logits.detach().mean()) - 1.5) < 0.5
+        logits.square().sum().backward()
+        assert all((p.grad != 0).any() for p in scorer.parameters())
+
+
+# The random order
+
+
+def ranks(scorer: RandomScorer, positions: Tensor, stage: int = 0) -> Tensor:
+    return scorer(torch.zeros(*positions.shape, DIM), None, StageView(stage, positions))
+
+
+def test_random_is_one_order_a_seed_and_stage() -> None:
+    positions = torch.arange(50).expand(3, 50)
+    logits = ranks(RandomScorer(3), positions)
+    assert (logits == logits[0]).all()
+    assert len(logits[0].unique()) == 50
+    assert logits.abs().max() <= 1
+    others = [ranks(RandomScorer(4), positions), ranks(RandomScorer(3), positions, stage=1)]
+    for other in others:
+        assert abs(float(torch.corrcoef(torch.stack([logits[0], other[0]]))[0, 1])) < 0.5
+        assert not torch.equal(other.argsort(dim=1), logits.argsort(dim=1))
+
+
+def test_random_goes_by_original_position() -> None:
+    """Not by who else is there, nor by the order in which they come; and made tokens have a place in it."""
+    logits = ranks(RandomScorer(0), torch.arange(50).expand(1, 50))
+    some = torch.randperm(50, generator=torch.Generator().manual_seed(0))[None, :20]
+    assert torch.equal(ranks(RandomScorer(0), some), logits.gather(1, some))
+    assert ranks(RandomScorer(0), torch.tensor([[-1, -1]])).isfinite().all()
+    with pytest.raises(InputError, match=r"'random' needs view=StageView"):
+        RandomScorer()(torch.zeros(1, 4, DIM))
+
+
+def test_random_scorer_and_random_selector_agree() -> None:
+    positions, alive = torch.arange(40).expand(2, 40), torch.ones(2, 40, dtype=torch.bool)
+    for seed, stage in ((0, 0), (7, 2), (-1, 1)):
+        chosen = Random(seed).at(stage, positions)(torch.zeros(2, 40), alive, 12).keep
+        top = ranks(RandomScorer(seed), positions, stage).topk(12, dim=1).indices
+        assert torch.equal(torch.zeros_like(alive).scatter(1, top, True), chosen)
+
+
+# What they cost
+
+
+@torch.no_grad()
+@some_families
+@each_scorer
+def test_macs_are_those_counted(name: str, scorer_name: str, stage_of: Make) -> None:
+    stage = stage_of(name)
+    scorer = scorer_for(scorer_name, stage)
+    n = stage.positions.shape[1]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        stage.score(scorer)
+    counted = counter.get_total_flops() // 2
+    assert counted == 2 * scorer.macs(n, stage.num_prefix, HEADS, DIM, stage.view().folds)  # two images
+    if scorer_name == "class_attention" and not stage.view().folds:
+        assert counted != 2 * scorer.macs(n, stage.num_prefix, HEADS, DIM)
+
+
+@torch.no_grad()
+def test_attention_received_costs_what_the_attention_does(stage_of: Make) -> None:
+    """All but the values, their product and the projection; folding saves most of that."""
+    stage = stage_of("vit")
+    n = stage.positions.shape[1]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        stage.attended()
+    block = counter.get_total_flops() // 4
+    received = create_scorer("attention_received", DIM).macs(n, 1, HEADS, DIM)
+    assert block == 2 * received
+    assert create_scorer("class_attention", DIM).macs(n, 1, HEADS, DIM) < received / 5
+
+
+# By name
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(base, "_SCORERS", dict(base._SCORERS))
+
+
+class Mine(Scorer):
+    """Scores by the first feature.
+
+    More text that the list leaves out.
+    """
+
+    name = "mine"
+
+    def __init__(self, dim: int, sign: float = 1.0, label: str | None = None) -> None:
+        super().__init__()
+        self.dim, self.sign, self.label = dim, sign, label
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
+        return self.sign * tokens[..., 0]
+
+    def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
+        return 0
+
+
+def test_list_names_and_describes() -> None:
+    found = list_scorers()
+    assert list(found) == sorted(NAMES)
+    for line in found.values():
+        assert line.endswith(".")
+        assert "\n" not in line
+
+
+def test_register_create_and_configure() -> None:
+    assert register_scorer(Mine) is Mine
+    assert register_scorer(Mine) is Mine  # the same again is no conflict
+    assert list_scorers()["mine"] == "Scores by the first feature."
+    scorer = create_scorer("mine", 8, sign=-1.0)
+    assert isinstance(scorer, Mine)
+    assert scorer.dim == 8
+    assert scorer_config(scorer) == {"name": "mine", "sign": -1.0, "label": None}
+    for scorer in (create_scorer("mlp", DIM, initial_logit=0.5), create_scorer("random", DIM, seed=7), KeyNorm()):
+        config = scorer_config(scorer)
+        again = create_scorer(**config, dim=DIM)
+        assert type(again) is type(scorer)
+        assert scorer_config(again) == config
+    assert scorer_config(RandomScorer(7)) == {"name": "random", "seed": 7}
+    assert scorer_config(ScorePredictor(DIM)) == {"name": "mlp", "initial_logit": 2.0}
+
+
+def test_what_does_not_exist_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown scorer 'class_atention'\. Did you mean 'class_attention'\?.*mlp"):
+        create_scorer("class_atention", DIM)
+    with pytest.raises(InputError, match=r"'random' has no option 'seeds'\. Did you mean 'seed'"):
+        create_scorer("random", DIM, seeds=1)
+    with pytest.raises(InputError, match=r"'key_norm' has no option 'dims'.*Its options: longest"):
+        create_scorer("key_norm", DIM, dims=1)
+
+
+def test_what_cannot_be_registered_or_saved_is_refused() -> None:
+    for thing in (nn.Linear, Mine(8), lambda: None):
+        with pytest.raises(InputError, match="not a subclass of dynavit"):
+            register_scorer(thing)  # type: ignore[type-var]
+    with pytest.raises(InputError, match=r"Mine is not a registered scorer.*register_scorer"):
+        scorer_config(Mine(8))
+
+    class Other(Mine):
+        name = "mlp"
+
+    with pytest.raises(InputError, match=r"'mlp' is already registered by dynavit\.scorers\.predictor"):
+        register_scorer(Other)
+    register_scorer(Mine)
+    scorer = Mine(8)
+    scorer.sign = torch.ones(1)  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"'sign' of scorer 'mine' cannot be saved.*self\.sign"):
+        scorer_config(scorer)
