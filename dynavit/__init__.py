@@ -2,7 +2,11 @@
 
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, Trace, create_model, load, prune
+from dynavit.models.adaptive import calibrate
 from dynavit.models.convert import convert
+from dynavit.models.counts import ratios_removing
+from dynavit.reducers import list_reducers
+from dynavit.scorers import list_scorers
 from dynavit.selectors import (
     Selection,
     Selector,
@@ -20,12 +24,16 @@ __all__ = [
     "Selection",
     "Selector",
     "Trace",
+    "calibrate",
     "check_selector",
     "convert",
     "create_model",
     "create_selector",
+    "list_reducers",
+    "list_scorers",
     "list_selectors",
     "load",
     "prune",
+    "ratios_removing",
     "register_selector",
 ]

@@ -80,10 +80,21 @@ def test_visualize_draws_pages(run: Path, images: Path, tmp_path: Path) -> None:
     assert not np.array_equal(first, np.asarray(Image.open(tmp_path / "kept_tokens_001.png")))
 
 
-def test_selectors_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["selectors"]) == 0
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("selectors", {"topk", "gumbel_sigmoid", "ste", "random", "fixed"}),
+        (
+            "scorers",
+            {"mlp", "linear", "class_attention", "attention_received", "key_norm", "value_attention", "random"},
+        ),
+        ("reducers", {"drop", "fuse", "merge", "squeeze", "aggregate"}),
+    ],
+)
+def test_what_there_is_is_listed(what: str, names: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([what]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert {line.split()[0] for line in lines} >= {"topk", "gumbel_sigmoid", "ste", "random", "fixed"}
+    assert {line.split()[0] for line in lines} >= names
     assert all(len(line.split()) > 3 for line in lines)
 
 

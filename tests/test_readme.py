@@ -98,6 +98,8 @@ def expand(line: str, folder: Path) -> list[list[str]]:
             words += SHORT + [word for prefix, more in SHORT_FOR.items() if config.startswith(prefix) for word in more]
         if "tools/study.py" in words:
             words += ["--seeds", "0", "--steps", "40", "--variants", SHORT_STUDIES[words[2]]]
+        if "tools/methods.py" in words:
+            words += ["--limit", "16", "--rounds", "1", "--keep-ratios", "0.7"]
         if "tools/benchmark.py" in words:
             words += ["--rounds", "1", "--backbone", "test_vit", "--batch-sizes", "2"]
         commands.append([sys.executable if word in ("python", ".venv/bin/python") else word for word in words])

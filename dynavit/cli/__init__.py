@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 
-from dynavit.cli import models, studies
+from dynavit.cli import methods, models, studies
 from dynavit.errors import InputError
 
 COMMANDS = (
@@ -18,9 +18,10 @@ COMMANDS = (
     models.add_visualize,
     models.add_predict,
     studies.add_benchmark,
+    methods.add_methods,
     studies.add_study,
     studies.add_compare,
-    studies.add_selectors,
+    studies.add_lists,
 )
 
 

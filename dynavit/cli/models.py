@@ -44,6 +44,12 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--keep-ratios", type=numbers(float), metavar="1.0,0.7,0.5", help="ratios to evaluate")
     parser.add_argument("--batch-sizes", type=numbers(int), metavar="1,32", help="measure speed at these")
     parser.add_argument("--no-timing", action="store_true", help="do not measure speed")
+    parser.add_argument(
+        "--adaptive",
+        action="store_true",
+        help="also let every image keep as many tokens as it needs, on average as many as the ratio says: thresholds "
+        "calibrated on training images (number: evaluate.calibration_images)",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: RUN_DIR)")
     add_overrides(parser)
     add_device(parser)
@@ -58,7 +64,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if not run.model.stages:
         print(f"{run.path} holds a dense model: it has no pruning stages, so there is one row.")
     batch_sizes = [] if options.no_timing else options.batch_sizes
-    rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output)
+    rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output, options.adaptive or None)
     print(format_table(rows, "map" if run.is_reid else "top1"))
     print(f"\nWritten to {options.output or run.path}: report.html, evaluation.json, evaluation.csv, pareto.png")
 
@@ -94,7 +100,9 @@ def _export(options: argparse.Namespace) -> None:
         + ("." if run.is_reid else ", same top-1.")
     )
     if checked.left_out:
-        print(f"Left out: {checked.left_out} images on which two tokens score alike at the edge of the choice.")
+        print(f"Left out: {checked.left_out} images on which rounding alone decides which tokens are kept or merged.")
+    if run.model.thresholds is not None:
+        print("The model's thresholds are left out: the file keeps the same number of tokens in every image.")
     if retrieval is not None:
         print(f"Searching with its embeddings: {retrieval}")
 
@@ -110,7 +118,7 @@ def add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _visualize(options: argparse.Namespace) -> None:
-    from dynavit.engine.evaluator import draw_kept_tokens
+    from dynavit.engine.results import draw_kept_tokens
     from dynavit.engine.run import list_images, open_run, read_images
 
     run = open_run(options.run_dir, options.keep_ratio, options.device)

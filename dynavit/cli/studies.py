@@ -1,4 +1,4 @@
-"""Commands that compare: benchmark, study, compare, selectors."""
+"""Commands that compare, benchmark, study and compare, and those that list what there is."""
 
 from __future__ import annotations
 
@@ -116,13 +116,18 @@ def _compare(options: argparse.Namespace) -> None:
     print(f"Written: {options.output}")
 
 
-def add_selectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``dynavit selectors``."""
-    command(commands, "selectors", _selectors, "list the selectors, those of other packages included")
+def add_lists(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``dynavit selectors``, ``dynavit scorers`` and ``dynavit reducers``."""
+    command(commands, "selectors", _list, "list the selectors, those of other packages included")
+    command(commands, "scorers", _list, "list what can give tokens their scores")
+    command(commands, "reducers", _list, "list what can become of tokens that are not kept")
 
 
-def _selectors(options: argparse.Namespace) -> None:
+def _list(options: argparse.Namespace) -> None:
+    from dynavit.reducers import list_reducers
+    from dynavit.scorers import list_scorers
     from dynavit.selectors import list_selectors
 
-    for name, summary in list_selectors().items():
-        print(f"{name:<16}{summary}")
+    lists = {"selectors": list_selectors, "scorers": list_scorers, "reducers": list_reducers}
+    for name, summary in lists[options.command]().items():
+        print(f"{name:<20}{summary}")

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from dynavit.config import Config
 from dynavit.engine.setup import Setup
 from dynavit.models import PrunedViT, Trace
+from dynavit.selectors.registry import selector_config
 
 
 def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path | None, step: int) -> None:
@@ -17,11 +18,10 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
     say = accelerator.print
     model: PrunedViT = accelerator.unwrap_model(setup.model)
     keep_counts = setup.schedules.keep_counts
-    counts = [str(count) for count in keep_counts(keep_counts.warmup_steps)]
+    counts = " -> ".join(str(count) for count in keep_counts(keep_counts.warmup_steps))
+    pruning = f"{counts} {model.placement} blocks {list(model.stages)}; {_choice(model)}" if counts else "no pruning"
     say(
-        f"{model.architecture}: {keep_counts.num_patches} patches"
-        + (f", {' -> '.join(counts)} before blocks {list(model.stages)}" if counts else ", no pruning")
-        + f"; selector {config.model.selector['name']}; {len(setup.classes)} {setup.task.classes}"
+        f"{model.architecture}: {keep_counts.num_patches} patches, {pruning}; {len(setup.classes)} {setup.task.classes}"
     )
     summary = getattr(setup.data, "summary", None)
     if summary is not None:
@@ -30,8 +30,8 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
         f"{config.train.epochs} epochs of {setup.batches.length} batches x {config.data.batch_size} images x "
         f"{accelerator.num_processes} process(es) on {accelerator.device}; writing {config.run_dir}"
     )
-    if model.stages and model.selector.budget == "k" and config.loss.keep_ratio:
-        say("The selector keeps exactly k tokens: the keep-ratio loss would have nothing to do and is left out.")
+    if model.stages and config.loss.keep_ratio and (not model.reducer.selects or model.selector.budget == "k"):
+        say("The number of tokens is fixed: the keep-ratio loss would have nothing to do and is left out.")
     if setup.objective.reward is not None:
         say(
             f"The selector learns from a reward: {config.loss.reward}, compared over {setup.objective.samples} "
@@ -39,6 +39,15 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
         )
     if state is not None:
         say(f"Resuming from {state} at step {step} of {setup.schedules.total_steps}.")
+
+
+def _choice(model: PrunedViT) -> str:
+    """Name what chooses tokens, and what becomes of the others."""
+    if not model.reducer.selects:
+        return f"reducer {model.reducer.name}"
+    selector = selector_config(model.selector)["name"]
+    scorer = f"scorer {model.predictors[0].name}, " if model.selector.needs_scores else ""
+    return f"{scorer}selector {selector}, reducer {model.reducer.name}"
 
 
 def warn_of_normalised_logits(trace: Trace) -> None:

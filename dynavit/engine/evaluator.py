@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
 from dynavit.config import EvaluateConfig
 from dynavit.data.reid import ReidData
+from dynavit.engine.adaptive import calibrated, check_adaptive, token_statistics
 from dynavit.engine.build import build_start, starts_trained
-from dynavit.engine.loading import first_images, make_loader, prepare_loader
+from dynavit.engine.loading import first_images, make_loader, prepare_loader, random_samples
 from dynavit.engine.ranked import draw_ranked_lists
+from dynavit.engine.results import Row, write_results
 from dynavit.engine.run import Run
-from dynavit.engine.tasks import create_task
+from dynavit.engine.speed import images_timed, time_models
+from dynavit.engine.tasks import Task, create_task
 from dynavit.engine.tasks.reid import ReidTask, Searchable
 from dynavit.errors import InputError
 from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
-from dynavit.metrics.timing import measure, median_ratio
 from dynavit.models import PrunedViT
-from dynavit.report.html import write_report
-from dynavit.report.pareto import plot_pareto
-from dynavit.report.tokens import kept_token_grid
 
-Row = dict[str, Any]
+Variant = tuple[str, float, PrunedViT]
+"""Kind of row, keep ratio, model."""
 
 
 def evaluate_run(
@@ -41,6 +35,7 @@ def evaluate_run(
     keep_ratios: Sequence[float] | None = None,
     batch_sizes: Sequence[int] | None = None,
     output: Path | None = None,
+    adaptive: bool | None = None,
 ) -> list[Row]:
     """Evaluate a run at several keep ratios and write tables, figures and a page.
 
@@ -52,19 +47,25 @@ def evaluate_run(
         keep_ratios: r keeps r, r^2, r^3 ... over the stages; the configuration's if None.
         batch_sizes: at which speed is measured; an empty list measures none.
         output: where ``evaluation.json``, ``evaluation.csv``, ``pareto.png``, ``kept_tokens.png``,
-            ``ranked_lists.png`` and ``report.html`` go; the run's folder if None.
+            ``token_counts.png``, ``ranked_lists.png`` and ``report.html`` go; the run's folder if None.
+        adaptive: add for each ratio below 1 a row in which every image keeps as many tokens as it needs, by
+            thresholds calibrated on training images; the configuration's choice if None.
 
     Raises:
-        InputError: the folder has no configuration to take data from, or an impossible ratio.
+        InputError: the folder has no configuration to take data from, an impossible ratio, or ``adaptive`` for a
+            model that does not choose tokens by scores.
     """
     if run.config is None:
         raise InputError(f"{run.path} has no config.yaml, which says on which data to evaluate.")
     settings: EvaluateConfig = run.config.evaluate
+    adaptive = bool(run.model.stages) and (settings.adaptive if adaptive is None else adaptive)
+    if adaptive:
+        check_adaptive(run.model)
     output = output or run.path
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=run.device.type == "cpu")
     task = create_task(run.config)
-    data = task.open_data(run.preprocessing, train=False)
+    data = task.open_data(run.preprocessing, train=adaptive, augment=False)
     if not isinstance(data, ReidData) and tuple(data.class_names) != run.class_names:
         raise InputError(
             f"the data have the classes {', '.join(data.class_names[:5])} ... and the model "
@@ -73,31 +74,24 @@ def evaluate_run(
     loader = prepare_loader(
         accelerator, make_loader(data.validation, run.config.data.batch_size, run.config.data.workers)
     )
-
     ratios = list(settings.keep_ratios if keep_ratios is None else keep_ratios) if run.model.stages else []
-    variants = [("pruned", ratio, _at(run.model, ratio)) for ratio in ratios]
-    dense = _dense(run)
-    if dense is not None:
-        variants.insert(0, ("dense", 1.0, dense))
-    if not variants:
-        raise InputError("there is nothing to evaluate: give at least one keep ratio, as in --keep-ratios 0.7")
+    variants = _variants(run, task, data, ratios, adaptive)
 
     rows: list[Row] = []
     details = []
     searched: Searchable | None = None  # embeddings at the ratio that the run was trained for
     for kind, ratio, variant in variants:
         title = "dense" if kind == "dense" else f"keep ratio {ratio:g}"
-        rows.append(
-            {
-                "model": kind,
-                "keep_ratio": ratio,
-                "tokens": tokens_per_stage(variant),
-                "gmacs": closed_form_macs(variant) / 1e9,
-                **task.evaluate(variant, loader, accelerator, data, title),
-            }
-        )
+        row: Row = {"model": kind, "keep_ratio": ratio}
+        metrics = task.evaluate(variant, loader, accelerator, data, title)
+        if task.counts is None:
+            row |= {"tokens": tokens_per_stage(variant), "gmacs": closed_form_macs(variant) / 1e9}
+        else:
+            row |= token_statistics(variant, task.counts)
+        rows.append(row | metrics)
         details.append(task.detail())
-        if isinstance(task, ReidTask) and variant.keep_ratios == run.model.keep_ratios:
+        trained = variant.keep_ratios == run.model.keep_ratios and variant.thresholds == run.model.thresholds
+        if isinstance(task, ReidTask) and trained:
             searched = task.searched
     base = rows[0]
     for row, detail in zip(rows, details, strict=True):
@@ -105,19 +99,36 @@ def evaluate_run(
         row["gmacs_ratio"] = base["gmacs"] / row["gmacs"]
         row[f"delta_{task.metric}"] = row[task.metric] - base[task.metric]
         row["throughput"] = {}
-    batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
-    sample = torch.stack(first_images(data.validation, max([4, *batch_sizes])))
-    for batch_size in tqdm(batch_sizes, desc="speed", leave=False, disable=None):
-        repeated = sample[torch.arange(batch_size) % len(sample)]
-        _time(rows, variants, repeated.to(run.device), settings.rounds)
+    _time(run, task, data, rows, [variant for *_, variant in variants], settings, batch_sizes)
 
     if isinstance(task, ReidTask) and searched is None:
         task.evaluate(run.model, loader, accelerator, data, "ranked lists")
         searched = task.searched
     if accelerator.is_main_process:
         ranked = draw_ranked_lists(run, data, searched) if searched is not None else None
-        _write(run, rows, output, sample, task.metric, ranked)
+        sample = torch.stack(first_images(data.validation, 4))
+        write_results(run, rows, output, sample, task.metric, ranked)
     return rows
+
+
+def _variants(run: Run, task: Task, data: Any, ratios: list[float], adaptive: bool) -> list[Variant]:
+    """Return the models of the rows: dense if there is one, then each ratio, and behind it its adaptive twin.
+
+    Raises:
+        InputError: there is none, or an impossible ratio.
+    """
+    variants = [("pruned", ratio, _at(run.model, ratio)) for ratio in ratios]
+    if adaptive:
+        below = [ratio for ratio in ratios if ratio < 1]
+        twins = zip(below, calibrated(run, task, data, below), strict=True)
+        variants += [("adaptive", ratio, model) for ratio, model in twins]
+        variants.sort(key=lambda variant: ratios.index(variant[1]))
+    dense = _dense(run)
+    if dense is not None:
+        variants.insert(0, ("dense", 1.0, dense))
+    if not variants:
+        raise InputError("there is nothing to evaluate: give at least one keep ratio, as in --keep-ratios 0.7")
+    return variants
 
 
 def _at(model: PrunedViT, ratio: float) -> PrunedViT:
@@ -142,65 +153,27 @@ def _dense(run: Run) -> PrunedViT | None:
     return start.dense.to(run.device) if start.dense_is_trained else None
 
 
-@torch.inference_mode()
-def _time(rows: list[Row], variants: list[tuple[str, float, PrunedViT]], images: Tensor, rounds: int) -> None:
-    """Add images per second and speedup over the first row at one batch size."""
-    calls: dict[str, Callable[[], object]] = {}
-    for number, (_, _, model) in enumerate(variants):
-        calls[str(number)] = partial(model, images, **model.unknown_cameras(len(images)))
-    seconds = measure(calls, rounds=rounds)
-    for number, row in enumerate(rows):
-        mine = seconds[str(number)]
-        speedup, low, high = median_ratio(seconds["0"], mine)
-        row["throughput"][str(len(images))] = {
-            "images_per_second": len(images) / sorted(mine)[len(mine) // 2],
-            "speedup": speedup,
-            "speedup_range": [low, high],
-        }
-
-
-def _write(run: Run, rows: list[Row], output: Path, sample: Tensor, metric: str, ranked: Image.Image | None) -> None:
-    (output / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
-    flat = [_flat(row) for row in rows]
-    with (output / "evaluation.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in flat for name in row)))
-        writer.writeheader()
-        writer.writerows(flat)
-    plot_pareto(rows, output / "pareto.png", metric)
-    pictures: dict[str, Any] = {"Accuracy, MACs and speed": output / "pareto.png"}
-    if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
-        picture = draw_kept_tokens(run, sample[:4])
-        picture.save(output / "kept_tokens.png")
-        pictures["Tokens kept after each stage"] = picture
-    if ranked is not None:
-        ranked.save(output / "ranked_lists.png")
-        pictures["What is found first for some queries; dropped patches are faded"] = ranked
+def _time(
+    run: Run,
+    task: Task,
+    data: Any,
+    rows: list[Row],
+    models: list[PrunedViT],
+    settings: EvaluateConfig,
+    batch_sizes: Sequence[int] | None,
+) -> None:
+    """Add to each row its speed on validation images."""
+    batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
+    if not batch_sizes:
+        return
     assert run.config is not None
-    settings = {
-        "folder": str(run.path),
-        "architecture": run.model.architecture,
-        "stages": list(run.model.stages),
-        "selector": run.config.model.selector["name"],
-        "data": run.config.data.name,
-        "device": str(run.device),
-        "torch threads": torch.get_num_threads(),
-    }
-    write_report(output / "report.html", f"{run.config.name}: accuracy against cost", rows, pictures, settings, metric)
+    count = images_timed(models, batch_sizes)
+    samples = random_samples(data.validation, count, run.config.data.batch_size)
+    images, indices = (torch.cat(parts) for parts in zip(*samples, strict=True))
 
+    def inputs(model: PrunedViT, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        return task.inputs(model, data, indices)
 
-@torch.inference_mode()
-def draw_kept_tokens(run: Run, images: Tensor, captions: Sequence[str] | None = None) -> Any:
-    """Draw images ``(B, 3, H, W)`` with the tokens that the model keeps after each stage."""
-    _, trace = run.model(images.to(run.device), return_trace=True, **run.model.unknown_cameras(len(images)))
-    pixels = [run.pixels(image) for image in images]
-    masks = [mask.cpu() for mask in trace.masks]
-    return kept_token_grid(pixels, masks, run.model.adapter.grid_size, captions=captions)
-
-
-def _flat(row: Row) -> Row:
-    flat = {name: value for name, value in row.items() if name not in ("throughput", "tokens")}
-    flat["tokens"] = " ".join(map(str, row["tokens"]))
-    for batch_size, speed in row["throughput"].items():
-        flat[f"images_per_second_{batch_size}"] = speed["images_per_second"]
-        flat[f"speedup_{batch_size}"] = speed["speedup"]
-    return flat
+    speeds = time_models(models, images.to(run.device), indices, inputs, batch_sizes, settings.rounds)
+    for row, speed in zip(rows, speeds, strict=True):
+        row["throughput"] = speed

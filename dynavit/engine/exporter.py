@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ _QUERIES, _SEARCHED = 100, 1000
 
 
 def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verification, str | None]:
-    """Write a run's model, at its present keep ratio, as ONNX.
+    """Write a run's model, at its present keep ratio, as ONNX; thresholds are left out.
 
     Args:
         run: opened on the CPU.
@@ -35,6 +37,10 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
     Raises:
         InputError: nothing to check with, a missing package, or an exported model that differs.
     """
+    if run.model.thresholds is not None:  # one graph has one number of tokens
+        static = copy(run.model)
+        static.set_thresholds(None)
+        run = replace(run, model=static)
     data = None
     if images is not None:
         batches = read_images(run, list_images(images)[:_IMAGES], _IMAGES)
@@ -57,9 +63,7 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
         del metadata["class_names"]  # of the training identities, which the embedding does not tell
     model = run.model if run.model.side is None else _WithoutCameras(run)
     name = "embedding" if run.is_reid else "logits"
-    with torch.inference_mode():
-        _, trace = run.model(sample, return_trace=True, **run.model.unknown_cameras(len(sample)))
-    clear = clear_choices(run.model, trace)
+    clear = clear_choices(run.model, sample)
     checked = export_onnx(model, output, sample, metadata, output=name, classifies=not run.is_reid, clear=clear)
     if not isinstance(data, ReidData):
         return checked, None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from dynavit.config import Config
 from dynavit.data.classification import collate
@@ -113,3 +114,31 @@ def first_images(dataset: Any, count: int) -> list[Tensor]:
     else:
         samples = (dataset[number] for number in range(min(count, len(dataset))))
     return [sample[0] for sample in samples if sample is not None]
+
+
+def random_samples(
+    dataset: Any, count: int, batch_size: int, workers: int = 0, seed: int = 0
+) -> list[tuple[Tensor, Tensor]]:
+    """Return some samples, the same ones at each call, as batches of images ``(B, 3, H, W)`` and indices ``(B,)``.
+
+    They are spread over the whole data set, whose order mostly is that of the classes; of a stream they are the first.
+
+    Args:
+        dataset: yields ``(image, label, index)``, or None for what cannot be read.
+        count: number of samples; fewer where there are no more.
+        batch_size: of all batches but the last.
+        workers: processes that read them.
+        seed: another one chooses others.
+    """
+    if not isinstance(dataset, IterableDataset):
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        dataset = Subset(dataset, order[:count].tolist())
+    found: list[tuple[Tensor, Tensor]] = []
+    for batch in make_loader(dataset, batch_size, workers):
+        missing = count - sum(len(indices) for _, indices in found)
+        if missing <= 0:
+            break
+        if batch is not None:
+            images, _, indices = batch
+            found.append((images[:missing], indices[:missing]))
+    return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynavit.data.transforms import to_pixels
 from dynavit.models import PrunedViT
-from dynavit.report.tokens import kept_token_grid
+from dynavit.report.tokens import trace_grid
 
 
 class Logbook:
@@ -67,7 +67,7 @@ class Logbook:
         batch = torch.stack(list(images)).to(self.accelerator.device)
         _, trace = model(batch, return_trace=True, **model.unknown_cameras(len(images)))
         pixels = [to_pixels(image, self.preprocessing["mean"], self.preprocessing["std"]) for image in images]
-        picture = kept_token_grid(pixels, [mask.cpu() for mask in trace.masks], model.adapter.grid_size)
+        picture = trace_grid(pixels, trace, model.adapter.grid_size)
         tensor = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
         with self._writing():

@@ -50,8 +50,8 @@ def create_optimizer(
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise InputError(
-            f"nothing is left to learn: train.freeze=backbone, and {_unlearned(model)}. Set train.freeze=none, or choose "
-            f"what learns, such as selector topk with scorer mlp."
+            f"nothing is left to learn: train.freeze=backbone, and {_unlearned(model)}. Set train.freeze=none, or "
+            f"choose what learns, such as selector topk with scorer mlp."
         )
     try:
         return create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **settings.options)

@@ -45,8 +45,13 @@ def export_onnx(
         clear: ``(M,)`` bool, which images to compare; see :func:`~dynavit.export.verify.clear_choices`.
 
     Raises:
-        InputError: packages for ONNX are missing, or the exported model differs.
+        InputError: packages for ONNX are missing, the model has thresholds, or the exported model differs.
     """
+    if getattr(model, "thresholds", None) is not None:
+        raise InputError(
+            "an exported model keeps the same number of tokens in every image, and this one has thresholds: call "
+            "model.set_thresholds(None) to export it at its keep ratios."
+        )
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -86,7 +91,8 @@ def _export(model: nn.Module, example: Tensor, path: Path, output: str) -> None:
     # an example of one image would bake the batch size in, and torch's fused attention on CPU does
     # not decompose with a mask: hence two images, and the plain backend
     batch = torch.export.Dim("batch")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # about torch's own internals
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.models import PrunedViT, Trace
+from dynavit.models import PrunedViT
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Verification:
         scale: standard deviation of the original's outputs, to judge it by.
         images: number of images compared.
         batch_sizes: at which.
-        left_out: number of images not compared, because two tokens score alike at the edge of the choice.
+        left_out: number of images not compared, because rounding alone decides what becomes of their tokens.
     """
 
     max_difference: float
@@ -31,24 +31,32 @@ class Verification:
     left_out: int = 0
 
 
-def clear_choices(model: PrunedViT, trace: Trace, units: int = 32) -> Tensor:
-    """Tell for which images ``(B,)`` the last token kept and the first one dropped differ clearly in score.
+@torch.inference_mode()
+def clear_choices(model: PrunedViT, images: Tensor, noise: float = 2e-5, trials: int = 2) -> Tensor:
+    """Tell for which images ``(B,)`` the choice of tokens is clear: noise little above rounding does not change it.
 
-    Where they do not, rounding alone decides, and another runtime may keep the other one.
+    Where it does, two tokens score alike at the edge of what is kept, or two partners for a token to be merged into
+    are as similar to it, and another runtime may decide otherwise and be right too.
 
     Args:
-        model: in eval mode, gathering.
-        trace: of its forward.
-        units: least difference of the logits at every stage, in units in the last place of fp32.
+        model: in eval mode.
+        images: ``(B, 3, H, W)``.
+        noise: relative to each pixel; some ten times what rounding in fp32 does to the tokens.
+        trials: how often it is added, and subtracted: a choice between nearly equals changes in one of the two.
     """
-    selecting = [stage for stage, ratio in enumerate(model.keep_ratios) if ratio < 1]
-    counts = model.stage_counts(trace.masks[0].shape[1]) if trace.masks else []
-    clear = torch.ones(len(trace.scores[0]) if trace.scores else 0, dtype=torch.bool)
-    for stage, scores in zip(selecting if model.selector.needs_scores else [], trace.scores, strict=False):
-        k = counts[stage]
-        if k < scores.shape[1]:
-            best = scores.topk(k + 1, dim=1).values.cpu()
-            clear &= best[:, k - 1] - best[:, k] > units * torch.finfo(torch.float32).eps * best[:, k].abs()
+    clear = torch.ones(len(images), dtype=torch.bool)
+    if not any(ratio < 1 for ratio in model.keep_ratios):
+        return clear
+
+    def choice(images: Tensor) -> Tensor:
+        _, trace = model(images, return_trace=True, **model.unknown_cameras(len(images)))
+        return trace.source.cpu()
+
+    chosen, generator = choice(images), torch.Generator().manual_seed(0)
+    for _ in range(trials):
+        change = noise * torch.randn(images.shape, generator=generator).to(images.device)
+        for sign in (1, -1):
+            clear &= (choice(images * (1 + sign * change)) == chosen).all(dim=1)
     return clear
 
 
@@ -77,11 +85,11 @@ def verify(
         InputError: outputs differ by more, the most likely class differs, or there is nothing to compare.
     """
     expected = original(images)
-    compare = torch.ones(len(images), dtype=torch.bool) if clear is None or len(clear) == 0 else clear
+    compare = torch.ones(len(images), dtype=torch.bool) if clear is None else clear
     if not compare.any():
         raise InputError(
-            "on every image two tokens score alike at the edge of the choice, so there is nothing to compare by: train "
-            "the predictors first, or check with other images."
+            "on every image rounding alone decides which tokens are kept or merged, so there is nothing to compare by: "
+            "train the predictors first, or check with other images."
         )
     scale = float(expected.std())
     worst = 0.0

@@ -35,7 +35,8 @@ def closed_form_macs(
 
     Args:
         model: pruned model; not changed.
-        keep_ratios: as :meth:`PrunedViT.set_keep_ratio` takes them; the model's own if None.
+        keep_ratios: as :meth:`PrunedViT.set_keep_ratio` takes them; the model's own if None. Of a model with
+            thresholds the cost of an image that keeps just that; see :func:`mean_macs`.
         image_size: height and width in pixels, or the side of a square; the model's own if None.
 
     Raises:
@@ -51,7 +52,7 @@ def closed_form_macs(
         model = copy.copy(model)  # shallow: shares every module, but the ratios below are its own
         model.set_keep_ratio(keep_ratios)
     size = checked_size(model, image_size)
-    return sum(_macs(model, size, tokens_per_stage(model, size)))
+    return _patch_embed_macs(model, size) + sum(_macs(model, size, tokens_per_stage(model, size)))
 
 
 def scoring_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None) -> int:
@@ -71,21 +72,22 @@ def mean_macs(model: PrunedViT, counts: Tensor, image_size: int | tuple[int, int
     size = checked_size(model, image_size)
     kinds, numbers = counts.unique(dim=0, return_counts=True)
     macs = [sum(_macs(model, size, kind)) for kind in kinds.tolist()]
-    return sum(one * number for one, number in zip(macs, numbers.tolist(), strict=True)) / int(numbers.sum())
+    mean = sum(one * number for one, number in zip(macs, numbers.tolist(), strict=True)) / int(numbers.sum())
+    return _patch_embed_macs(model, size) + mean
 
 
 def _macs(model: PrunedViT, size: tuple[int, int], counts: Sequence[int]) -> tuple[int, int]:
-    """Return the MACs of an image that keeps ``counts`` tokens, and of scoring them."""
+    """Return the MACs of an image that keeps ``counts`` tokens, from the first block on, and of scoring them."""
     num_prefix, reducer, dim = model.num_prefix_tokens, model.reducer, model.embed_dim
     n = _num_patches(model, size)
-    macs, scoring = _patch_embed_macs(model, size), 0
+    macs, scoring = 0, 0
     for number, block in enumerate(model.backbone.blocks):
         seen = n
         stage = model.stages.index(number) if number in model.stages else None
         if stage is not None and (model.thresholds or model.keep_ratios[stage] < 1):  # otherwise it is skipped
             k = min(counts[stage], n)
             if not reducer.selects:
-                scoring += _merging_macs(block.attn, reducer, num_prefix + n, k, n - k)
+                scoring += _merging_macs(block.attn, reducer, num_prefix + n, k, n - k) if k < n else 0
             elif model.selector.needs_scores:
                 heads, folds = block.attn.num_heads, _folds(model, block.attn)
                 scorer: Any = model.predictors[stage]
@@ -93,7 +95,7 @@ def _macs(model: PrunedViT, size: tuple[int, int], counts: Sequence[int]) -> tup
             last = stage + 1 == len(model.stages)
             if reducer.selects and (last or not reducer.last_only):
                 macs += reducer.macs(k, n - k, dim)
-                n = reducer.leaves(k)
+                n = reducer.leaves(k) if k < n or not reducer.keeps_places else k
             else:
                 n = k
         if model.placement == "before":

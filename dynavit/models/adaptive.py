@@ -1,6 +1,6 @@
 """As many tokens as an image needs: thresholds on the scores, calibrated to a mean number of tokens.
 
-Learned thresholds: LTMP, Bonnaerens & Dambre 2023, https://arxiv.org/abs/2305.12016, section 3.1. Here they are
+Learned thresholds: LTMP, Bonnaerens & Dambre 2023, https://arxiv.org/abs/2307.10780, section 3.1. Here they are
 quantiles of the scores on some images, so nothing has to be trained.
 
 Shapes: B batch, S stages.
@@ -8,7 +8,7 @@ Shapes: B batch, S stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.trace import Trace
 from dynavit.selectors.functional import hard_topk
 
-_ALWAYS = float("-inf")
+_ALWAYS, _NEVER = float("-inf"), float("inf")
 
 
 @torch.inference_mode()
@@ -44,8 +44,8 @@ def calibrate(
         One threshold a stage.
 
     Raises:
-        InputError: no images, impossible ratios, or a model that chooses without logits. Thresholds are then those
-            that the model had.
+        InputError: no images, impossible ratios, or a model that chooses without logits. Whatever is raised, the model
+            has the ratios and thresholds that it had.
     """
     model.eval()
     before = model.keep_ratios, model.thresholds
@@ -58,7 +58,7 @@ def calibrate(
             model.set_thresholds([*found, *[_ALWAYS] * (num_stages - len(found))])
             found.append(_calibrated(model, len(found), batches()))
         model.set_thresholds(found)
-    except InputError:
+    except BaseException:  # an interruption, too, leaves the model as it was
         model.keep_ratios, model.thresholds = before
         raise
     return tuple(found)
@@ -91,12 +91,14 @@ def _calibrated(model: PrunedViT, stage: int, batches: Iterable[Any]) -> float:
 
 
 def _unknown(model: PrunedViT, images: Any) -> dict[str, Tensor]:
-    return model.unknown_cameras(len(images["patches"] if isinstance(images, dict) else images))
+    return model.unknown_cameras(len(images["patches"] if isinstance(images, Mapping) else images))
 
 
 def _threshold(scores: Tensor, count: int) -> float:
-    """Return a value that ``count`` of the scores exceed, half way between two of them if there are two."""
+    """Return a value that ``count`` of the scores exceed, half way between two of them."""
     if count >= len(scores):
         return _ALWAYS
+    if count <= 0:
+        return _NEVER
     ordered = scores.sort(descending=True).values
-    return float((ordered[max(count - 1, 0)] + ordered[count]) / 2)
+    return float((ordered[count - 1] + ordered[count]) / 2)

@@ -87,10 +87,10 @@ def stage_counts(num_patches: Any, keep_ratios: Sequence[float], rule: CountRule
         num_patches: N, or ``(B,)`` int64 where images differ.
         keep_ratios: one a stage.
         rule: what they are ratios of.
-        makes: tokens that the reducer adds after each stage at a ratio below 1.
+        makes: tokens that the reducer adds after each stage that drops any.
 
     Returns:
-        A list of S ints, or of S tensors ``(B,)``; without the tokens made.
+        A list of S ints, or of S tensors ``(B,)``.
 
     Example:
         >>> stage_counts(196, (0.7, 0.49, 0.343))
@@ -106,7 +106,7 @@ def stage_counts(num_patches: Any, keep_ratios: Sequence[float], rule: CountRule
             continue
         kept = -(-present * round(ratio * 1000) // 1000)  # rounded up, so at least one
         counts.append(kept)
-        present = kept + makes if ratio < 1 else kept
+        present = kept + makes * (kept < present)  # nothing is made where nothing is dropped
     return counts
 
 

@@ -157,6 +157,7 @@ def prune(
         side=_created_side(backbone, side),
     )
     model.architecture = architecture
+    model.scorer = {"name": scorer} if isinstance(scorer, str) else dict(scorer)
     model.model_kwargs = dict(model_kwargs or {})
     return model.train(backbone.training)
 
@@ -289,6 +290,8 @@ def _described(part: Any, noun: str, create: Any, otherwise: str = "") -> Any:
     if isinstance(part, str):
         return create(part)
     if isinstance(part, Mapping) and "name" in part:
+        if "dim" in part:
+            raise InputError(f"{noun}={dict(part)}: the width of the tokens is the backbone's; leave out dim.")
         return create(**part)
     shown = type(part).__name__ if isinstance(part, nn.Module) else repr(part)
     raise InputError(f"{noun}={shown}: give a name, or a mapping with 'name'{otherwise}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -23,6 +24,10 @@ _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"
 _OPTIONAL = {
     *("reducer", "scorer", "placement", "count_rule", "thresholds"),
     *("global_pool", "metadata", "num_identities", "embedding", "side"),
+}
+
+_THRESHOLDS_ARE_OF = {
+    *("keep_ratio", "keep_ratios", "stages", "scorer", "selector", "reducer", "placement", "count_rule"),
 }
 
 
@@ -46,6 +51,7 @@ class _Savable(Protocol):
     keep_ratios: tuple[float, ...]
     selector: Any
     predictors: Any
+    scorer: dict[str, Any]
     reducer: Any
     placement: Any
     count_rule: Any
@@ -62,11 +68,13 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
 
     Attributes:
         architecture: timm name from which the backbone can be rebuilt; None if unknown.
+        scorer: what :func:`dynavit.create_model` was asked for, for models that have no predictors at present.
         model_kwargs: what timm needs beside it.
         metadata: plain data saved along: class names, preprocessing, whatever else serves users.
     """
 
     architecture: str | None = None
+    scorer: dict[str, Any]
     model_kwargs: dict[str, Any]
     metadata: dict[str, Any]
 
@@ -170,8 +178,8 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         model = create_model(config.pop("architecture"), **{**config, **kwargs, **overrides})
         if pool != model.backbone.global_pool and "global_pool" not in overrides and pool is not None:
             model.reset_classifier(model.num_classes, pool)  # as was done to the saved one
-        if not overrides.keys() & {"keep_ratio", "keep_ratios", "stages"}:
-            model.set_thresholds(thresholds)
+        if thresholds is not None and not overrides.keys() & _THRESHOLDS_ARE_OF:
+            model.set_thresholds([float(threshold) for threshold in thresholds])
         model.metadata = metadata
         path = locate(WEIGHTS)
         try:
@@ -212,14 +220,15 @@ def model_config(model: _Savable) -> dict[str, Any]:
         "stages": list(model.stages),
         "keep_ratios": list(model.keep_ratios),
         "selector": selector_config(model.selector),
-        "scorer": scorer_config(model.predictors[0]) if model.predictors else {"name": "mlp"},
+        "scorer": scorer_config(model.predictors[0]) if model.predictors else model.scorer,
         "reducer": reducer_config(model.reducer),
         "placement": model.placement,
         "count_rule": model.count_rule,
         "metadata": model.metadata,
     }
     if model.thresholds is not None:
-        config["thresholds"] = list(model.thresholds)
+        # JSON knows no infinity: "inf" and "-inf" are text
+        config["thresholds"] = [str(value) if math.isinf(value) else value for value in model.thresholds]
     if model.neck is not None:
         config |= {"num_identities": model.neck.num_identities, "embedding": model.neck.embedding}
     if model.side is not None:

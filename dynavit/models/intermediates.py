@@ -35,7 +35,7 @@ class Intermediates:
         """Return features of chosen blocks, one vector for every original patch.
 
         Where a patch was fused, squeezed or merged into another token it has that token's features; where it
-        was dropped, its own from before.
+        was dropped, or mixed by ``aggregate``, its own from before.
 
         Args:
             images: ``(B, 3, H, W)``.
@@ -55,6 +55,8 @@ class Intermediates:
             InputError: a block that does not exist, or another format.
         """
         depth = self.adapter.depth
+        if isinstance(indices, int) and not 1 <= indices <= depth:
+            raise InputError(f"indices={indices}: how many of the last blocks, 1 to {depth}.")
         if indices is None or isinstance(indices, int):
             indices = range(depth - (depth if indices is None else indices), depth)
         wanted = [index + depth if index < 0 else index for index in indices]
@@ -62,6 +64,8 @@ class Intermediates:
             raise InputError(f"indices={list(indices)}: this backbone has blocks 0 to {depth - 1}.")
         if output_fmt not in ("NCHW", "NLC"):
             raise InputError(f"output_fmt={output_fmt!r}: 'NCHW' or 'NLC'.")
+        if output_fmt == "NCHW" and not isinstance(images, Tensor):
+            raise InputError("images of different sizes are on no common grid: use output_fmt='NLC'.")
         num_prefix = self.adapter.num_prefix_tokens
         found: list[Tensor] = []
 

@@ -5,6 +5,7 @@ Shapes: B batch, P prefix tokens, N patch tokens, D width, S stages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -14,18 +15,19 @@ from torch import Tensor, nn
 
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.models.adapters import BackboneAdapter, create_adapter
+from dynavit.models.adapters.attention import check_attention
 from dynavit.models.conventions import TimmConventions
 from dynavit.models.counts import CountRule, checked_ratios, checked_rule, checked_stages, stage_counts
 from dynavit.models.heads import BNNeck
 from dynavit.models.hub import HubMixin
 from dynavit.models.intermediates import Intermediates
 from dynavit.models.side import SideEmbedding
+from dynavit.models.stage import Stage
 from dynavit.models.tokens import GatheredTokens, MaskedTokens, MaskForm, Tokens
 from dynavit.models.trace import Trace
-from dynavit.reducers import Drop, Merge, Reducer
-from dynavit.scorers import BlockAttention, Scorer, StageView
-from dynavit.selectors import Selection, Selector
-from dynavit.selectors.functional import above
+from dynavit.reducers import Drop, Reducer
+from dynavit.scorers import Scorer
+from dynavit.selectors import Selector
 
 Execution = Literal["auto", "mask", "gather"]
 Placement = Literal["before", "inside"]
@@ -88,6 +90,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         self.side = side
         self._check_head()
         self._check_scorers()
+        self.scorer: dict[str, Any] = {"name": "mlp"}
         self.model_kwargs: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
         self.execution: Execution = "auto"
@@ -112,18 +115,21 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         """In eval keep the tokens whose logit is above a threshold, however many, at least one an image.
 
         :func:`dynavit.calibrate` finds thresholds that keep a given share on average. None goes back to ratios.
+        The number of tokens then depends on the data, so such a model cannot be exported.
 
         Args:
             thresholds: one a stage.
 
         Raises:
-            InputError: another number than of stages, or a model that chooses without logits.
+            InputError: another number than of stages, no number, or a model that chooses without logits.
         """
         if thresholds is None:
             self.thresholds = None
             return
-        if len(thresholds) != len(self.stages):
+        if len(thresholds) != len(self.stages) or not self.stages:
             raise InputError(f"{len(thresholds)} thresholds for {len(self.stages)} stages; give one a stage.")
+        if any(math.isnan(threshold) for threshold in thresholds):
+            raise InputError(f"thresholds={list(thresholds)}: NaN is no threshold.")
         if not self.predictors or not self.selector.needs_scores:
             chooser = self.selector if self.reducer.selects else self.reducer
             raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
@@ -150,8 +156,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             return_trace: also return what happened to the tokens.
             temperature: passed to the selector; training only.
             keep_counts: tokens to keep at each stage, in place of the keep ratios. Tensors let a
-                schedule move them without recompiling; in mask execution, and in eval, ``(B,)`` ones differ
-                by image.
+                schedule move them without recompiling (not where tokens are merged); in mask execution, and in
+                eval, ``(B,)`` ones differ by image. Thresholds give way to them.
             generator: source of the selector's noise; training only.
 
         Returns:
@@ -180,8 +186,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
     ) -> Any:
         """Return the tokens after the last norm, ``(B, P + n, D)``, and with them the trace if asked.
 
-        Where dropped tokens are only masked, pooling has to know: pass ``trace.mask`` on to
-        :meth:`forward_head`.
+        Where tokens do not all count alike, pooling has to know: pass ``trace.mask`` on to :meth:`forward_head`.
         """
         x, trace = self._forward(images, cameras, views, 1.0, None, None)
         return (x, trace) if return_trace else x
@@ -192,19 +197,21 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         Args:
             x: what :meth:`forward_features` returned.
             pre_logits: stop before the classifier or the neck.
-            mask: ``trace.mask`` of the same forward; needed in mask execution.
+            mask: ``trace.mask`` of the same forward. Needed where tokens do not all count alike: in mask execution,
+                with thresholds, after merging, and for images of different sizes (NaFlexViT).
 
         Raises:
-            InputError: the tokens were masked, the model pools over them, and no mask is given.
+            InputError: no mask is given, the model pools over tokens, and it is known that they do not.
         """
-        # as in _forward: in eval a stage at ratio 1.0 masks nothing, and then there is no mask
+        # as in _forward: in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
+        adaptive = self.thresholds is not None and not self.training
         prunes = bool(self.stages) if self.training else any(ratio < 1 for ratio in self.keep_ratios)
-        unweighted = mask is None and self._executes() == "mask" and prunes
-        if unweighted and self.backbone.global_pool not in ("token", ""):
+        differ = adaptive or (prunes and (self._executes() == "mask" or not self.reducer.selects))
+        if mask is None and differ and self.backbone.global_pool not in ("token", ""):
             raise InputError(
-                "forward_head: dropped tokens are only masked here (training mode, or "
-                "execution='mask'), so pooling needs their mask: use forward_features(images, "
-                "return_trace=True) and forward_head(x, mask=trace.mask)."
+                "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "
+                "execution='mask', shorter images are padded, merged tokens are several), so pooling needs to know: "
+                "use forward_features(images, return_trace=True) and forward_head(x, mask=trace.mask)."
             )
         return self._head(x, mask, pre_logits)
 
@@ -225,9 +232,15 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
     ) -> tuple[Tensor, Trace]:
         """Run the blocks; ``after`` is called with the number and the tokens after each."""
         trace, tokens = Trace(), self._embed(images, cameras, views)
+        if self.training and self.stages and isinstance(tokens.num_patches, Tensor) and self._executes() == "gather":
+            way = "use execution='mask'" if self.reducer.masks else f"reducer {self.reducer.name!r} cannot mask them"
+            raise InputError(
+                f"images of different sizes keep different numbers of tokens; none can be removed in training: {way}."
+            )
         if after is not None:
             tokens.remember()
-        always = self.training or keep_counts is not None
+        always = self.training or keep_counts is not None or self.thresholds is not None
+        adaptive = not self.training and keep_counts is None
         if keep_counts is None:
             keep_counts = self.stage_counts(tokens.num_patches)
         elif len(keep_counts) != len(self.stages):
@@ -235,14 +248,14 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
 
         for number in range(self.adapter.depth):
             stage = self.stages.index(number) if number in self.stages else None
-            if stage is None or not (always or self.thresholds or self.keep_ratios[stage] < 1):
+            if stage is None or not (always or self.keep_ratios[stage] < 1):
                 tokens.x = self.adapter.block(number, tokens.x, tokens.context, tokens.attention_mask())
             else:
                 seen = (number, tokens.x, tokens.context, tokens.attention_mask())
                 if self.placement == "inside":
                     tokens.x = self.adapter.attention(*seen)
                 attention = partial(self.adapter.view, *seen)
-                self._prune(tokens, stage, keep_counts[stage], attention, temperature, generator, trace)
+                self._stage(stage, adaptive, temperature, generator)(tokens, keep_counts[stage], attention, trace)
                 if self.placement == "inside":
                     tokens.x = self.adapter.mlp(number, tokens.x)
                 else:
@@ -255,7 +268,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
 
         x = self.adapter.norm(tokens.x)
         trace.features = x[:, self.adapter.num_prefix_tokens :]
-        trace.positions, trace.source, trace.mask = tokens.positions, tokens.source, tokens.mask
+        trace.positions, trace.source = tokens.positions, tokens.source
+        trace.mask = tokens.mask if tokens.size is None else tokens.size
         return x, trace
 
     def _embed(self, images: Any, cameras: Tensor | None, views: Tensor | None) -> Tokens:
@@ -270,87 +284,30 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         kind = GatheredTokens if self._executes() == "gather" else MaskedTokens
         return kind(x, context, self.adapter, training=self.training, form=self.mask_form)
 
-    def _prune(
-        self,
-        tokens: Tokens,
-        stage: int,
-        k: int | Tensor,
-        attention: Callable[[], BlockAttention],
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-        trace: Trace,
-    ) -> None:
-        gathers = isinstance(tokens, GatheredTokens)
-        if isinstance(self.reducer, Merge):
-            assert isinstance(tokens, GatheredTokens)
-            if tokens.mask is not None or (isinstance(k, Tensor) and k.numel() != 1):
-                raise InputError("reducer 'merge' leaves as many tokens in every image; these differ in size.")
-            if k < tokens.positions.shape[1]:
-                tokens.merge(self.reducer, attention().mean_keys()[:, self.num_prefix_tokens :], int(k))
-            return
-        logits = self._score(tokens, stage, attention)
-        selection = self._select(tokens, stage, logits, k, temperature, generator)
-        trace.candidates.append(tokens.alive)
-        trace.scores.append(logits)
-        same: int | None = None  # how many every image keeps, if that is known
-        if gathers and not self._ragged(tokens, k):
-            same = int(k)
-        reducer = _DROP if self.reducer.last_only and stage + 1 < len(self.stages) else self.reducer
-        total, before = tokens.num_patches, tokens.mask
-        tokens.select(selection, reducer, logits, k=same, soft=self.training and self.selector.soft)
-        assert tokens.expected is not None
-        assert tokens.probs is not None
-        trace.expected.append(tokens.expected)
-        present = selection.mask if gathers or before is None else before * selection.mask
-        trace.decided.append(present.sum(dim=1) / total)
-        trace.probs.append(tokens.probs)
-        if selection.log_prob is not None:
-            trace.log_prob = selection.log_prob if trace.log_prob is None else trace.log_prob + selection.log_prob
-        for name, loss in selection.aux.items():
-            trace.aux[name] = trace.aux[name] + loss if name in trace.aux else loss
-
-    def _score(self, tokens: Tokens, stage: int, attention: Callable[[], BlockAttention]) -> Tensor:
-        if not self.selector.needs_scores:
-            return tokens.patches.new_zeros(tokens.positions.shape)
-        scorer = self.predictors[stage]
-        view = StageView(stage, tokens.positions, attention() if scorer.needs_attention else None)
-        logits: Tensor = scorer(tokens.patches, tokens.mask, view)
-        return logits
-
-    def _select(
-        self,
-        tokens: Tokens,
-        stage: int,
-        logits: Tensor,
-        k: int | Tensor,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        if self.thresholds is not None and not self.training:
-            keep = above(logits, tokens.alive, self.thresholds[stage])
-            return Selection(keep, keep.float(), keep.float())
-        selector = self.selector.at(stage, tokens.positions)
-        selection: Selection = selector(logits, tokens.alive, k, temperature, generator)
-        return selection
-
-    def _ragged(self, tokens: Tokens, k: int | Tensor) -> bool:
-        """Whether images may keep different numbers of tokens."""
-        differs = isinstance(k, Tensor) and k.numel() != 1
-        if self.training and differs:
-            raise InputError(
-                "keep_counts that differ by image leave no rectangular batch to train on: use execution='mask'."
-            )
-        return not self.training and (differs or self.thresholds is not None or tokens.mask is not None)
+    def _stage(
+        self, number: int, adaptive: bool, temperature: float | Tensor, generator: torch.Generator | None
+    ) -> Stage:
+        early = self.reducer.last_only and number + 1 < len(self.stages)
+        return Stage(
+            number,
+            scorer=self.predictors[number] if self.reducer.selects else None,  # type: ignore[arg-type]
+            selector=self.selector,
+            reducer=_DROP if early else self.reducer,
+            threshold=self.thresholds[number] if adaptive and self.thresholds is not None else None,
+            temperature=temperature,
+            generator=generator,
+            training=self.training,
+        )
 
     def stage_counts(self, num_patches: Any, keep_ratios: Sequence[float] | None = None) -> Any:
-        """Return how many tokens each stage keeps, those that the reducer makes not included.
+        """Return how many of the tokens that it finds each stage keeps; those that it makes come on top.
 
         Args:
             num_patches: N, or ``(B,)`` int64.
             keep_ratios: in place of the model's own.
         """
         ratios = self.keep_ratios if keep_ratios is None else keep_ratios
-        return stage_counts(num_patches, ratios, self.count_rule, self.reducer.makes)
+        return stage_counts(num_patches, ratios, self.count_rule, 0 if self.reducer.last_only else self.reducer.makes)
 
     def _executes(self) -> Literal["mask", "gather"]:
         execution = self.execution
@@ -376,6 +333,9 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         return execution
 
     def _check_scorers(self) -> None:
+        if not self.reducer.selects or any(scorer.needs_attention for scorer in self.predictors):
+            for stage in self.stages:
+                check_attention(self.backbone.blocks[stage].attn)
         for scorer in self.predictors:
             if scorer.needs_class_token and not self.adapter.has_class_token:
                 raise UnsupportedBackbone(

@@ -46,6 +46,8 @@ class Tokens(ABC):
         self.training, self.form = training, form
         shape = (x.shape[0], x.shape[1] - adapter.num_prefix_tokens)
         valid = adapter.valid(context)
+        if valid is not None and not torch.compiler.is_compiling() and bool(valid.all()):
+            valid = None  # nothing is padded
         self.num_patches: Any = shape[1] if valid is None else valid.sum(dim=1)
         self.positions = torch.arange(shape[1], device=x.device).expand(shape)
         self.alive = self.kept = torch.ones(shape, dtype=torch.bool, device=x.device) if valid is None else valid
@@ -161,6 +163,7 @@ class GatheredTokens(Tokens):
 
     def select(self, selection: Selection, reducer: Reducer, logits: Tensor, *, k: int | None, soft: bool) -> None:
         ragged = k is None
+        uneven = ragged or self.mask is not None  # rows may hold tokens that are dead already
         keep, rest = selection.keep, self.alive & ~selection.keep
         n = keep.shape[1]
         k = int(keep.sum(dim=1).max()) if k is None else min(k, n)
@@ -174,12 +177,12 @@ class GatheredTokens(Tokens):
         if self.training:
             mask = selection.mask.gather(1, index)
             mask = mask if self.mask is None else self.mask.gather(1, index) * mask
-        elif ragged:
+        elif ragged and len(index) > 1:  # one image alone needs no padding
             mask = keep.gather(1, index).float()
         kept = TokenSet(_taken(self.patches, index), logits.gather(1, index), mask)
         dropped = None
         if reducer.reads_dropped:
-            real = rest.gather(1, others).float() if ragged else None
+            real = rest.gather(1, others).float() if uneven else None
             dropped = TokenSet(_taken(self.patches, others), logits.gather(1, others), real)
         reduced = reducer(kept, dropped)
 
@@ -202,7 +205,7 @@ class GatheredTokens(Tokens):
             self._append(reduced.tokens, None)
         if reduced.made is not None:
             some = rest.any(dim=1, keepdim=True).expand(-1, reduced.made.shape[1])
-            self._append(reduced.made, some if ragged or not q else None)
+            self._append(reduced.made, some if uneven or not q else None)
         self._move(destination)
 
     def merge(self, reducer: Merge, metric: Tensor, k: int) -> None:

@@ -26,8 +26,9 @@ class Trace:
         features: ``(B, n, D)`` tokens after the last norm, without the prefix.
         positions: ``(B, n)`` their original patch indices; -1 for tokens that a reducer made of several.
         source: ``(B, N)`` for each original patch the row of ``features`` that holds it: its own, or the one it was
-            fused, squeezed or merged into; -1 where it was dropped.
-        mask: ``(B, n)`` their final mask, or None where all count fully.
+            fused, squeezed or merged into; -1 where it was dropped, or went into all the mixtures of ``aggregate``.
+        mask: ``(B, n)`` how much each counts in pooling: their final mask, or the number of patches merged into each;
+            None where all count alike.
         aux: auxiliary losses of the selectors, by name.
     """
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.reducers.base import Reduced, Reducer, TokenSet
-from dynavit.reducers.functional import hide, precise, weighted_sum
+from dynavit.reducers.functional import hide, weighted_sum
 from dynavit.reducers.fuse import fused_token
-from dynavit.selectors.functional import log_mask
+from dynavit.selectors.functional import full_precision, log_mask
 
 
 class Aggregate(Reducer):
@@ -18,7 +18,8 @@ class Aggregate(Reducer):
     Token aggregation of LAPS (Fu et al. 2024, "Linguistic-Aware Patch Slimming") and SEPS
     (https://arxiv.org/abs/2511.01390, eq. 4): with ``W = softmax(scale * MLP(tokens))`` over the kept
     tokens, new token j is ``sum_i W_ij token_i``. The dropped tokens are fused by the softmax of their
-    logits. The new tokens belong to no place, so this acts once, at the last stage.
+    logits. The new tokens belong to no place, so this acts once, at the last stage; in eval not at all where that
+    stage keeps everything, so a model trained with it is evaluated below ratio 1.
 
     The kept tokens' mask enters as :func:`~dynavit.selectors.functional.log_mask`. The published
     ``-(1 - mask) * 1e10`` has the same value and a gradient 1e10 times as large, which destroys training.
@@ -57,7 +58,7 @@ class Aggregate(Reducer):
 
     def weights(self, kept: TokenSet) -> Tensor:
         """Return the share of each kept token in each mixture, ``(B, tokens, k)`` fp32; rows sum to 1."""
-        logits = precise(self.scale * self.mlp(kept.tokens)).transpose(1, 2)
+        logits = full_precision(self.scale * self.mlp(kept.tokens)).transpose(1, 2)
         if kept.mask is not None:
             logits = logits + log_mask(kept.mask).unsqueeze(1)
         return hide(logits, kept.counts).softmax(dim=2)

@@ -10,12 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynavit.selectors.functional import full_precision
+
 _HIDDEN = -1e30
-
-
-def precise(x: Tensor) -> Tensor:
-    """Return ``x`` in fp32; fp64 stays."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def hide(logits: Tensor, counts: Tensor | None) -> Tensor:
@@ -49,7 +46,7 @@ def nearest(tokens: Tensor, others: Tensor, counts: Tensor | None = None) -> tup
         The cosine ``(B, q)`` with its gradient, and the index ``(B, q)`` int64.
     """
     with torch.autocast(tokens.device.type, enabled=False):
-        tokens, others = precise(tokens), precise(others)
+        tokens, others = full_precision(tokens), full_precision(others)
         # norms divide the (q, k) products, not the tokens: nothing as wide as D is copied
         cosine = torch.bmm(tokens, others.transpose(1, 2)) / _norm(others).unsqueeze(1)
         value, index = hide(cosine, counts).max(dim=2)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dynavit.errors import InputError
 from dynavit.reducers.base import Reduced, Reducer, TokenSet
-from dynavit.reducers.functional import hide, precise, weighted_sum
+from dynavit.reducers.functional import hide, weighted_sum
+from dynavit.selectors.functional import full_precision
 
 
 class Fuse(Reducer):
@@ -49,7 +50,7 @@ def fused_token(dropped: TokenSet, *, normalize: bool) -> Tensor:
     It is zero for an image in which none counts. Kept tokens have no part in the normalisation, so it is
     safe however far above the dropped ones they score.
     """
-    logits = hide(precise(dropped.logits), dropped.counts)
+    logits = hide(full_precision(dropped.logits), dropped.counts)
     if normalize:
         weights = logits.softmax(dim=1)
         if dropped.counts is not None:  # where none counts, the softmax is uniform

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynavit.errors import InputError
-from dynavit.report.table import Row, batch_sizes, is_dense, metric_name, ratio_text, throughput
+from dynavit.report.table import Row, batch_sizes, is_adaptive, is_dense, metric_name, ratio_text, throughput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,9 +48,13 @@ def plot_pareto(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> 
             best = row[metric] >= max(other[metric] for other in rows)
             offset, side = ((0, 9), "bottom") if best else ((0, -9), "top")
             _write(cost, "dense", (x, row[metric]), offset, ha="center", va=side, weight="bold")
-        else:  # the curve falls to the left: below it and to the right is room
+        elif not is_adaptive(row):  # the curve falls to the left: below it and to the right is room
             _write(cost, ratio_text(row), (x, row[metric]), (5, -4), va="top")
     _finish(cost, "GMACs per image", metric)
+    if any(is_adaptive(row) for row in rows):
+        cost.plot([], [], label="same number of tokens in every image", **_line(_INK))
+        cost.plot([], [], label="as many as each image needs", **_line(_INK, adaptive=True))
+        cost.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
 
     if sizes:
         speed = figure.add_subplot(1, panels, 2, sharey=cost)
@@ -64,7 +68,7 @@ def plot_pareto(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> 
         for x, row in fastest.values():  # a row has one height, so one label serves all batch sizes
             if ratio_text(row) == "1.0":  # beside the dense model's diamond
                 _write(speed, "1.0", (x, row[metric]), (-5, -4), va="top", ha="right")
-            elif not is_dense(row):
+            elif not (is_dense(row) or is_adaptive(row)):
                 _write(speed, ratio_text(row), (x, row[metric]), (6, 3), va="bottom")
         if any(is_dense(row) for _, row in fastest.values()):
             speed.plot([], [], label="dense", **_diamond(_INK))
@@ -85,13 +89,25 @@ def plot_pareto(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> 
 
 
 def _draw(axes: Axes, points: Sequence[tuple[float, Row]], metric: str, colour: str, label: str | None = None) -> None:
-    """Draw pruned rows as a line and dense ones as diamonds; each point is ``(x, row)``."""
-    pruned = sorted((point for point in points if not is_dense(point[1])), key=lambda point: point[0])
-    heights = [row[metric] for _, row in pruned]
-    axes.plot([x for x, _ in pruned], heights, "o-", markersize=5, linewidth=1.6, color=colour, label=label)
+    """Draw pruned rows as a line, adaptive ones as another, dense ones as diamonds; each point is ``(x, row)``."""
+    for adaptive in (False, True):
+        line = [point for point in points if not is_dense(point[1]) and is_adaptive(point[1]) == adaptive]
+        line.sort(key=lambda point: point[0])
+        if line or not adaptive:
+            axes.plot(
+                [x for x, _ in line],
+                [row[metric] for _, row in line],
+                label=None if adaptive else label,
+                **_line(colour, adaptive),
+            )
     for x, row in points:
         if is_dense(row):
             axes.plot(x, row[metric], **_diamond(colour))
+
+
+def _line(colour: str, adaptive: bool = False) -> dict[str, Any]:
+    style = {"color": colour, "marker": "o", "markersize": 5, "linewidth": 1.6}
+    return style | {"linestyle": "--", "markerfacecolor": "white"} if adaptive else style
 
 
 def _diamond(colour: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from dynavit.errors import InputError
-from dynavit.report.tokens import _GAP, _INK, _MARGIN, _QUIET, _array, _font, _shortened, draw_kept
+from dynavit.report.patches import as_array, draw_kept
+from dynavit.report.tokens import _GAP, _INK, _MARGIN, _QUIET, _font, _shortened
 
 _RIGHT, _WRONG = (26, 127, 55), (207, 34, 46)
 _FRAME, _BADGE = 4, 22  # pixels
@@ -93,7 +94,7 @@ def ranked_list_figure(
 
 
 def _picture(image: ArrayLike, kept: ArrayLike | None, grid_size: tuple[int, int] | None, height: int) -> Image.Image:
-    pixels = _array(image)
+    pixels = as_array(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise InputError(f"ranked_list_figure needs (H, W, 3) uint8 pictures, not {pixels.shape} {pixels.dtype}.")
     if kept is not None and grid_size is not None:

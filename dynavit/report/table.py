@@ -2,9 +2,13 @@
 
 A row is a mapping, as ``evaluation.json`` holds it:
 
-- ``model``: "dense" for the starting checkpoint, else "pruned";
+- ``model``: "dense" for the starting checkpoint, "pruned", or "adaptive" where images keep different numbers of
+  tokens;
 - ``keep_ratio``: a number, or one a stage; ``tokens``: patch tokens kept after each stage;
 - ``gmacs``: 1e9 multiply-accumulates an image; ``gmacs_ratio``: the dense model's over these;
+- of "adaptive" rows, whose ``tokens`` and ``gmacs`` are means over images: ``tokens_p95``, which 95 % of the images do
+  not exceed after the last stage; ``tokens_histogram``, ``{"edges": 11 numbers, "images": 10 counts}``, how many images
+  keep so many then, from an edge to below the next; ``thresholds``, one a stage, None where everything is kept;
 - the metric (``top1``, ``map``, ...) in percent, and ``delta_<metric>``: points against dense;
   ``delta_<metric>_low`` and ``_high``: the 95 % interval of that;
 - ``throughput``: ``{batch size: {"images_per_second": ..., "speedup": ...}}``.
@@ -58,12 +62,14 @@ def columns(rows: Sequence[Row], metric: str = "top1") -> list[Column]:
     table = [
         Column("model", cells=[str(row["model"]) for row in rows]),
         Column("keep ratio", cells=[ratio_text(row) for row in rows]),
-        Column("tokens", cells=["/".join(map(str, row.get("tokens") or [])) or _NOTHING for row in rows]),
+        Column("tokens", cells=["/".join(map(_count, row.get("tokens") or [])) or _NOTHING for row in rows]),
         Column("GMACs", cells=[_cell(row.get("gmacs"), significant) for row in rows]),
         Column("x fewer", cells=[_cell(row.get("gmacs_ratio"), lambda x: f"{x:.2f}x") for row in rows]),
         Column(metric_name(metric), cells=[_cell(row.get(metric), lambda x: f"{x:.2f}") for row in rows]),
         Column("delta", cells=[_cell(_delta(row, metric), lambda x: signed(x, 2)) for row in rows]),
     ]
+    if any(is_adaptive(row) for row in rows):
+        table.insert(3, Column("p95", cells=[_cell(row.get("tokens_p95"), _count) for row in rows]))
     if any(f"delta_{metric}_low" in row for row in rows):
         table.append(Column("95 % interval", cells=[_interval(row, metric) for row in rows]))
     if metric == "map" and any("rank1" in row for row in rows):
@@ -164,6 +170,11 @@ def is_dense(row: Row) -> bool:
     return bool(row["model"] == "dense")
 
 
+def is_adaptive(row: Row) -> bool:
+    """Whether images keep as many tokens as each needs."""
+    return bool(row["model"] == "adaptive")
+
+
 def base_name(rows: Sequence[Row]) -> str:
     """Return what ratios, deltas and speedups are against."""
     if any(is_dense(row) for row in rows):
@@ -217,6 +228,10 @@ def signed(value: float, decimals: int) -> str:
     """
     text = f"{value:+.{decimals}f}"
     return text if float(text) else text[1:]
+
+
+def _count(tokens: float) -> str:
+    return str(tokens) if isinstance(tokens, int) else f"{tokens:.1f}"
 
 
 def _delta(row: Row, metric: str) -> float | None:

@@ -15,43 +15,41 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dynavit.errors import InputError
+from dynavit.models import Trace
+from dynavit.report.patches import as_array, draw_groups, draw_kept
 
-Picture = NDArray[np.uint8]
-
-_VEIL, _VEIL_STRENGTH = 226.0, 0.85  # what dropped patches fade to, and how far
 _READABLE = 192  # pixels; smaller pictures are enlarged to about this
 _MARGIN, _GAP = 16, 12
 _INK, _QUIET = (36, 41, 47), (100, 108, 118)
 
 
-def draw_kept(image: ArrayLike, kept: ArrayLike, grid_size: tuple[int, int]) -> Picture:
-    """Fade the dropped patches of a picture to light grey; kept ones stay as they are.
+def trace_grid(
+    images: Sequence[ArrayLike], trace: Trace, grid_size: tuple[int, int], captions: Sequence[str] | None = None
+) -> Image.Image:
+    """Draw what a forward in eval did to the tokens of its images: those kept after each stage, and groups.
+
+    Where patches went into the token of another place (merged, squeezed), a last column shows which share one; for
+    a model that only merges it is the only one. Tokens that a reducer made stand at no place: what they hold fades.
 
     Args:
-        image: ``(H, W, 3)`` uint8.
-        kept: ``(N,)`` bool, row by row.
+        images: B pictures ``(H, W, 3)`` uint8 of one size.
+        trace: of these images.
         grid_size: rows and columns of patches.
-
-    Returns:
-        ``(H, W, 3)`` uint8, a new array.
+        captions: a line below each row.
 
     Raises:
-        InputError: the picture does not divide into the grid, or the mask is of another grid.
+        InputError: numbers or shapes that do not belong together.
     """
-    pixels, mask = _array(image), _array(kept).astype(bool)
-    rows, columns = grid_size
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise InputError(f"draw_kept needs an (H, W, 3) uint8 image, not {pixels.shape} {pixels.dtype}.")
-    if mask.shape != (rows * columns,) or pixels.shape[0] % rows or pixels.shape[1] % columns:
-        raise InputError(
-            f"draw_kept: an image of {pixels.shape[0]}x{pixels.shape[1]} pixels and a mask of shape "
-            f"{mask.shape} do not fit a grid of {rows} x {columns} patches."
-        )
-    patch = (pixels.shape[0] // rows, pixels.shape[1] // columns)
-    shown = np.kron(mask.reshape(rows, columns), np.ones(patch, dtype=bool))[..., None]
-    grey = pixels.mean(axis=2, keepdims=True)  # without colour, so that nothing dropped looks kept
-    veiled = _VEIL_STRENGTH * _VEIL + (1 - _VEIL_STRENGTH) * grey
-    return np.where(shown, pixels, veiled.round().astype(np.uint8))
+    assert trace.source is not None
+    assert trace.positions is not None
+    token = trace.source.clamp(min=0)
+    held = (trace.source >= 0) & (trace.positions.gather(1, token) >= 0)
+    groups = torch.where(held, token, -1).cpu()
+    sizes = torch.zeros_like(trace.positions).scatter_add(1, token, held.long())
+    shares = bool((sizes > 1).any())
+    merges = shares and not trace.scores
+    masks = [] if merges else [mask.cpu() for mask in trace.masks]
+    return kept_token_grid(images, masks, grid_size, captions=captions, groups=groups if shares else None)
 
 
 def kept_token_grid(
@@ -61,29 +59,33 @@ def kept_token_grid(
     titles: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
     scale: int | None = None,
+    groups: ArrayLike | None = None,
 ) -> Image.Image:
-    """Draw one row an image: the image itself, then what is left of it after each stage.
+    """Draw one row an image: the image itself, what is left of it after each stage, and what shares a token.
 
     Args:
         images: B pictures ``(H, W, 3)`` uint8 of one size.
         masks_per_stage: S masks ``(B, N)`` bool, as ``trace.masks`` holds them.
         grid_size: rows and columns of patches.
-        titles: of the ``1 + S`` columns; "input", "stage 1: 32 of 64" ... if None.
+        titles: of the columns; "input", "stage 1: 32 of 64", ... "merged to 16 of 64" if None.
         captions: a line below each row.
         scale: enlarge by this factor, without smoothing; small pictures up to about 192 pixels if None.
+        groups: ``(B, N)`` as :func:`draw_groups` takes them, for a last column; none if None.
 
     Raises:
         InputError: numbers or shapes that do not belong together.
     """
-    pictures = [_array(image) for image in images]
-    masks = [_array(mask).astype(bool) for mask in masks_per_stage]
+    pictures = [as_array(image) for image in images]
+    masks = [as_array(mask).astype(bool) for mask in masks_per_stage]
+    shared = None if groups is None else as_array(groups)
     if not pictures or any(picture.shape != pictures[0].shape for picture in pictures):
         raise InputError("kept_token_grid needs one or more images, all of one size.")
-    if any(mask.ndim != 2 or len(mask) != len(pictures) for mask in masks):
-        shapes = [mask.shape for mask in masks]
+    each = masks if shared is None else [*masks, shared]
+    if any(mask.ndim != 2 or len(mask) != len(pictures) for mask in each):
+        shapes = [mask.shape for mask in each]
         raise InputError(f"kept_token_grid: masks {shapes} for {len(pictures)} images; each is (images, N).")
-    titles = _default_titles(masks) if titles is None else titles
-    if len(titles) != 1 + len(masks) or (captions is not None and len(captions) != len(pictures)):
+    titles = _default_titles(masks, shared) if titles is None else titles
+    if len(titles) != 1 + len(each) or (captions is not None and len(captions) != len(pictures)):
         raise InputError("kept_token_grid needs a title for the input and each stage, a caption an image.")
 
     height, width = pictures[0].shape[:2]
@@ -103,8 +105,10 @@ def kept_token_grid(
         draw.text((middle, _MARGIN + 16), title, fill=_INK, font=font, anchor="ms")
     for row, picture in enumerate(pictures):
         top = _MARGIN + 26 + row * row_height
-        for column, mask in enumerate([None, *masks]):
-            shown = picture if mask is None else draw_kept(picture, mask[row], grid_size)
+        drawn = [picture, *(draw_kept(picture, mask[row], grid_size) for mask in masks)]
+        if shared is not None:
+            drawn.append(draw_groups(picture, shared[row], grid_size))
+        for column, shown in enumerate(drawn):
             enlarged = Image.fromarray(shown).resize((width, height), Image.Resampling.NEAREST)
             canvas.paste(enlarged, (_MARGIN + column * (cell + _GAP) + (cell - width) // 2, top))
         if captions:
@@ -114,13 +118,18 @@ def kept_token_grid(
     return canvas
 
 
-def _default_titles(masks: Sequence[NDArray[np.bool_]]) -> list[str]:
+def _default_titles(masks: Sequence[NDArray[np.bool_]], groups: NDArray[Any] | None) -> list[str]:
     titles = ["input"]
     for stage, mask in enumerate(masks, start=1):
-        least, most = mask.sum(axis=1).min(), mask.sum(axis=1).max()
-        count = f"{least}" if least == most else f"{least}-{most}"
-        titles.append(f"stage {stage}: {count} of {mask.shape[1]}")
+        titles.append(f"stage {stage}: {_range(mask.sum(axis=1))} of {mask.shape[1]}")
+    if groups is not None:
+        titles.append(f"merged to {_range([len(np.unique(row[row >= 0])) for row in groups])} of {groups.shape[1]}")
     return titles
+
+
+def _range(counts: ArrayLike) -> str:
+    least, most = np.min(counts), np.max(counts)
+    return f"{least}" if least == most else f"{least}-{most}"
 
 
 def _font(size: int) -> Any:
@@ -140,7 +149,3 @@ def _shortened(text: str, font: Any, width: int) -> str:
     while text and font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
-
-
-def _array(value: ArrayLike) -> NDArray[Any]:
-    return value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)

@@ -59,7 +59,7 @@ class ValueAttention(ClassAttention):
 class AttentionReceived(Scorer):
     """How much attention each token receives, mean over the heads and over the tokens still there.
 
-    The prune score of LTMP, Bonnaerens and Dambre 2023, https://arxiv.org/abs/2305.17328, sec. 3.2, and before it of
+    The prune score of LTMP, Bonnaerens and Dambre 2023, https://arxiv.org/abs/2307.10780, sec. 3.2, and before it of
     LTP, Kim et al. 2022, https://arxiv.org/abs/2107.00910. Prefix tokens count among those that attend, so models
     without a class token have it too. It costs as much as the block's attention.
     """

@@ -6,18 +6,23 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import dynavit
-from dynavit.config import Config
+from dynavit.cli import main
+from dynavit.config import Config, save_config
 from dynavit.engine.build import build_start
 from dynavit.engine.evaluator import evaluate_run
-from dynavit.engine.loading import make_loader
+from dynavit.engine.loading import make_loader, random_samples
 from dynavit.engine.run import list_images, open_run, read_images
 from dynavit.engine.tasks import create_task
 from dynavit.engine.trainer import Trainer
+from dynavit.models.adaptive import calibrate
 
 Make = Callable[..., Config]
 
@@ -150,3 +155,160 @@ def test_images_of_every_kind_are_read_and_bad_ones_reported(run: Path, tmp_path
     assert all(images.shape[1:] == (3, 32, 32) for good, images, _ in batches if good)
     with pytest.raises(dynavit.InputError, match=r"none of the 1 image"):
         list(read_images(opened, [folder / "broken.jpg"], 4))
+
+
+# images that keep different numbers of tokens
+
+
+def test_adaptive_rows_stand_behind_those_of_their_ratio(run: Path, tmp_path: Path) -> None:
+    adaptive_rows = evaluate_run(
+        open_run(run, overrides=["evaluate.adaptive=true", "evaluate.rounds=1"]), output=tmp_path / "out"
+    )
+    names = [(row["model"], row["keep_ratio"]) for row in adaptive_rows]
+    assert names == [("dense", 1.0), ("pruned", 1.0), ("pruned", 0.5), ("adaptive", 0.5)]
+    dense, _, half, row = adaptive_rows
+    assert row["gmacs"] == pytest.approx(half["gmacs"], rel=0.05)
+    assert row["gmacs_ratio"] == pytest.approx(dense["gmacs"] / row["gmacs"])
+    assert row["delta_top1"] == pytest.approx(row["top1"] - dense["top1"])
+    assert row["throughput"]["2"]["images_per_second"] > 0
+    edges, images = row["tokens_histogram"]["edges"], row["tokens_histogram"]["images"]
+    assert len(edges) == 11
+    assert len(images) == 10
+    assert sum(images) == 12
+    assert len(set(np.diff(edges))) == 1
+    assert edges[0] <= row["tokens"][-1] <= row["tokens_p95"] < edges[-1]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "token_counts.png" in written
+    assert json.loads((tmp_path / "out/evaluation.json").read_text()) == adaptive_rows
+    with (tmp_path / "out/evaluation.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(tokens) for tokens in table[3]["tokens"].split()] == row["tokens"]
+    assert table[3]["tokens_histogram_images"].split() == [str(count) for count in images]
+    assert table[2]["tokens_p95"] == ""
+    page = (tmp_path / "out/report.html").read_text()
+    assert "as many as each image needs" in page
+    assert "p95" in page
+
+
+def test_adaptive_rows_say_what_a_plain_loop_finds(run: Path, tmp_path: Path) -> None:
+    """Thresholds, accuracy, mean tokens and mean MACs, image by image."""
+    opened = open_run(run, overrides=["evaluate.calibration_images=20"])
+    row = evaluate_run(opened, [0.5], [], tmp_path / "out", adaptive=True)[2]
+    task = create_task(opened.config)
+    data = task.open_data(opened.preprocessing, augment=False)
+    samples = random_samples(data.train, 20, 20)
+    model = opened.model
+    thresholds = calibrate(model, lambda: [images for images, _ in samples], 0.5)
+    assert row["thresholds"] == pytest.approx(thresholds, abs=1e-5)
+    with torch.inference_mode():
+        _, trace = model(samples[0][0], return_trace=True)
+    assert [int(count.sum()) for count in trace.counts] == [20 * 8, 20 * 4]
+    hits, counts, macs = [], [], []
+    for image, label, _ in (data.validation[i] for i in range(len(data.validation))):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            logits, trace = model(image[None], return_trace=True)
+        hits.append(int(logits.argmax()) == label)
+        counts.append([int(mask.sum()) for mask in trace.masks])
+        macs.append(counter.get_total_flops() // 2)
+    assert row["top1"] == pytest.approx(100 * sum(hits) / len(hits))
+    assert row["tokens"] == pytest.approx(np.mean(counts, axis=0))
+    assert row["gmacs"] == pytest.approx(np.mean(macs) / 1e9)
+
+
+def test_calibration_reads_training_images_as_validation_does(tiny: Make) -> None:
+    config = tiny("data.augmentation={hflip: 1.0, scale: [0.2, 0.3]}")
+    preprocessing = {"image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+    plain = create_task(config).open_data(preprocessing, augment=False)
+    augmented = create_task(config).open_data(preprocessing)
+    assert torch.equal(augmented.validation[0][0], plain.validation[0][0])
+    samples = random_samples(plain.train, 10, 4)
+    assert [len(indices) for _, indices in samples] == [4, 4, 2]
+    indices = torch.cat([indices for _, indices in samples]).tolist()
+    assert len(set(indices)) == 10
+    assert {int(plain.train[index][1]) for index in indices} == {0, 1, 2}  # not just the first class
+    again = random_samples(plain.train, 10, 10)
+    assert torch.equal(again[0][0], torch.cat([images for images, _ in samples]))
+    assert not torch.equal(augmented.train[indices[0]][0], samples[0][0][0])
+    assert random_samples(plain.train, 10, 10, seed=1)[0][1].tolist() != indices
+    assert sum(len(indices) for _, indices in random_samples(plain.train, 100, 7)) == 24
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("model.selector.name=random", "Random does not read"), ("model.reducer.name=merge", "Merge does not read")],
+)
+def test_adaptive_is_refused_where_no_scores_are_read(override: str, said: str, tiny: Make, tmp_path: Path) -> None:
+    config = tiny("train.epochs=1", "train.steps_per_epoch=1", override)
+    model = build_start(config, ["blue", "green", "red"]).model
+    model.metadata = {"class_names": ["blue", "green", "red"]}
+    config.run_dir.mkdir()
+    model.save_pretrained(config.run_dir)
+    save_config(config, config.run_dir / "config.yaml")
+    with pytest.raises(dynavit.InputError, match=rf"evaluate.adaptive=true .*{said}"):
+        evaluate_run(open_run(config.run_dir), [0.5], [], tmp_path / "out", adaptive=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_evaluates_adaptively(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", str(run), "--adaptive", "--keep-ratios", "0.5", "--no-timing", "--output", str(tmp_path)]
+    assert main([*arguments, "evaluate.calibration_images=8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:5] == ["model", "keep", "ratio", "tokens", "p95"]
+    assert [line.split()[0] for line in lines[2:5]] == ["dense", "pruned", "adaptive"]
+    assert main([*arguments, "evaluate.calibration_images=0"]) == 2
+    assert "evaluate.calibration_images=0: must be above 0" in capsys.readouterr().err
+
+
+def test_thresholds_of_a_model_told_cameras_are_calibrated_with_them(reid: Make, tmp_path: Path) -> None:
+    config = reid("train.epochs=1", "model.side={scale: 3.0}")
+    Trainer(config).fit()
+    opened = open_run(config.run_dir)
+    torch.nn.init.normal_(opened.model.side.table, std=3.0)
+    (row,) = (row for row in evaluate_run(opened, [0.5], [], tmp_path, adaptive=True) if row["model"] == "adaptive")
+    task = create_task(opened.config)
+    data = task.open_data(opened.preprocessing, augment=False)
+    ((images, indices),) = random_samples(data.train, 512, 512)
+    told = calibrate(opened.model, lambda: [(images, task.inputs(opened.model, data, indices, train=True))], 0.5)
+    assert row["thresholds"] == pytest.approx(told, abs=1e-5)
+    assert row["thresholds"] != pytest.approx(calibrate(opened.model, lambda: [images], 0.5), abs=1e-3)
+    assert (tmp_path / "ranked_lists.png").exists()
+
+
+# other ways to reduce tokens
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.reducer.name=fuse", "model.scorer.name=class_attention", "model.placement=inside"),
+        ("model.reducer.name=squeeze", "model.count_rule=current"),
+        ("model.reducer={name: aggregate, tokens: 3}",),
+        ("model.reducer.name=merge", "model.placement=inside", "model.count_rule=linear"),
+    ],
+    ids=["fuse", "squeeze", "aggregate", "merge"],
+)
+def test_every_reducer_is_evaluated(overrides: tuple[str, ...], tiny: Make, tmp_path: Path) -> None:
+    config = tiny(
+        "data.name=quickstart", "data.root=null", "data.options={validation_size: 6, train_size: 20}", *overrides
+    )
+    names = [str(digit) for digit in range(10)]
+    model = build_start(config, names).model
+    model.metadata = {"class_names": names}
+    config.run_dir.mkdir()
+    model.save_pretrained(config.run_dir)
+    save_config(config, config.run_dir / "config.yaml")
+    merges = "model.reducer.name=merge" in overrides
+    opened = open_run(config.run_dir)
+    rows = evaluate_run(opened, [1.0, 0.6], [], tmp_path / "out", adaptive=not merges)
+    assert [row["model"] for row in rows] == ["pruned", "pruned", "adaptive"][: len(rows)]
+    assert rows[0]["gmacs"] > rows[1]["gmacs"]
+    assert ("foreground_recall" in rows[1]) == (not merges)  # merging chooses no tokens
+    data = create_task(config).open_data(opened.preprocessing)
+    images = torch.stack([data.validation[index][0] for index in range(4)])
+    expected = [kept + opened.model.reducer.makes for kept in rows[1]["tokens"]]
+    opened.model.set_keep_ratio(0.6)
+    with torch.inference_mode():
+        _, trace = opened.model(images, return_trace=True)
+    if "aggregate" not in overrides[0]:
+        assert [int(lengths[0]) for lengths in trace.lengths] == expected
+    assert (tmp_path / "out" / "kept_tokens.png").stat().st_size > 1000

@@ -145,19 +145,34 @@ def test_an_exported_model_needs_neither_torch_nor_dynavit(tmp_path: Path, capsy
     assert metadata["preprocessing"] == preprocessing
 
 
-def test_images_on_which_rounding_decides_are_left_out(
-    model_of: Callable[..., dynavit.PrunedViT], images_for: Any
-) -> None:
-    """Two tokens with the same score at the edge: another runtime may keep the other, and is right too."""
-    model = model_of("vit")
-    images = images_for(model, batch=6)
+def with_a_tie(model: dynavit.PrunedViT, images: Tensor, tied: int, k: int) -> Tensor:
+    """Copy in one image the patch of rank k over the one of rank k + 1: rounding decides which is kept.
+
+    Needs a model whose first stage stands before block 0 and that adds no positions.
+    """
     with torch.no_grad():
         _, trace = model(images, return_trace=True)
-        assert clear_choices(model, trace).all()
-        k = int(trace.counts[0][0])
-        order = trace.scores[0].argsort(dim=1, descending=True)
-        trace.scores[0][2, order[2, k]] = trace.scores[0][2, order[2, k - 1]] - 1e-6
-    clear = clear_choices(model, trace)
+    order = trace.scores[0][tied].argsort(descending=True)
+    (height, width), columns = model.adapter.patch_size, model.adapter.grid_size[1]
+    places = [(int(patch) // columns * height, int(patch) % columns * width) for patch in order[k - 1 : k + 1]]
+    (top, left), (to, into) = places
+    images = images.clone()
+    images[tied, :, to : to + height, into : into + width] = images[tied, :, top : top + height, left : left + width]
+    return images
+
+
+@pytest.fixture
+def tied(model_of: Callable[..., dynavit.PrunedViT], images_for: Any) -> tuple[dynavit.PrunedViT, Tensor]:
+    """A model and six images, in the third of which two patches score the same."""
+    model = model_of("vit", stages=(0,), keep_ratio=0.5)
+    torch.nn.init.zeros_(model.backbone.pos_embed)
+    return model, with_a_tie(model, images_for(model, batch=6), tied=2, k=12)
+
+
+def test_images_on_which_rounding_decides_are_left_out(tied: tuple[dynavit.PrunedViT, Tensor]) -> None:
+    """Two tokens with the same score at the edge: another runtime may keep the other, and is right too."""
+    model, images = tied
+    clear = clear_choices(model, images)
     assert clear.tolist() == [True, True, False, True, True, True]
 
     def exported(batch: Tensor) -> Tensor:
@@ -171,3 +186,93 @@ def test_images_on_which_rounding_decides_are_left_out(
             verify(model, exported, images, (1, 2, 5))
         with pytest.raises(dynavit.InputError, match="nothing to compare by"):
             verify(model, exported, images, clear=torch.zeros(6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("reducer", ["merge", "squeeze"])
+def test_partners_that_are_as_similar_are_no_clear_choice(
+    reducer: str, model_of: Callable[..., dynavit.PrunedViT], images_for: Any
+) -> None:
+    """Equal patches are equally similar to all others; where one of those is merged, rounding picks its partner."""
+    model = model_of("vit", stages=(0,), keep_ratio=0.55, reducer=reducer)
+    torch.nn.init.zeros_(model.backbone.pos_embed)
+    images = images_for(model, batch=4)
+    assert clear_choices(model, images).all()
+    images[1, :, :, 48:] = images[1, :, :, :48]  # every patch of the right half has its like in the left one
+    assert clear_choices(model, images).tolist() == [True, False, True, True]
+
+
+def test_where_nothing_is_chosen_every_choice_is_clear(
+    tied: tuple[dynavit.PrunedViT, Tensor], model_of: Callable[..., dynavit.PrunedViT]
+) -> None:
+    model, images = tied
+    model.set_keep_ratio(1.0)
+    assert clear_choices(model, images).all()
+    assert clear_choices(dynavit.prune(model.backbone, stages=()), images).all()
+    assert clear_choices(dynavit.prune(model.backbone, stages=(0,), selector="random").eval(), images).all()
+
+
+REDUCED: dict[str, tuple[str, dict[str, Any]]] = {
+    "fuse": ("siglip", {"reducer": "fuse"}),
+    "EViT": (
+        "vit",
+        {
+            "reducer": {"name": "fuse", "normalize": False},
+            "scorer": "class_attention",
+            "placement": "inside",
+            "count_rule": "current",
+        },
+    ),
+    "squeeze": ("dinov3", {"reducer": "squeeze", "scorer": "attention_received", "placement": "inside"}),
+    "merge": ("siglip", {"reducer": "merge"}),
+    "ToMe": ("vit", {"reducer": "merge", "placement": "inside", "count_rule": "linear"}),
+    "aggregate": ("gap", {"reducer": {"name": "aggregate", "tokens": 4}, "scorer": "key_norm"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REDUCED)
+def test_every_reducer_exports(name: str, model_of: Callable[..., Any], images_for: Any, tmp_path: Path) -> None:
+    from dynavit.export import export_onnx, open_onnx
+
+    family, options = REDUCED[name]
+    model = model_of(family, depth=4, stages=(1, 2), keep_ratio=0.6, **options)
+    images = images_for(model, batch=8)
+    clear = clear_choices(model, images)
+    assert clear.sum() >= 6
+    checked = export_onnx(model, tmp_path / "model.onnx", images, {}, clear=clear)
+    assert checked.max_difference < 1e-3 * checked.scale
+    # the file reduces: it says something else than the model does at another ratio
+    model.set_keep_ratio(0.9)
+    with torch.inference_mode():
+        other = model(images)
+    assert (open_onnx(tmp_path / "model.onnx")(images) - other).abs().max() > 1e-2 * checked.scale
+
+
+def test_a_model_with_thresholds_is_refused(model_of: Callable[..., Any], images_for: Any, tmp_path: Path) -> None:
+    from dynavit.export import export_onnx
+
+    model = model_of("vit")
+    model.set_thresholds([0.0] * 3)
+    with pytest.raises(dynavit.InputError, match=r"model.set_thresholds\(None\)"):
+        export_onnx(model, tmp_path / "model.onnx", images_for(model, batch=8), {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_command_leaves_thresholds_out_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = dynavit.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=3,
+        stages=(1, 2), keep_ratio=0.5,
+    )  # fmt: skip
+    torch.nn.init.normal_(model.backbone.head.weight)
+    model.set_thresholds([0.0, 0.1])
+    model.save_pretrained(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    assert main(["export", str(tmp_path / "run"), "--images", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "thresholds are left out" in printed
+    assert "keep ratios 0.5, 0.25" in printed

@@ -92,3 +92,24 @@ def test_matplotlib_is_imported_late(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_global_state_of_pyplot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     plot_pareto(ROWS, tmp_path / "p.png")
+
+
+def test_adaptive_rows_are_a_line_of_their_own(tmp_path: Path, figures: list[Figure]) -> None:
+    adaptive = [
+        {"model": "adaptive", "keep_ratio": 0.7, "gmacs": 3.1, "top1": 79.8, "throughput": {"8": SPEED["8"]}},
+        {"model": "adaptive", "keep_ratio": 0.5, "gmacs": 2.3, "top1": 77.9, "throughput": {"8": SPEED["8"]}},
+    ]
+    plot_pareto([*ROWS, *adaptive], tmp_path / "pareto.png")
+    cost, speed = figures[0].axes
+    curve, twin, diamond, *_ = cost.lines
+    assert curve.get_xydata().tolist() == [[2.2, 77.0], [3.0, 79.5], [4.6, 79.9]]
+    assert twin.get_xydata().tolist() == [[2.3, 77.9], [3.1, 79.8]]
+    assert (curve.get_linestyle(), twin.get_linestyle()) == ("-", "--")
+    assert diamond.get_marker() == "D"
+    assert sorted(texts(cost)) == ["0.5", "0.7", "1.0", "dense"]  # beside the points of their ratio
+    legend = cost.get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 2
+    assert [text.get_text() for text in speed.get_legend().get_texts()] == ["batch 1", "batch 8", "dense"]
+    plot_pareto(ROWS, tmp_path / "pareto.png")
+    assert figures[1].axes[0].get_legend() is None

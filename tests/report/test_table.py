@@ -118,3 +118,14 @@ def test_reid_shows_rank1_and_how_sure_the_difference_is() -> None:
     assert lines[0].split()[-5:] == ["delta", "95", "%", "interval", "rank-1"]
     assert lines[2].split()[-3:] == ["-", "-", "70.00"]
     assert lines[3].split()[-5:] == ["-1.00", "-2.35", "to", "+0.40", "71.50"]
+
+
+def test_adaptive_rows_show_mean_tokens_and_p95() -> None:
+    adaptive = {**PRUNED, "model": "adaptive", "tokens": [137.25, 95.96, 67.0], "tokens_p95": 81, "top1": 79.6}
+    lines = format_table([DENSE, PRUNED, adaptive]).splitlines()
+    assert lines[0].split() == ["model", "keep", "ratio", "tokens", "p95", "GMACs", "x", "fewer", "top-1", "delta"]
+    assert lines[2].split()[2:4] == ["-", "-"]
+    assert lines[3].split()[2:4] == ["137/96/67", "-"]
+    assert lines[4].split()[:4] == ["adaptive", "0.7", "137.2/96.0/67.0", "81"]
+    assert "p95" not in format_table([DENSE, PRUNED])
+    assert headline([DENSE, PRUNED, adaptive]) == headline([DENSE, PRUNED])

@@ -1,10 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dynavit import InputError
-from dynavit.report import draw_kept, kept_token_grid
+from dynavit.report import draw_groups, draw_kept, kept_token_grid, trace_grid
 
 
 @pytest.fixture
@@ -109,3 +111,83 @@ def test_letters_beyond_ascii_are_drawn(image: np.ndarray) -> None:
         return kept_token_grid([image], [], (2, 3), captions=[caption]).tobytes()
 
     assert drawn("ö") != drawn("ß") != drawn("ж")  # a font without them draws the same box for all
+
+
+def test_patches_of_a_group_have_their_mean_colour(image: np.ndarray) -> None:
+    before = image.copy()
+    groups = np.array([0, 3, 0, -1, 3, 5])  # 2 x 3 patches of 4 x 4 pixels
+    drawn = draw_groups(image, groups, (2, 3))
+    assert drawn.dtype == np.uint8
+    assert (image == before).all()
+    patches = [image[y : y + 4, x : x + 4].reshape(-1, 3).astype(float) for y in (0, 4) for x in (0, 4, 8)]
+    painted = [drawn[y : y + 4, x : x + 4].reshape(-1, 3) for y in (0, 4) for x in (0, 4, 8)]
+    for members in ([0, 2], [1, 4], [5]):
+        mean = np.concatenate([patches[member] for member in members]).mean(axis=0)
+        for member in members:
+            assert np.abs(painted[member] - mean).max() <= 0.5
+            assert (painted[member] == painted[member][0]).all()
+    assert (drawn[4:, :4] == draw_kept(image, np.zeros(6, dtype=bool), (2, 3))[4:, :4]).all()  # of no group
+    assert (draw_groups(image, torch.from_numpy(groups), (2, 3)) == drawn).all()
+
+
+def test_a_picture_in_which_nothing_was_kept_fades(image: np.ndarray) -> None:
+    assert (draw_groups(image, np.full(6, -1), (2, 3)) == draw_kept(image, np.zeros(6, dtype=bool), (2, 3))).all()
+
+
+def test_groups_are_a_last_column(image: np.ndarray) -> None:
+    kept, groups = np.array([[1, 0, 1, 0, 1, 0]], dtype=bool), np.array([[0, 0, 1, 1, 2, -1]])
+    canvas = kept_token_grid([image], [kept], (2, 3), groups=groups, scale=4)
+    lefts = []
+    for column in (image, draw_kept(image, kept[0], (2, 3)), draw_groups(image, groups[0], (2, 3))):
+        ((_, left),) = find(canvas, column.repeat(4, axis=0).repeat(4, axis=1))
+        lefts.append(left)
+    assert lefts == sorted(lefts)
+    with pytest.raises(InputError, match="for 1 images"):
+        kept_token_grid([image], [], (2, 3), groups=groups[0])
+    with pytest.raises(InputError, match="draw_groups: an image"):
+        kept_token_grid([image], [], (2, 3), groups=groups[:, :5])
+
+
+@pytest.fixture
+def titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is written, in order."""
+    from PIL import ImageDraw
+
+    written: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **_: written.append(text))
+    return written
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"reducer": "drop"}, ["stage 1: 12 of 24", "stage 2: 6 of 24"]),
+        ({"reducer": "fuse"}, ["stage 1: 12 of 24", "stage 2: 6 of 24"]),  # what it made stands nowhere
+        ({"reducer": "squeeze"}, ["stage 1: 12 of 24", "stage 2: 6 of 24", "merged to 6 of 24"]),
+        ({"reducer": "merge"}, ["merged to 6 of 24"]),
+        ({"reducer": {"name": "aggregate", "tokens": 3}}, ["stage 1: 12 of 24", "stage 2: 6 of 24"]),
+        ({"reducer": "merge", "keep_ratio": 1.0}, ["stage 1: 24 of 24", "stage 2: 24 of 24"]),
+    ],
+)
+def test_what_is_drawn_of_a_forward(
+    options: dict[str, Any], expected: list[str], titles: list[str], model_of: Any, images_for: Any
+) -> None:
+    model = model_of("vit", depth=3, stages=(1, 2), **{"keep_ratio": 0.5, **options})
+    with torch.inference_mode():
+        _, trace = model(images_for(model, batch=1), return_trace=True)
+    picture = np.zeros((64, 96, 3), dtype=np.uint8)
+    trace_grid([picture], trace, model.adapter.grid_size)
+    if options["reducer"] == "fuse":  # at its second stage it may drop the token that it made at the first
+        titles[-1] = titles[-1].replace(": 5 ", ": 6 ")
+    assert titles == ["input", *expected]
+
+
+def test_groups_are_those_that_were_merged(model_of: Any, images_for: Any) -> None:
+    model = model_of("vit", depth=3, stages=(1, 2), keep_ratio=0.6, reducer="merge")
+    with torch.inference_mode():
+        _, trace = model(images_for(model, batch=2), return_trace=True)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    canvas = trace_grid(list(pictures), trace, (4, 6))
+    for picture, source in zip(pictures, trace.source, strict=True):
+        shown = draw_groups(picture, source, (4, 6)).repeat(2, axis=0).repeat(2, axis=1)
+        assert len(find(canvas, shown)) == 1

@@ -148,7 +148,11 @@ def test_masking_equals_gathering(scorer_name: str, family: str, stage_of: Make)
     stage.mask, whole = None, stage.context
     stage.gather(index)
     torch.testing.assert_close(stage.score(scorer), masked, rtol=1e-4, atol=1e-5)
-    if whole is not None and family != "naflex" and scorer_name in ("attention_received", "class_attention", "value_attention"):
+    if (
+        whole is not None
+        and family != "naflex"
+        and scorer_name in ("attention_received", "class_attention", "value_attention")
+    ):
         stage.context = stage.adapter.gather(whole, index.flip(0))
         if family in ("eva02", "dinov3", "perception", "rope_mixed") or scorer_name == "attention_received":
             assert (stage.score(scorer) - masked).abs().max() > 1e-3

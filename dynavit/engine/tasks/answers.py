@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dynavit.errors import InputError
 from dynavit.metrics.foreground import foreground_recall, patch_mask
 from dynavit.models import PrunedViT
+from dynavit.models.adaptive import kept_counts
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,17 @@ class Answers:
         indices: ``(S,)`` int64.
         labels: ``(S,)`` int64.
         answers: ``(S, ...)``.
-        kept: ``(S, N)`` bool, patches kept by the first stage; None if the model does not prune.
+        kept: ``(S, N)`` bool, patches kept by the first stage; None if a model does not prune, or merges instead.
         expected: ``(S, stages that prune)`` fp32, expected fractions kept; None likewise.
+        counts: ``(S, stages)`` int64, tokens kept by each stage, where thresholds decide how many; else None.
     """
 
     indices: Tensor
     labels: Tensor
     answers: Tensor
-    kept: Tensor | None
-    expected: Tensor | None
+    kept: Tensor | None = None
+    expected: Tensor | None = None
+    counts: Tensor | None = None
 
 
 @torch.no_grad()
@@ -61,8 +64,7 @@ def collect_answers(
     Raises:
         InputError: no sample can be read.
     """
-    prunes = any(ratio < 1 for ratio in model.keep_ratios)
-    found: list[tuple[Tensor, ...]] = []
+    found: list[dict[str, Tensor]] = []
     bar = tqdm(loader, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
     for batch in bar:
         if batch is None:  # every image of it was skipped
@@ -71,22 +73,23 @@ def collect_answers(
         images = images.to(accelerator.device)  # streams are not moved by the accelerator
         with accelerator.autocast():
             output, trace = model(images, return_trace=True, **inputs(indices))
-        part: tuple[Tensor, ...] = (indices, labels, answer(output))
-        if prunes:
-            part += (trace.masks[0], torch.stack(trace.expected, 1))
-        found.append(tuple(tensor.cpu() for tensor in part))
-    mine = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        part = {"indices": indices, "labels": labels, "answers": answer(output)}
+        if trace.expected:
+            part |= {"kept": trace.masks[0], "expected": torch.stack(trace.expected, 1)}
+        if model.thresholds is not None:
+            part["counts"] = kept_counts(trace)
+        found.append({name: tensor.cpu() for name, tensor in part.items()})
+    mine = {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
     parts = [part for part in gather_object([mine]) if part]
     if not parts:
         raise InputError("the validation split holds no image that can be read.")
-    together = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     # the first of each index: padding repeats samples on other processes
-    order = together[0].argsort(stable=True)
-    ordered = together[0][order]
+    order = together["indices"].argsort(stable=True)
+    ordered = together["indices"][order]
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
-    once = [tensor[order[first]] for tensor in together]
-    return Answers(*once) if prunes else Answers(once[0], once[1], once[2], None, None)
+    return Answers(**{name: tensor[order[first]] for name, tensor in together.items()})
 
 
 def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None) -> dict[str, float]:
@@ -100,7 +103,7 @@ def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None
     Returns:
         ``foreground_recall``, the share of foreground patches kept by the first stage, if there are masks; for
         selectors that a keep-ratio loss trains ``expected_minus_ratio``, the mean keep probability of the first
-        stage that prunes minus its keep ratio.
+        stage that prunes minus its keep ratio, unless thresholds decide. A model that merges chooses no tokens.
     """
     metrics: dict[str, float] = {}
     if answers.kept is None or answers.expected is None:
@@ -109,7 +112,7 @@ def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None
         masks = [patch_mask(foreground(index), model.adapter.grid_size) for index in answers.indices.tolist()]
         recall = foreground_recall(answers.kept, torch.from_numpy(np.stack(masks)))
         metrics["foreground_recall"] = float(recall.nanmean())
-    if model.selector.budget == "expected":
+    if model.selector.budget == "expected" and model.thresholds is None:
         ratio = next(ratio for ratio in model.keep_ratios if ratio < 1)
         metrics["expected_minus_ratio"] = float(answers.expected[:, 0].double().mean()) - ratio
     return metrics

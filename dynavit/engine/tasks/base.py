@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from dynavit.config import Config
@@ -24,21 +24,29 @@ class Task(ABC):
         classes: what training labels stand for, in the plural.
         metric: the validation metric, in percent, by which the best model is chosen.
         shown: metrics to print after an epoch, by name, with their format.
+        counts: ``(S, stages)`` int64, tokens that each stage kept of each sample in the last evaluation, where
+            thresholds decided that; else None.
     """
 
     classes: ClassVar[str]
     metric: ClassVar[str]
     shown: ClassVar[Mapping[str, str]]
+    counts: Tensor | None = None
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     @abstractmethod
-    def open_data(self, preprocessing: dict[str, Any], train: bool = True) -> Any:
-        """Open the data, prepared as the model wants; ``train=False``: validation only.
+    def open_data(self, preprocessing: dict[str, Any], train: bool = True, augment: bool = True) -> Any:
+        """Open the data, prepared as the model wants.
 
         They have ``train`` and ``validation``, which yield ``(image, label, index)``, and ``class_names`` in the
         order of the training labels.
+
+        Args:
+            preprocessing: the model's.
+            train: also open the training split.
+            augment: as training does; False prepares training images like those of validation.
 
         Raises:
             InputError: they do not exist, or make no sense.
@@ -53,6 +61,10 @@ class Task(ABC):
         self, model: PrunedViT, loader: DataLoader[Any], accelerator: Accelerator, data: Any, title: str = ""
     ) -> dict[str, float]:
         """Return the metrics of a model, in eval mode, on the validation data behind a prepared loader."""
+
+    def inputs(self, model: PrunedViT, data: Any, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
+        """Return what else a model is given with the samples ``(B,)`` of validation, or of training."""
+        return {}
 
     def side(self, data: Any) -> Mapping[str, Any] | None:
         """Return the options of the model's camera embedding; None where it has none."""

@@ -32,12 +32,13 @@ class ClassificationTask(Task):
     metric = "top1"
     shown: ClassVar = {"top1": "top-1 {:.2f} %", "foreground_recall": "foreground recall {:.3f}"}
 
-    def open_data(self, preprocessing: dict[str, Any], train: bool = True) -> ClassificationData:
+    def open_data(self, preprocessing: dict[str, Any], train: bool = True, augment: bool = True) -> ClassificationData:
         settings = self.config.data
+        augmented, plain = create_transforms(**preprocessing, augmentation=settings.augmentation)
         data = create_classification_data(
             settings.name,
             settings.root,
-            transforms=create_transforms(**preprocessing, augmentation=settings.augmentation),
+            transforms=(augmented if augment else plain, plain),
             seed=self.config.seed,
             train_split=settings.train_split if train else None,
             validation_split=settings.validation_split,
@@ -70,6 +71,7 @@ class ClassificationTask(Task):
         answers = collect_answers(
             model, loader, accelerator, lambda logits: logits.float().topk(best).indices, title=title
         )
+        self.counts = answers.counts
         foreground = foreground_of(data.validation, self._preprocessing, model.adapter.grid_size)
         return topk_accuracy(answers.answers, answers.labels) | selection_metrics(model, answers, foreground)
 

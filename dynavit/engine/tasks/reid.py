@@ -47,12 +47,12 @@ class ReidTask(Task):
     searched: Searchable
     result: RetrievalResult
 
-    def open_data(self, preprocessing: dict[str, Any], train: bool = True) -> ReidData:
+    def open_data(self, preprocessing: dict[str, Any], train: bool = True, augment: bool = True) -> ReidData:
         settings = self.config.data
         size, mean, std = (preprocessing[name] for name in ("image_size", "mean", "std"))
         plain = create_reid_transforms(size, mean, std, preprocessing["interpolation"])[1]
         transforms = (plain, plain)
-        if settings.augmentation is not None:
+        if augment and settings.augmentation is not None:
             try:
                 transforms = create_reid_transforms(
                     size, mean, std, preprocessing["interpolation"], **settings.augmentation
@@ -127,9 +127,10 @@ class ReidTask(Task):
         self, model: PrunedViT, loader: DataLoader[Any], accelerator: Accelerator, data: ReidData, title: str = ""
     ) -> dict[str, float]:
         def cameras(indices: Tensor) -> dict[str, Tensor]:
-            return side_inputs(model, data, indices)
+            return self.inputs(model, data, indices)
 
         answers = collect_answers(model, loader, accelerator, lambda output: output.float(), cameras, title)
+        self.counts = answers.counts
         self.searched = Searchable(answers.answers, answers.indices, data)
         self.result = self.searched.search()
         metrics = self.result.summary()
@@ -138,6 +139,9 @@ class ReidTask(Task):
             metrics |= {"map_reranked": reranked.mean_ap, "rank1_reranked": reranked.cmc[1]}
         foreground = foreground_of(data.validation, None, model.adapter.grid_size)
         return metrics | selection_metrics(model, answers, foreground)
+
+    def inputs(self, model: PrunedViT, data: ReidData, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
+        return side_inputs(model, data, indices, train)
 
     def detail(self) -> RetrievalResult:
         return self.result

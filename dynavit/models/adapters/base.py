@@ -136,7 +136,8 @@ class BackboneAdapter(ABC):
     def head(self, x: Tensor, mask: Tensor | None, training: bool, pre_logits: bool) -> Any:
         """Pool and classify normalised tokens ``(B, L, D)``.
 
-        ``mask`` ``(B, N)`` weighs the patches; None means that all of them count fully.
+        ``mask`` ``(B, N)`` weighs the patches: 0 for those dropped, and more than 1 for tokens merged of several. None
+        means that all of them count alike.
         """
         vit = self.backbone
         if mask is None or vit.global_pool in ("token", ""):
@@ -147,7 +148,7 @@ class BackboneAdapter(ABC):
             x = x[:, self.num_prefix_tokens :]
         if vit.global_pool == "map":
             keys = mask[:, None, None, :]
-            pooled = vit.attn_pool(x, attn_mask=log_mask(keys) if training else additive_mask(keys > 0.5, x.dtype))
+            pooled = vit.attn_pool(x, attn_mask=log_mask(keys) if training else keys.log().to(x.dtype))
         else:
             pooled = masked_mean(x, mask)
         pooled = vit.head_drop(vit.fc_norm(pooled))

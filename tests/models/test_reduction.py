@@ -341,7 +341,7 @@ def test_intermediates_hold_every_patch(name: str, method: str, small: Model, im
     final, features = model.forward_intermediates(images, norm=True, output_fmt="NLC")
     logits, trace = forward(model, images)
     assert torch.equal(final, model.forward_features(images))
-    assert torch.equal(model.forward_head(final), logits)
+    assert torch.equal(model.forward_head(final, mask=trace.mask), logits)
     gone = trace.source == -1
     assert torch.equal(features[-1][~gone], held(trace)[~gone])
     # dropped patches keep what they were when they went: before the first stage nothing is dropped
@@ -366,6 +366,9 @@ def test_intermediates_are_on_the_grid(small: Model, images_for: Images) -> None
     assert torch.equal(grid.flatten(2).transpose(1, 2), rows)
     with pytest.raises(InputError, match="blocks 0 to 3"):
         model.forward_intermediates(images, indices=[4])
+    for number in (0, 5):
+        with pytest.raises(InputError, match="1 to 4"):
+            model.forward_intermediates(images, indices=number)
     with pytest.raises(InputError, match="'NCHW' or 'NLC'"):
         model.forward_intermediates(images, output_fmt="NHWC")
 
@@ -415,6 +418,7 @@ def test_models_without_class_token_say_what_they_cannot() -> None:
         ({"scorer": "class_atention"}, "class_attention"),
         ({"reducer": {"name": "fuse", "normalise": True}}, "normalize"),
         ({"scorer": {"scale": 2}}, "scorer=.*name"),
+        ({"scorer": {"name": "mlp", "dim": 7}}, "leave out dim"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -443,3 +447,95 @@ def test_prune_with_a_scorer_instance_is_refused() -> None:
     backbone = timm.create_model("vit_tiny_patch16_224", depth=2)
     with pytest.raises(InputError, match=r"scorer=.*give a name"):
         dynavit.prune(backbone, stages=(1,), scorer=ScorePredictor(192))  # type: ignore[arg-type]
+
+
+# Where tokens do not all count alike
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["avg", "map"])
+def test_pooling_counts_merged_tokens_as_often_as_they_are_patches(pool: str, model_of: Model) -> None:
+    """Merging equal tokens loses nothing, if pooling and attention know how many they are."""
+    options = {"stages": (0,), "placement": "inside", "keep_ratio": 0.5, "reducer": "merge", "global_pool": pool}
+    model = model_of("vit", class_token=False, **options)
+    model.backbone.pos_embed.zero_()
+    image = torch.randn(1, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(1, 3, 64, 96).clone()
+    image[..., :16, :16] += 1  # one patch differs from the 23 others
+    logits, trace = forward(model, image)
+    assert trace.mask is not None
+    assert trace.mask.sum() == 24
+    assert trace.mask.max() > 1
+    torch.testing.assert_close(logits, model.backbone(image), rtol=1e-4, atol=1e-4)
+    tokens = model.forward_features(image)
+    with pytest.raises(InputError, match=r"merged tokens are several.*mask=trace.mask"):
+        model.forward_head(tokens)
+    assert torch.equal(model.forward_head(tokens, mask=trace.mask), logits)
+
+
+@torch.no_grad()
+def test_head_wants_to_know_of_padding(model_of: Model, images_for: Images) -> None:
+    model = model_of("gap")
+    images = images_for(model)
+    model.set_thresholds([0.0, 0.0, 0.0])
+    logits, trace = forward(model, images)
+    tokens = model.forward_features(images)
+    with pytest.raises(InputError, match="shorter images are padded"):
+        model.forward_head(tokens)
+    assert torch.equal(model.forward_head(tokens, mask=trace.mask), logits)
+
+
+@pytest.mark.parametrize("method", ["fuse", "squeeze", "evit_fuse"])
+@pytest.mark.parametrize("counts", [[24, 20, 16], [20, 21, 10], [24, 24, 24]])
+def test_training_gathers_what_it_would_mask(method: str, counts: list[int], small: Model, images_for: Images) -> None:
+    """Also after a stage that dropped nothing, whose made token does not exist."""
+    model = small("vit", method).train()
+    images = images_for(model)
+    gathered, trace = forward(model, images, "gather", keep_counts=counts)
+    masked, other = forward(model, images, "mask", keep_counts=counts)
+    torch.testing.assert_close(gathered, masked, rtol=0, atol=2e-3)
+    assert all(map(torch.equal, trace.lengths, other.lengths))
+    if counts == [24, 24, 24]:
+        torch.testing.assert_close(gathered, model.backbone(images), rtol=0, atol=2e-3)
+
+
+def test_counts_know_which_tokens_are_made(model_of: Model) -> None:
+    assert stage_counts(24, (1.0, 0.5), "current", makes=1) == [24, 12]
+    assert stage_counts(1, (0.7, 0.7, 0.7), "current", makes=1) == [1, 1, 1]
+    drop = model_of("vit", count_rule="current")
+    mixed = model_of("vit", count_rule="current", reducer="aggregate")  # which makes a token after the last stage only
+    assert mixed.stage_counts(24) == drop.stage_counts(24) == [17, 12, 9]
+
+
+@torch.no_grad()
+def test_given_counts_come_before_thresholds(model_of: Model, images_for: Images) -> None:
+    model = model_of("vit")
+    images = images_for(model)
+    plain = forward(model, images, keep_counts=[9, 5, 2])[0]
+    model.set_thresholds([0.0, 0.0, 0.0])
+    assert torch.equal(forward(model, images, keep_counts=[9, 5, 2])[0], plain)
+
+
+def test_what_was_calibrated_for_something_else_is_not_loaded(model_of: Model, tmp_path: Path) -> None:
+    model = model_of("vit")
+    model.set_thresholds([float("-inf"), 0.5, float("inf")])
+    model.save_pretrained(tmp_path)
+    assert "Infinity" not in (tmp_path / "config.json").read_text()
+    assert dynavit.load(tmp_path).thresholds == (float("-inf"), 0.5, float("inf"))
+    for other in ({"keep_ratio": 0.5}, {"selector": "random"}, {"reducer": "squeeze"}, {"placement": "inside"}):
+        assert dynavit.load(tmp_path, **other).thresholds is None
+    for wrong in ([0.0], [float("nan")] * 3):
+        with pytest.raises(InputError, match="thresholds"):
+            model.set_thresholds(wrong)
+
+
+def test_the_scorer_is_remembered_where_none_is_needed(model_of: Model, tmp_path: Path) -> None:
+    model_of("vit", stages=(), scorer="key_norm").save_pretrained(tmp_path)
+    assert dynavit.load(tmp_path, stages=(1,), keep_ratio=0.5).predictors[0].name == "key_norm"
+
+
+def test_attention_that_cannot_be_read_is_refused_at_once() -> None:
+    backbone = timm.create_model("vit_tiny_patch16_224", depth=2, attn_layer="diff")
+    for options in ({"scorer": "class_attention"}, {"reducer": "merge"}):
+        with pytest.raises(UnsupportedBackbone, match="DiffAttention cannot be read"):
+            dynavit.prune(backbone, stages=(1,), **options)  # type: ignore[arg-type]
+    dynavit.prune(backbone, stages=(1,))

@@ -1,0 +1,93 @@
+"""What an evaluation leaves behind: tables, figures and a page."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dynavit.engine.run import Run
+from dynavit.report.histogram import plot_token_counts
+from dynavit.report.html import write_report
+from dynavit.report.pareto import plot_pareto
+from dynavit.report.table import is_adaptive
+from dynavit.report.tokens import trace_grid
+
+Row = dict[str, Any]
+
+
+def write_results(
+    run: Run, rows: Sequence[Row], output: Path, sample: Tensor, metric: str, ranked: Image.Image | None
+) -> None:
+    """Write the results of a sweep.
+
+    Args:
+        run: that was evaluated.
+        rows: see :mod:`dynavit.report.table`.
+        output: folder for ``evaluation.json``, ``evaluation.csv``, ``pareto.png``, ``kept_tokens.png``,
+            ``token_counts.png``, ``ranked_lists.png`` and ``report.html``, as far as there is something to draw.
+        sample: a few images ``(B, 3, H, W)`` on which to show the tokens.
+        metric: of the rows, to be shown.
+        ranked: ranked lists of a re-identification model.
+    """
+    (output / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
+    flat = [_flat(row) for row in rows]
+    with (output / "evaluation.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in flat for name in row)))
+        writer.writeheader()
+        writer.writerows(flat)
+    plot_pareto(rows, output / "pareto.png", metric)
+    pictures: dict[str, Any] = {"Accuracy, MACs and speed": output / "pareto.png"}
+    if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
+        picture = draw_kept_tokens(run, sample)
+        picture.save(output / "kept_tokens.png")
+        caption = "Tokens kept after each stage" if run.model.reducer.selects else "Patches merged into one token"
+        pictures[caption] = picture
+    if any(is_adaptive(row) for row in rows):
+        plot_token_counts(rows, output / "token_counts.png")
+        pictures["Tokens that images keep where each keeps as many as it needs"] = output / "token_counts.png"
+    if ranked is not None:
+        ranked.save(output / "ranked_lists.png")
+        pictures["What is found first for some queries; dropped patches are faded"] = ranked
+    assert run.config is not None
+    settings = {
+        "folder": str(run.path),
+        "architecture": run.model.architecture,
+        "stages": list(run.model.stages),
+        "selector": run.config.model.selector["name"],
+        **({"scorer": run.model.predictors[0].name} if run.model.predictors else {}),
+        "reducer": run.model.reducer.name,
+        "data": run.config.data.name,
+        "device": str(run.device),
+        "torch threads": torch.get_num_threads(),
+    }
+    write_report(output / "report.html", f"{run.config.name}: accuracy against cost", rows, pictures, settings, metric)
+
+
+@torch.inference_mode()
+def draw_kept_tokens(run: Run, images: Tensor, captions: Sequence[str] | None = None) -> Image.Image:
+    """Draw images ``(B, 3, H, W)`` with the tokens that the model keeps after each stage, or merges."""
+    _, trace = run.model(images.to(run.device), return_trace=True, **run.model.unknown_cameras(len(images)))
+    pixels = [run.pixels(image) for image in images]
+    return trace_grid(pixels, trace, run.model.adapter.grid_size, captions=captions)
+
+
+def _flat(row: Row) -> Row:
+    """Return a row whose cells are numbers or text: lists become numbers with spaces between, mappings columns."""
+    flat: Row = {}
+    for name, value in row.items():
+        if name == "throughput":
+            for batch_size, speed in value.items():
+                flat[f"images_per_second_{batch_size}"] = speed["images_per_second"]
+                flat[f"speedup_{batch_size}"] = speed["speedup"]
+        elif isinstance(value, dict):
+            flat |= {f"{name}_{key}": " ".join(map(str, numbers)) for key, numbers in value.items()}
+        else:
+            flat[name] = " ".join(map(str, value)) if isinstance(value, list) else value
+    return flat
