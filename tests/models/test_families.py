@@ -256,7 +256,7 @@ def test_rotary_embeddings_by_original_position(name: str, small: Model, images_
     context, positions = gathered_twice(adapter, whole, rope.shape[-2])
     for number in range(4):
         own = rope[number] if name == "rope_mixed" else rope.unsqueeze(0)  # (heads or 1, N, d)
-        taken = adapter._rope(number, context)
+        taken = adapter._options(number, context)["rope"]
         assert taken.shape == (2, own.shape[0], 5, own.shape[2])
         for image in range(2):
             for token, place in enumerate(positions[image].tolist()):
@@ -480,7 +480,7 @@ def test_torch_export(name: str, small: Model, images_for: Images) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("eva02", {"use_post_norm": True}, r"Eva\.blocks\[0\] is a EvaBlockPostNorm.*use_post_norm=False"),
+        ("eva02", {"use_post_norm": True}, r"Eva\.blocks\[0\] is a EvaBlockPostNorm.*EvaBlock \(pre-norm\)"),
         ("eva02", {"patch_drop_rate": 0.2}, "patch_drop_rate"),
         ("dinov3", {"global_pool": "avgmax"}, r"global_pool='avgmax'.*supported: 'token', 'avg', 'map'"),
         (

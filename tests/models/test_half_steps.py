@@ -287,7 +287,6 @@ def test_an_adapter_without_the_methods_says_so(backbone_of: Backbone) -> None:
     x = torch.zeros(1, 5, 48)
     for call, what in (
         (lambda: adapter.attention(0, x, None, None), "half a block"),
-        (lambda: adapter.mlp(0, x), "half a block"),
         (lambda: adapter.view(0, x, None, None), "attention"),
         (lambda: adapter.extend(None, 1), "made tokens"),
     ):

@@ -341,7 +341,7 @@ def test_what_each_patch_is_turned_by(name: str, padded: bool) -> None:
         valid = adapter.valid(later)
         assert valid.all() if padded else valid is None
         for number in range(adapter.depth):
-            rope = adapter._rope(number, later)["rope"].expand(4, 3, -1, -1)
+            rope = adapter._options(number, later)["rope"].expand(4, 3, -1, -1)
             query = torch.randn(4, 3, 3, 16)
             half = backbone.blocks[0].attn.rotate_half
             assert torch.equal(apply_rot_embed_cat(query, rope, half=half)[:, :, 0], query[:, :, 0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.errors import UnsupportedBackbone
+from dynavit.models.adapters.halves import add_mlp
 from dynavit.selectors.functional import log_mask, masked_mean
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class BackboneAdapter(ABC):
     it is made by :meth:`embed`, shortened by :meth:`gather`, lengthened by :meth:`extend` and read by :meth:`block`
     and its halves. Tokens that a reducer made come last and stand at no place.
 
-    :meth:`attention`, :meth:`mlp`, :meth:`view` and :meth:`extend` are needed only by what reads attention, prunes
+    :meth:`attention`, :meth:`view` and :meth:`extend` are needed only by what reads attention, prunes
     inside a block or makes tokens; an adapter without them refuses those.
 
     Raises:
@@ -114,7 +116,7 @@ class BackboneAdapter(ABC):
 
     def mlp(self, number: int, x: Tensor) -> Tensor:
         """Run the second half of a block, ``x`` plus MLP, on any tokens ``(B, l, D)``."""
-        raise self._cannot("run half a block", "mlp")
+        return self._recomputed(partial(add_mlp, self.backbone.blocks[number]), x)
 
     def view(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> AttentionView:
         """Return what a block's attention at its input ``x`` says of the tokens; arguments as for :meth:`block`."""

@@ -7,7 +7,6 @@ Shapes: B batch, H heads, N patches, L = 1 + N, l = 1 + n tokens present.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,7 @@ from torch.func import functional_call
 from dynavit.errors import UnsupportedBackbone
 from dynavit.models.adapters.attention import AttentionView, relative_bias
 from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
-from dynavit.models.adapters.halves import add_attention, add_mlp
+from dynavit.models.adapters.halves import add_attention
 
 _TABLE = "relative_position_bias_table"
 
@@ -91,9 +90,6 @@ class BeitAdapter(BackboneAdapter):
             return add_attention(block, x, attended)
 
         return self._recomputed(run, x, attention_mask)
-
-    def mlp(self, number: int, x: Tensor) -> Tensor:
-        return self._recomputed(partial(add_mlp, self.backbone.blocks[number]), x)
 
     def view(self, number: int, x: Tensor, context: Tensor | None, attention_mask: Tensor | None) -> AttentionView:
         block = self.backbone.blocks[number]

@@ -12,20 +12,14 @@ Shapes: B batch, H heads, N original patches and whatever was made, n of them pr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-from timm.layers.attention_pool import AttentionPoolLatent
 from timm.models.eva import Eva, EvaBlock
-from torch import Tensor, nn
+from torch import Tensor
 
-from dynavit.errors import UnsupportedBackbone
-from dynavit.models.adapters.attention import AttentionView
-from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
-from dynavit.models.adapters.halves import add_attention, add_mlp
+from dynavit.models.adapters.base import register_adapter
+from dynavit.models.adapters.prenorm import PreNormAdapter
 from dynavit.models.adapters.rotary import without_rotation
-
-_POOLS = ("token", "avg", "map", "")
 
 
 @dataclass(frozen=True)
@@ -45,27 +39,10 @@ class RotaryContext:
 
 
 @register_adapter(Eva)
-class EvaAdapter(BackboneAdapter):
-    """Drives pre-norm blocks, which are given the rotary embedding of the patches still there."""
+class EvaAdapter(PreNormAdapter):
+    """Drives blocks that are given the rotary embedding of the patches still there."""
 
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__(backbone)
-        name = type(backbone).__name__
-        for number, block in enumerate(self.backbone.blocks):
-            if type(block) is not EvaBlock:
-                raise UnsupportedBackbone(
-                    f"{name}.blocks[{number}] is a {type(block).__name__}, which dynavit does not drive; the "
-                    f"supported block is timm.models.eva.EvaBlock (pre-norm: use_post_norm=False)."
-                )
-        if self.backbone.patch_drop is not None:
-            raise UnsupportedBackbone(f"{name} drops patches at random (patch_drop_rate); create it without.")
-        if self.backbone.global_pool not in _POOLS or not isinstance(
-            self.backbone.attn_pool, AttentionPoolLatent | None
-        ):
-            raise UnsupportedBackbone(
-                f"{name}(global_pool={self.backbone.global_pool!r}) cannot leave out dropped tokens; "
-                f"supported: {', '.join(map(repr, _POOLS))}. Pass global_pool= when creating it."
-            )
+    blocks = (EvaBlock,)
 
     def embed(self, images: Tensor) -> tuple[Tensor, RotaryContext]:
         eva = self.backbone
@@ -93,52 +70,15 @@ class EvaAdapter(BackboneAdapter):
             positions = torch.cat([positions, rows.expand(positions.shape[0], -1)], dim=1)
         return RotaryContext(without_rotation(rope, count), positions)
 
-    def block(self, number: int, x: Tensor, context: RotaryContext, attention_mask: Tensor | None) -> Tensor:
-        block = self.backbone.blocks[number]
-        rope = self._rope(number, context)
-        if attention_mask is not None:
-            attention_mask = additive_mask(attention_mask, x.dtype)
-
-        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-            with backend_for(x, attention_mask):  # inside, so that a recomputation has it too
-                return block(x, rope=rope, attn_mask=attention_mask)
-
-        return self._recomputed(run, x, attention_mask)
-
-    def attention(self, number: int, x: Tensor, context: RotaryContext, attention_mask: Tensor | None) -> Tensor:
-        block = self.backbone.blocks[number]
-        rope = self._rope(number, context)
-        if attention_mask is not None:
-            attention_mask = additive_mask(attention_mask, x.dtype)
-
-        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-            with backend_for(x, attention_mask):
-                attended = block.attn(block.norm1(x), rope=rope, attn_mask=attention_mask)
-            return add_attention(block, x, attended)
-
-        return self._recomputed(run, x, attention_mask)
-
-    def mlp(self, number: int, x: Tensor) -> Tensor:
-        return self._recomputed(partial(add_mlp, self.backbone.blocks[number]), x)
-
-    def view(self, number: int, x: Tensor, context: RotaryContext, attention_mask: Tensor | None) -> AttentionView:
-        block = self.backbone.blocks[number]
-        return AttentionView(
-            block.attn,
-            block.norm1,
-            x,
-            num_prefix_tokens=self.num_prefix_tokens,
-            has_class_token=self.has_class_token,
-            mask=attention_mask,
-            rope=self._rope(number, context),
-        )
-
-    def _rope(self, number: int, context: RotaryContext) -> Tensor | None:
-        """Return what block ``number`` takes, broadcast against queries ``(B, H, n, d)``."""
-        if context.rope is None or not self.backbone.rope_mixed:
-            return context.rope
-        rope = context.rope[number]
-        return rope if context.positions is None else rope[:, context.positions].transpose(0, 1)
+    def _options(self, number: int, context: RotaryContext) -> dict[str, Tensor]:
+        """Return the rotary embedding, broadcast against queries ``(B, H, n, d)``."""
+        rope = context.rope
+        if rope is None:
+            return {}
+        if self.backbone.rope_mixed:
+            rope = rope[number]
+            rope = rope if context.positions is None else rope[:, context.positions].transpose(0, 1)
+        return {"rope": rope}
 
     @property
     def pools_prefix(self) -> bool:

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from timm.layers.attention_pool import AttentionPoolLatent
 from timm.models.eva import EvaBlock
 from timm.models.naflexvit import NaFlexRopeIterator, NaFlexVit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from dynavit.errors import InputError, UnsupportedBackbone
-from dynavit.models.adapters.attention import AttentionView
-from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
-from dynavit.models.adapters.halves import add_attention, add_mlp
+from dynavit.errors import InputError
+from dynavit.models.adapters.base import register_adapter
+from dynavit.models.adapters.prenorm import PreNormAdapter
 from dynavit.models.adapters.rotary import MixedRotary, without_rotation
 
-_POOLS = ("token", "avg", "map", "")
 _KEYS = ("patches", "patch_coord", "patch_valid")
 
 
@@ -44,7 +40,7 @@ class NaFlexContext:
 
 
 @register_adapter(NaFlexVit)
-class NaFlexVitAdapter(BackboneAdapter):
+class NaFlexVitAdapter(PreNormAdapter):
     """Drives the pre-norm blocks of ViT or EVA, and hides padding from them.
 
     Images of one size are a tensor ``(B, 3, H, W)``. Others come as timm's NaFlex loader makes them::
@@ -54,24 +50,7 @@ class NaFlexVitAdapter(BackboneAdapter):
     each image's patches first, row by row, then padding, whose content does not matter.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__(backbone)
-        name = type(backbone).__name__
-        for number, block in enumerate(self.backbone.blocks):
-            if type(block) not in (Block, EvaBlock):
-                raise UnsupportedBackbone(
-                    f"{name}.blocks[{number}] is a {type(block).__name__}, which dynavit does not drive; the supported "
-                    f"blocks are timm.models.vision_transformer.Block and timm.models.eva.EvaBlock (pre-norm)."
-                )
-        if self.backbone.patch_drop is not None:
-            raise UnsupportedBackbone(f"{name} drops patches at random (patch_drop_rate); create it without.")
-        if self.backbone.global_pool not in _POOLS or not isinstance(
-            self.backbone.attn_pool, AttentionPoolLatent | None
-        ):
-            raise UnsupportedBackbone(
-                f"{name}(global_pool={self.backbone.global_pool!r}) cannot leave out dropped tokens; "
-                f"supported: {', '.join(map(repr, _POOLS))}. Pass global_pool= when creating it."
-            )
+    blocks = (Block, EvaBlock)
 
     @property
     def stem(self) -> Any:
@@ -166,60 +145,22 @@ class NaFlexVitAdapter(BackboneAdapter):
             rope = without_rotation(rope, count)
         return NaFlexContext(rope, None if valid is None else nn.functional.pad(valid, (0, count), value=True))
 
-    def block(self, number: int, x: Tensor, context: NaFlexContext, attention_mask: Tensor | None) -> Tensor:
-        block = self.backbone.blocks[number]
-        rope = self._rope(number, context)
-        attention_mask = self._without_padding(context, attention_mask, x.dtype)
-
-        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-            with backend_for(x, attention_mask):  # inside, so that a recomputation has it too
-                return block(x, attn_mask=attention_mask, **rope)
-
-        return self._recomputed(run, x, attention_mask)
-
-    def attention(self, number: int, x: Tensor, context: NaFlexContext, attention_mask: Tensor | None) -> Tensor:
-        block = self.backbone.blocks[number]
-        rope = self._rope(number, context)
-        attention_mask = self._without_padding(context, attention_mask, x.dtype)
-
-        def run(x: Tensor, attention_mask: Tensor | None) -> Tensor:
-            with backend_for(x, attention_mask):
-                attended = block.attn(block.norm1(x), attn_mask=attention_mask, **rope)
-            return add_attention(block, x, attended)
-
-        return self._recomputed(run, x, attention_mask)
-
-    def mlp(self, number: int, x: Tensor) -> Tensor:
-        return self._recomputed(partial(add_mlp, self.backbone.blocks[number]), x)
-
-    def view(self, number: int, x: Tensor, context: NaFlexContext, attention_mask: Tensor | None) -> AttentionView:
-        block = self.backbone.blocks[number]
-        return AttentionView(
-            block.attn,
-            block.norm1,
-            x,
-            num_prefix_tokens=self.num_prefix_tokens,
-            has_class_token=self.has_class_token,
-            mask=self._without_padding(context, attention_mask, x.dtype),
-            **self._rope(number, context),
-        )
-
-    def _rope(self, number: int, context: NaFlexContext) -> dict[str, Tensor]:
-        """Return what block ``number`` is given beside the mask, if anything."""
+    def _options(self, number: int, context: NaFlexContext) -> dict[str, Tensor]:
         rope = context.rope
         if rope is None:
             return {}
         return {"rope": rope.of(number) if isinstance(rope, MixedRotary) else rope}
 
-    def _without_padding(self, context: NaFlexContext, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def _mask(self, context: NaFlexContext, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Hide padding for good: the mask of a training step would only make it faint."""
+        mask = attention_mask
         if context.valid is not None:
             keys = nn.functional.pad(context.valid, (self.num_prefix_tokens, 0), value=True)[:, None, None, :]
             if mask is None:
                 mask = keys
             else:
                 mask = mask & keys if mask.dtype == torch.bool else mask.masked_fill(~keys, -torch.inf)
-        return None if mask is None else additive_mask(mask, dtype)
+        return super()._mask(context, mask, dtype)
 
     def _check_image(self, images: Tensor) -> None:
         if images.ndim != 4:
