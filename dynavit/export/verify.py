@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.models import PrunedViT
+from dynavit.models import PrunedViT, Trace
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,17 @@ class Verification:
 
 
 @torch.inference_mode()
-def clear_choices(model: PrunedViT, images: Tensor, noise: float = 2e-5, trials: int = 2) -> Tensor:
-    """Tell for which images ``(B,)`` the choice of tokens is clear: noise little above rounding does not change it.
+def clear_choices(model: PrunedViT, images: Tensor, units: int = 32, noise: float = 2e-5, trials: int = 2) -> Tensor:
+    """Tell for which images ``(B,)`` the choice of tokens is clear: rounding cannot change it.
 
-    Where it does, two tokens score alike at the edge of what is kept, or two partners for a token to be merged into
-    are as similar to it, and another runtime may decide otherwise and be right too.
+    Elsewhere two tokens score alike at the edge of what is kept, or two partners for a token to be merged into are as
+    similar to it, and another runtime may decide otherwise and be right too. The first is read off the scores; noise
+    little above rounding finds the second.
 
     Args:
         model: in eval mode.
         images: ``(B, 3, H, W)``.
+        units: least difference between the last score kept and the first dropped, in units in the last place of fp32.
         noise: relative to each pixel; some ten times what rounding in fp32 does to the tokens.
         trials: how often it is added, and subtracted: a choice between nearly equals changes in one of the two.
     """
@@ -48,15 +50,24 @@ def clear_choices(model: PrunedViT, images: Tensor, noise: float = 2e-5, trials:
     if not any(ratio < 1 for ratio in model.keep_ratios):
         return clear
 
-    def choice(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Trace:
         _, trace = model(images, return_trace=True, **model.unknown_cameras(len(images)))
-        return trace.source.cpu()
+        return trace
 
-    chosen, generator = choice(images), torch.Generator().manual_seed(0)
+    trace = run(images)
+    counts = model.stage_counts(trace.masks[0].shape[1])
+    selecting = [k for k, ratio in zip(counts, model.keep_ratios, strict=True) if ratio < 1]
+    for k, scores in zip(selecting if model.selector.needs_scores else [], trace.scores, strict=False):
+        if k < scores.shape[1]:
+            best = scores.topk(k + 1, dim=1).values.cpu()
+            clear &= best[:, k - 1] - best[:, k] > units * torch.finfo(torch.float32).eps * best[:, k].abs()
+    assert trace.source is not None
+    chosen, generator = trace.source, torch.Generator().manual_seed(0)
     for _ in range(trials):
         change = noise * torch.randn(images.shape, generator=generator).to(images.device)
         for sign in (1, -1):
-            clear &= (choice(images * (1 + sign * change)) == chosen).all(dim=1)
+            same = chosen.eq(run(images * (1 + sign * change)).source)  # type: ignore[arg-type]
+            clear &= same.all(dim=1).cpu()
     return clear
 
 

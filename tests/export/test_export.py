@@ -188,6 +188,17 @@ def test_images_on_which_rounding_decides_are_left_out(tied: tuple[dynavit.Prune
             verify(model, exported, images, clear=torch.zeros(6, dtype=torch.bool))
 
 
+def test_scores_that_hardly_differ_are_no_clear_choice(model_of: Callable[..., Any], images_for: Any) -> None:
+    """A predictor that has learned nothing yet: noise on the pixels moves its scores even less than they differ."""
+    model = model_of("vit", stages=(0,), keep_ratio=0.5)
+    images = images_for(model, batch=4)
+    assert clear_choices(model, images).all()
+    last = model.predictors[0].score[-1]
+    last.weight.data *= 1e-8
+    last.bias.data.fill_(2.0)
+    assert not clear_choices(model, images).any()
+
+
 @pytest.mark.parametrize("reducer", ["merge", "squeeze"])
 def test_partners_that_are_as_similar_are_no_clear_choice(
     reducer: str, model_of: Callable[..., dynavit.PrunedViT], images_for: Any
