@@ -1,4 +1,4 @@
-"""Commands that compare, benchmark, study and compare, and those that list what there is."""
+"""Commands that measure and compare, and those that list what there is."""
 
 from __future__ import annotations
 

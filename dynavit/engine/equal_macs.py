@@ -6,7 +6,6 @@ A budget is a number of multiply-accumulates (MACs) an image, scoring included. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from copy import copy
 
 import torch
 from torch import Tensor
@@ -110,18 +109,11 @@ def _check_merges(model: PrunedViT, keep_ratio: float) -> None:
     """Refuse what :class:`~dynavit.reducers.Merge` would: merging at most halves the tokens at a stage."""
     if model.reducer.selects:
         return
-    variant = at_ratio(model, keep_ratio)
-    present = tokens_per_stage(at_ratio(model, 1.0))[0]
+    variant = model.at_ratio(keep_ratio)
+    present = tokens_per_stage(model.at_ratio(1.0))[0]
     for left in tokens_per_stage(variant):
         if present - left > present // 2:
             raise InputError(
                 f"it would have to leave {left} of {present} tokens at a stage, and merging at most halves them."
             )
         present = left
-
-
-def at_ratio(model: PrunedViT, keep_ratio: float) -> PrunedViT:
-    """Return the same model, weights shared, at another keep ratio."""
-    variant = copy(model)
-    variant.set_keep_ratio(keep_ratio)
-    return variant

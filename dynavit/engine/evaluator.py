@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def _variants(run: Run, task: Task, data: Any, ratios: list[float], adaptive: bo
     Raises:
         InputError: there is none, or an impossible ratio.
     """
-    variants = [("pruned", ratio, _at(run.model, ratio)) for ratio in ratios]
+    variants = [("pruned", ratio, run.model.at_ratio(ratio)) for ratio in ratios]
     if adaptive:
         below = [ratio for ratio in ratios if ratio < 1]
         twins = zip(below, calibrated(run, task, data, below), strict=True)
@@ -129,13 +128,6 @@ def _variants(run: Run, task: Task, data: Any, ratios: list[float], adaptive: bo
     if not variants:
         raise InputError("there is nothing to evaluate: give at least one keep ratio, as in --keep-ratios 0.7")
     return variants
-
-
-def _at(model: PrunedViT, ratio: float) -> PrunedViT:
-    """Return the same model, weights shared, at another keep ratio."""
-    variant = copy(model)
-    variant.set_keep_ratio(ratio)
-    return variant
 
 
 def _dense(run: Run) -> PrunedViT | None:

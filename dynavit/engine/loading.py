@@ -116,6 +116,12 @@ def first_images(dataset: Any, count: int) -> list[Tensor]:
     return [sample[0] for sample in samples if sample is not None]
 
 
+def random_subset(dataset: Any, count: int | None, seed: int = 0) -> Subset[Any]:
+    """Return the first ``count`` samples, or all, of a shuffle that is always the same for a seed."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return Subset(dataset, order[:count].tolist())
+
+
 def random_samples(
     dataset: Any, count: int, batch_size: int, workers: int = 0, seed: int = 0
 ) -> list[tuple[Tensor, Tensor]]:
@@ -131,8 +137,7 @@ def random_samples(
         seed: another one chooses others.
     """
     if not isinstance(dataset, IterableDataset):
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-        dataset = Subset(dataset, order[:count].tolist())
+        dataset = random_subset(dataset, count, seed)
     found: list[tuple[Tensor, Tensor]] = []
     for batch in make_loader(dataset, batch_size, workers):
         missing = count - sum(len(indices) for _, indices in found)

@@ -5,16 +5,17 @@ Shapes: V validation images, S stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dynavit.engine.adaptive import token_statistics
-from dynavit.engine.equal_macs import at_ratio, calibrate_to_budget, largest_keep_ratio, plain_dropping_macs
+from dynavit.engine.equal_macs import calibrate_to_budget, largest_keep_ratio, plain_dropping_macs
 from dynavit.engine.loading import make_loader, random_samples
 from dynavit.engine.method import Method
 from dynavit.engine.speed import images_timed, time_models
@@ -88,8 +89,9 @@ def compare_methods(
     variants = [Variant({"method": "dense", "model": "dense", "gmacs": closed_form_macs(dense) / 1e9}, dense)]
     with tqdm(total=0, leave=False, disable=None) as bar:
         calibration = Calibration(subject, calibration_images, device, bar)
+        macs = {budget: plain_dropping_macs(dense, budget) for budget in budgets}
         for method in methods:
-            variants += _at_budgets(method, dense, budgets, calibration, say)
+            variants += _at_budgets(method, dense, macs, calibration, say)
         if len(variants) == 1:
             raise InputError("there is nothing to compare: every method is left out.")
         _judge(variants, make_loader(subject.validation, batch_size, subject.workers), device, bar)
@@ -121,22 +123,21 @@ class Calibration:
 def _at_budgets(
     method: Method,
     dense: PrunedViT,
-    budgets: Sequence[float],
+    budgets: Mapping[float, int],
     calibration: Callable[[], Iterator[Tensor]],
     say: Callable[[str], None],
 ) -> list[Variant]:
-    """Return a method at those budgets that it can meet, and say which it cannot."""
+    """Return a method at those budgets, MACs by keep ratio of plain dropping, that it can meet; say which it cannot."""
     try:
         model = method.around(dense)
     except InputError as error:
         say(f"{method.name} is left out: {error}")
         return []
     variants = []
-    for budget in budgets:
-        macs = plain_dropping_macs(dense, budget)
+    for budget, macs in budgets.items():
         try:
             ratio = largest_keep_ratio(model, macs)
-            variant = at_ratio(model, ratio)
+            variant = model.at_ratio(ratio)
             if method.adaptive:
                 ratio = calibrate_to_budget(variant, macs, calibration)
         except InputError as error:
@@ -148,9 +149,9 @@ def _at_budgets(
 
 
 @torch.inference_mode()
-def _judge(variants: Sequence[Variant], loader: Iterable[Any], device: torch.device, bar: Any) -> None:
+def _judge(variants: Sequence[Variant], loader: DataLoader[Any], device: torch.device, bar: Any) -> None:
     """Run all of them over the validation images, which are read once."""
-    _advance(bar, "accuracy", len(loader) * len(variants))  # type: ignore[arg-type]
+    _advance(bar, "accuracy", len(loader) * len(variants))
     for batch in loader:
         if batch is None:  # every image of it was skipped
             bar.update(len(variants))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from dynavit.engine.run import Run
 from dynavit.report.histogram import plot_token_counts
 from dynavit.report.html import write_report
 from dynavit.report.pareto import plot_pareto
+from dynavit.report.rows import speed_columns, write_csv
 from dynavit.report.table import is_adaptive
 from dynavit.report.tokens import trace_grid
 
@@ -37,11 +37,7 @@ def write_results(
         ranked: ranked lists of a re-identification model.
     """
     (output / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
-    flat = [_flat(row) for row in rows]
-    with (output / "evaluation.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in flat for name in row)))
-        writer.writeheader()
-        writer.writerows(flat)
+    write_csv([_flat(row) for row in rows], output / "evaluation.csv")
     plot_pareto(rows, output / "pareto.png", metric)
     pictures: dict[str, Any] = {"Accuracy, MACs and speed": output / "pareto.png"}
     if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
@@ -83,9 +79,7 @@ def _flat(row: Row) -> Row:
     flat: Row = {}
     for name, value in row.items():
         if name == "throughput":
-            for batch_size, speed in value.items():
-                flat[f"images_per_second_{batch_size}"] = speed["images_per_second"]
-                flat[f"speedup_{batch_size}"] = speed["speedup"]
+            flat |= speed_columns(row)
         elif isinstance(value, dict):
             flat |= {f"{name}_{key}": " ".join(map(str, numbers)) for key, numbers in value.items()}
         else:

@@ -17,13 +17,12 @@ from tqdm import tqdm
 from dynavit.config import Config, DataConfig, ModelConfig
 from dynavit.engine.build import build_start, resolve_preprocessing
 from dynavit.engine.linear_head import dense_features, fit_linear_head, set_linear_head
-from dynavit.engine.loading import make_loader
+from dynavit.engine.loading import make_loader, random_subset
 from dynavit.engine.run import open_run
 from dynavit.engine.tasks.classification import ClassificationTask
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT, load
 
-_ORDER_SEED = 0
 _BATCH = 64  # of features for a new classifier
 
 
@@ -152,11 +151,9 @@ def _describe(
 
 
 def _some(dataset: Any, limit: int | None) -> Subset[Any]:
-    """Return the first images of a shuffle that is always the same."""
     if isinstance(dataset, IterableDataset):
         raise InputError("methods are compared on images that can be shuffled; this data set can only be streamed.")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(_ORDER_SEED))
-    return Subset(dataset, order[:limit].tolist())
+    return random_subset(dataset, limit)
 
 
 def _fingerprint(model: PrunedViT) -> str:

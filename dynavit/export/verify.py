@@ -66,8 +66,9 @@ def clear_choices(model: PrunedViT, images: Tensor, units: int = 32, noise: floa
     for _ in range(trials):
         change = noise * torch.randn(images.shape, generator=generator).to(images.device)
         for sign in (1, -1):
-            same = chosen.eq(run(images * (1 + sign * change)).source)  # type: ignore[arg-type]
-            clear &= same.all(dim=1).cpu()
+            again = run(images * (1 + sign * change)).source
+            assert again is not None
+            clear &= (again == chosen).all(dim=1).cpu()
     return clear
 
 

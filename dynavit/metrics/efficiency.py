@@ -9,7 +9,7 @@ Shapes: P prefix tokens, N original patch tokens, n patch tokens present.
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
 from dynavit.models.adapters import BackboneAdapter
+from dynavit.models.adapters.attention import normalises_keys
 from dynavit.reducers import Reducer
 
 
@@ -49,8 +50,7 @@ def closed_form_macs(
         0.638...
     """
     if keep_ratios is not None:
-        model = copy.copy(model)  # shallow: shares every module, but the ratios below are its own
-        model.set_keep_ratio(keep_ratios)
+        model = model.at_ratio(keep_ratios)
     size = checked_size(model, image_size)
     return _patch_embed_macs(model, size) + sum(_macs(model, size, tokens_per_stage(model, size)))
 
@@ -167,8 +167,7 @@ def checked_size(model: PrunedViT, image_size: int | tuple[int, int] | None) -> 
 
 
 def _num_patches(model: PrunedViT, size: tuple[int, int]) -> int:
-    rows, columns = model.adapter.stem.dynamic_feat_size(size)
-    return int(rows) * int(columns)
+    return math.prod(model.adapter.grid_of(size))
 
 
 def _linear_macs(module: nn.Module) -> int:
@@ -200,17 +199,13 @@ def _merging_macs(attention: Any, reducer: Reducer, length: int, k: int, q: int)
     """The mean of ``length`` keys over the heads, and the comparisons that leave ``k`` tokens and merge ``q``."""
     dim, width = attention.proj.out_features, attention.proj.in_features
     metric_dim = width // attention.num_heads
-    keys = length * dim * (metric_dim if _plain_keys(attention) else width)
+    keys = length * dim * (width if normalises_keys(attention) else metric_dim)
     return keys + reducer.macs(k, q, dim, metric_dim=metric_dim)
 
 
 def _folds(model: PrunedViT, attention: Any) -> bool:
     """Whether the class token's attention is read without making keys."""
-    return _plain_keys(attention) and getattr(model.backbone, "rope", None) is None
-
-
-def _plain_keys(attention: Any) -> bool:
-    return isinstance(getattr(attention, "k_norm", nn.Identity()), nn.Identity)
+    return not normalises_keys(attention) and getattr(model.backbone, "rope", None) is None
 
 
 def _head_macs(adapter: BackboneAdapter, n: int) -> int:

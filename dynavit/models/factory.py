@@ -139,7 +139,8 @@ def prune(
         InputError: an impossible value.
         TypeError: a backbone that cannot be pruned.
     """
-    depth, width = create_adapter(backbone).depth, int(backbone.embed_dim)  # type: ignore[arg-type]
+    adapter = create_adapter(backbone)
+    depth, width = adapter.depth, int(adapter.backbone.embed_dim)
     if keep_ratio is not None and keep_ratios is not None:
         raise InputError("give keep_ratio (one number) or keep_ratios (one a stage), not both.")
     if keep_ratios is None:

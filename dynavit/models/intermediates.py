@@ -77,7 +77,7 @@ class Intermediates:
         x, _ = self._forward(images, cameras, views, 1.0, None, None, after=collect)
         features: list[Any] = [full[:, num_prefix:] for full in found]
         if output_fmt == "NCHW":
-            grid = self.adapter.grid_of(images)
+            grid = self.adapter.grid_of(tuple(images.shape[-2:]))
             features = [grid_features.transpose(1, 2).unflatten(2, grid).contiguous() for grid_features in features]
         if return_prefix_tokens and num_prefix:
             features = [(one, full[:, :num_prefix]) for one, full in zip(features, found, strict=True)]

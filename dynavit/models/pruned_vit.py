@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, Literal
 
@@ -110,6 +111,12 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         """
         self.keep_ratios = checked_ratios(keep_ratio, len(self.stages), self.count_rule)
         self.thresholds = None
+
+    def at_ratio(self, keep_ratio: float | Sequence[float]) -> PrunedViT:
+        """Return the same model, weights shared, at another keep ratio; this one stays as it is."""
+        variant = copy(self)
+        variant.set_keep_ratio(keep_ratio)
+        return variant
 
     def set_thresholds(self, thresholds: Sequence[float] | None) -> None:
         """In eval keep the tokens whose logit is above a threshold, however many, at least one an image.
@@ -251,10 +258,9 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             if stage is None or not (always or self.keep_ratios[stage] < 1):
                 tokens.x = self.adapter.block(number, tokens.x, tokens.context, tokens.attention_mask())
             else:
-                seen = (number, tokens.x, tokens.context, tokens.attention_mask())
+                attention = partial(self.adapter.view, number, tokens.x, tokens.context)
                 if self.placement == "inside":
-                    tokens.x = self.adapter.attention(*seen)
-                attention = partial(self.adapter.view, *seen)
+                    tokens.x = self.adapter.attention(number, tokens.x, tokens.context, tokens.attention_mask())
                 self._stage(stage, adaptive, temperature, generator)(tokens, keep_counts[stage], attention, trace)
                 if self.placement == "inside":
                     tokens.x = self.adapter.mlp(number, tokens.x)

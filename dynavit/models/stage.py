@@ -19,6 +19,8 @@ from dynavit.scorers import BlockAttention, Scorer, StageView
 from dynavit.selectors import Selection, Selector
 from dynavit.selectors.functional import above
 
+Attention = Callable[[Tensor | None], BlockAttention]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -42,13 +44,13 @@ class Stage:
     generator: torch.Generator | None
     training: bool
 
-    def __call__(self, tokens: Tokens, k: int | Tensor, attention: Callable[[], BlockAttention], trace: Trace) -> None:
+    def __call__(self, tokens: Tokens, k: int | Tensor, attention: Attention, trace: Trace) -> None:
         """Shorten the tokens to ``k``, and those that the reducer makes; record in ``trace`` what happened.
 
         Args:
             tokens: changed.
             k: an int, or a tensor of shape ``()`` or ``(B,)``.
-            attention: returns the attention of the stage's block at its input.
+            attention: returns the attention of the stage's block at its input, under a mask.
             trace: appended to.
 
         Raises:
@@ -75,7 +77,7 @@ class Stage:
         for name, loss in selection.aux.items():
             trace.aux[name] = trace.aux[name] + loss if name in trace.aux else loss
 
-    def _merge(self, reducer: Merge, tokens: Tokens, k: int | Tensor, attention: Callable[[], BlockAttention]) -> None:
+    def _merge(self, reducer: Merge, tokens: Tokens, k: int | Tensor, attention: Attention) -> None:
         if isinstance(tokens.num_patches, Tensor):
             raise InputError("reducer 'merge' needs images of one size: it leaves as many tokens in each.")
         if isinstance(k, Tensor) and k.numel() != 1:
@@ -84,13 +86,15 @@ class Stage:
             )
         assert isinstance(tokens, GatheredTokens)
         if k < tokens.positions.shape[1]:
-            tokens.merge(reducer, attention().mean_keys()[:, tokens.adapter.num_prefix_tokens :], int(k))
+            keys = attention(tokens.attention_mask()).mean_keys()
+            tokens.merge(reducer, keys[:, tokens.adapter.num_prefix_tokens :], int(k))
 
-    def _score(self, tokens: Tokens, attention: Callable[[], BlockAttention]) -> Tensor:
+    def _score(self, tokens: Tokens, attention: Attention) -> Tensor:
         if not self.selector.needs_scores:
             return tokens.patches.new_zeros(tokens.positions.shape)
         assert self.scorer is not None
-        view = StageView(self.number, tokens.positions, attention() if self.scorer.needs_attention else None)
+        seen = attention(tokens.attention_mask()) if self.scorer.needs_attention else None
+        view = StageView(self.number, tokens.positions, seen)
         logits: Tensor = self.scorer(tokens.patches, tokens.mask, view)
         return logits
 

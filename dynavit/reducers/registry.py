@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-from dynavit.errors import InputError, did_you_mean
+from dynavit.errors import InputError
+from dynavit.parts import Parts
 from dynavit.reducers.aggregate import Aggregate
 from dynavit.reducers.base import Reducer
 from dynavit.reducers.drop import Drop
@@ -14,7 +14,8 @@ from dynavit.reducers.merge import Merge
 from dynavit.reducers.squeeze import Squeeze
 
 _CLASSES: tuple[type[Reducer], ...] = (Aggregate, Drop, Fuse, Merge, Squeeze)
-_REDUCERS = {cls.name: cls for cls in _CLASSES}
+_REDUCERS: Parts[Reducer] = Parts("reducer", supplied=("dim",))
+_REDUCERS.classes.update({cls.name: cls for cls in _CLASSES})
 
 
 def create_reducer(name: str, dim: int, **options: Any) -> Reducer:
@@ -31,26 +32,12 @@ def create_reducer(name: str, dim: int, **options: Any) -> Reducer:
         >>> create_reducer("fuse", 384, normalize=False).makes
         1
     """
-    cls = _REDUCERS.get(name)
-    if cls is None:
-        raise InputError(
-            f"unknown reducer {name!r}.{did_you_mean(name, _REDUCERS)} Known: {', '.join(sorted(_REDUCERS))}."
-        )
-    known = _options(cls)
-    for key in options:
-        if key not in known:
-            raise InputError(
-                f"reducer {name!r} has no option {key!r}.{did_you_mean(key, known)} "
-                f"Its options: {', '.join(known) or 'none'}."
-            )
-    if "dim" in inspect.signature(cls).parameters:
-        options["dim"] = dim
-    return cls(**options)
+    return _REDUCERS.create(name, options, dim=dim)
 
 
 def list_reducers() -> dict[str, str]:
     """Return every reducer's name with the first line of its documentation."""
-    return {name: (inspect.getdoc(cls) or "").partition("\n")[0] for name, cls in sorted(_REDUCERS.items())}
+    return _REDUCERS.summaries()
 
 
 def reducer_config(reducer: Reducer) -> dict[str, Any]:
@@ -59,15 +46,9 @@ def reducer_config(reducer: Reducer) -> dict[str, Any]:
     Raises:
         InputError: the class is none of :func:`list_reducers`.
     """
-    if _REDUCERS.get(getattr(reducer, "name", "")) is not type(reducer):
+    if _REDUCERS.classes.get(getattr(reducer, "name", "")) is not type(reducer):
         raise InputError(
             f"{type(reducer).__name__} is none of dynavit's reducers, so a saved model could not be rebuilt; "
-            f"use one of {', '.join(sorted(_REDUCERS))}."
+            f"use one of {', '.join(sorted(_REDUCERS.classes))}."
         )
-    return {"name": reducer.name, **{option: getattr(reducer, option) for option in _options(type(reducer))}}
-
-
-def _options(cls: type[Reducer]) -> list[str]:
-    if "__init__" not in vars(cls):  # nn.Module's takes anything
-        return []
-    return [name for name in inspect.signature(cls).parameters if name != "dim"]
+    return _REDUCERS.config(reducer.name, reducer)

@@ -8,13 +8,13 @@ images differ), ``gmacs``, ``top1``, ``delta_top1``, ``delta_top1_low``, ``delta
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dynavit.errors import InputError
+from dynavit.report.rows import speed_columns, write_csv
 from dynavit.report.table import aligned, batch_sizes, is_dense, metric_name, signed, significant, throughput
 
 Row = Mapping[str, Any]
@@ -74,11 +74,7 @@ def write_methods(rows: Sequence[Row], about: Mapping[str, Any], folder: Path) -
     _require(rows)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "methods.json").write_text(json.dumps({**about, "rows": list(rows)}, indent=2) + "\n")
-    flat = [_flat(row) for row in rows]
-    with (folder / "methods.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in flat for name in row)))
-        writer.writeheader()
-        writer.writerows(flat)
+    write_csv([_flat(row) for row in rows], folder / "methods.csv")
     lines = [f"- {name.replace('_', ' ')}: {value}\n" for name, value in about.items()]
     (folder / "methods.md").write_text(f"{markdown_methods(rows)}\n{''.join(lines)}")
     plot_methods(rows, folder / "methods.png")
@@ -152,11 +148,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
         ]
         for size in sizes:
             speed = throughput(row).get(size)
-            line += (
-                [_NOTHING] * 2
-                if speed is None
-                else [significant(speed["images_per_second"]), f"{speed['speedup']:.2f}x"]
-            )
+            line += [_NOTHING] * 2 if speed is None else _speed(speed)
         lines.append(line)
     return lines
 
@@ -185,9 +177,7 @@ def _begins_budget(rows: Sequence[Row]) -> list[bool]:
 def _flat(row: Row) -> dict[str, Any]:
     flat = {name: value for name, value in row.items() if isinstance(value, str | int | float) and name != "model"}
     flat["tokens"] = " ".join(f"{count:g}" for count in row["tokens"])
-    for size, speed in throughput(row).items():
-        flat[f"images_per_second_{size}"], flat[f"speedup_{size}"] = speed["images_per_second"], speed["speedup"]
-    return flat
+    return flat | speed_columns(row)
 
 
 def _budget(row: Row) -> float:

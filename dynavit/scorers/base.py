@@ -13,9 +13,10 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from dynavit.errors import InputError, did_you_mean
+from dynavit.errors import InputError
+from dynavit.parts import Parts
 
-_SCORERS: dict[str, type[Scorer]] = {}
+_SCORERS: Parts[Scorer] = Parts("scorer", supplied=("dim",))
 _S = TypeVar("_S", bound="type[Scorer]")
 
 
@@ -107,10 +108,10 @@ def register_scorer(cls: _S) -> _S:
     """
     if not (inspect.isclass(cls) and issubclass(cls, Scorer)):
         raise InputError(f"{cls!r} is not a subclass of dynavit.scorers.Scorer.")
-    taken = _SCORERS.get(cls.name)
+    taken = _SCORERS.classes.get(cls.name)
     if taken not in (None, cls):
         raise InputError(f"scorer {cls.name!r} is already registered by {taken.__module__}; choose another name.")
-    _SCORERS[cls.name] = cls
+    _SCORERS.classes[cls.name] = cls
     return cls
 
 
@@ -124,23 +125,12 @@ def create_scorer(name: str, dim: int, **options: Any) -> Scorer:
         >>> create_scorer("mlp", 192).learned, create_scorer("class_attention", 192).learned
         (True, False)
     """
-    if name not in _SCORERS:
-        known = sorted(_SCORERS)
-        raise InputError(f"unknown scorer {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    cls = _SCORERS[name]
-    known = _options(cls)
-    for key in options:
-        if key not in known:
-            raise InputError(
-                f"scorer {name!r} has no option {key!r}.{did_you_mean(key, known)} "
-                f"Its options: {', '.join(known) or 'none'}."
-            )
-    return cls(dim, **options) if "dim" in inspect.signature(cls).parameters else cls(**options)
+    return _SCORERS.create(name, options, dim=dim)
 
 
 def list_scorers() -> dict[str, str]:
     """Return every scorer's name with the first line of its documentation."""
-    return {name: (inspect.getdoc(cls) or "").partition("\n")[0] for name, cls in sorted(_SCORERS.items())}
+    return _SCORERS.summaries()
 
 
 def scorer_config(scorer: Scorer) -> dict[str, Any]:
@@ -151,24 +141,9 @@ def scorer_config(scorer: Scorer) -> dict[str, Any]:
     Raises:
         InputError: the class is not registered, or an option is not kept or not plain data.
     """
-    if _SCORERS.get(getattr(scorer, "name", "")) is not type(scorer):
+    if _SCORERS.classes.get(getattr(scorer, "name", "")) is not type(scorer):
         raise InputError(
             f"{type(scorer).__name__} is not a registered scorer, so a saved model could not be rebuilt; decorate "
             f"the class with @dynavit.scorers.register_scorer."
         )
-    config: dict[str, Any] = {"name": scorer.name}
-    for option in _options(type(scorer)):
-        value = getattr(scorer, option, inspect.Parameter.empty)
-        if not isinstance(value, bool | int | float | str | None):
-            raise InputError(
-                f"option {option!r} of scorer {scorer.name!r} cannot be saved: keep it as a plain number, string or "
-                f"None in self.{option}."
-            )
-        config[option] = value
-    return config
-
-
-def _options(cls: type[Scorer]) -> list[str]:
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return [name for name in named if name != "dim"]
+    return _SCORERS.config(scorer.name, scorer)

@@ -21,7 +21,6 @@ from dynavit.cli import main
 from dynavit.data.transforms import create_transforms
 from dynavit.engine import speed
 from dynavit.engine.equal_macs import (
-    at_ratio,
     calibrate_to_budget,
     image_counts,
     largest_keep_ratio,
@@ -104,9 +103,9 @@ def test_each_method_uses_its_budget_up(name: str, methods: dict[str, Method], d
     for budget_ratio in (0.9, 0.8, 0.7):
         budget = plain_dropping_macs(deep, budget_ratio)
         ratio = largest_keep_ratio(model, budget)
-        more = at_ratio(model, ratio + 0.001)
+        more = model.at_ratio(ratio + 0.001)
         assert closed_form_macs(model, ratio) <= budget < closed_form_macs(more)
-        steps = zip(tokens_per_stage(at_ratio(model, ratio)), tokens_per_stage(more), strict=True)
+        steps = zip(tokens_per_stage(model.at_ratio(ratio)), tokens_per_stage(more), strict=True)
         assert all(0 <= after - before <= 1 for before, after in steps)
 
 
@@ -131,7 +130,7 @@ def test_a_budget_out_of_reach_is_refused(methods: dict[str, Method], deep: dyna
 def test_thresholds_meet_the_budget_on_average(methods: dict[str, Method], deep: dynavit.PrunedViT) -> None:
     images = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     images[::3] *= 0.1
-    model = at_ratio(methods["adaptive"].around(deep), 1.0)
+    model = methods["adaptive"].around(deep).at_ratio(1.0)
     budget = plain_dropping_macs(deep, 0.6)
     ratio = calibrate_to_budget(model, budget, lambda: images.split(10))
     counts = image_counts(model, images.split(7))  # another division into batches

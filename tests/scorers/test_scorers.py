@@ -285,7 +285,7 @@ def test_attention_received_costs_what_the_attention_does(stage_of: Make) -> Non
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
-    monkeypatch.setattr(base, "_SCORERS", dict(base._SCORERS))
+    monkeypatch.setattr(base._SCORERS, "classes", dict(base._SCORERS.classes))
 
 
 class Mine(Scorer):

@@ -23,7 +23,7 @@ from dynavit.selectors import Fixed, Random, TopK, registry
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
     list_selectors()
-    monkeypatch.setattr(registry, "_SELECTORS", dict(registry._SELECTORS))
+    monkeypatch.setattr(registry._SELECTORS, "classes", dict(registry._SELECTORS.classes))
     yield
     registry._load_entry_points.cache_clear()
 

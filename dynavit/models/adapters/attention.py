@@ -72,7 +72,7 @@ class AttentionView:
     @property
     def folds(self) -> bool:
         """Whether the class token's attention needs no keys: there is neither QK-norm nor rotation."""
-        return self.rope is None and not _normalises_keys(self.attn)
+        return self.rope is None and not normalises_keys(self.attn)
 
     def class_attention(self) -> Tensor:
         """Return the attention of the class token to every token: ``(B, H, L)``, rows sum to 1.
@@ -105,12 +105,12 @@ class AttentionView:
         """Return the keys ``(B, H, L, d)``: after QK-norm, before any rotation."""
         if "keys" not in self._cache:
             keys = self._heads("k", self._tokens())
-            self._cache["keys"] = self.attn.k_norm(keys) if _normalises_keys(self.attn) else keys
+            self._cache["keys"] = self.attn.k_norm(keys) if normalises_keys(self.attn) else keys
         return self._cache["keys"]
 
     def mean_keys(self) -> Tensor:
         """Return the mean of the keys over the heads, ``(B, L, d)``; without QK-norm one narrow product."""
-        if "keys" in self._cache or _normalises_keys(self.attn):
+        if "keys" in self._cache or normalises_keys(self.attn):
             return self.keys().mean(dim=1)
         weight, bias = _projection(self.attn, "k")
         heads = self._num_heads("k")
@@ -141,7 +141,7 @@ class AttentionView:
     def _scores(self, rows: slice) -> Tensor:
         """Return scaled products ``(B, H, l, L)`` of the queries of ``rows`` with all keys."""
         queries = self._heads("q", self._tokens()[:, rows])
-        if _normalises_keys(self.attn):
+        if normalises_keys(self.attn):
             queries = self.attn.q_norm(queries)
         keys = self._rotated(self.keys())
         if rows == _ALL:  # the class token stands at no place and is not rotated
@@ -207,7 +207,8 @@ def relative_bias(distances: Tensor, table: Tensor) -> Tensor:
     return F.embedding(distances, table).permute(0, 3, 1, 2).contiguous()
 
 
-def _normalises_keys(attn: nn.Module) -> bool:
+def normalises_keys(attn: nn.Module) -> bool:
+    """Whether something stands between the projection of the keys and their use: QK-norm."""
     return not isinstance(getattr(attn, "k_norm", None), nn.Identity | None)
 
 

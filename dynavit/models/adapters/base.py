@@ -88,9 +88,9 @@ class BackboneAdapter(ABC):
         height, width = self.stem.patch_size
         return int(height), int(width)
 
-    def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches of images ``(B, 3, H, W)``."""
-        rows, columns = self.stem.dynamic_feat_size(tuple(images.shape[-2:]))
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of images of this height and width in pixels."""
+        rows, columns = self.stem.dynamic_feat_size(size)
         return int(rows), int(columns)
 
     @property

@@ -77,8 +77,7 @@ class NaFlexVitAdapter(PreNormAdapter):
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches at :attr:`image_size`; other images have others."""
-        rows, columns = self.stem.dynamic_feat_size(self.image_size)
-        return int(rows), int(columns)
+        return self.grid_of(self.image_size)
 
     @property
     def patch_size(self) -> tuple[int, int]:

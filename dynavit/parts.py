@@ -1,0 +1,77 @@
+"""Parts of a model by name: how selectors, scorers and reducers are created, listed and described."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from dynavit.errors import InputError, did_you_mean
+
+_T = TypeVar("_T")
+
+
+class Parts(Generic[_T]):
+    """All classes of one kind, by name.
+
+    A part's options are its constructor's parameters, kept in attributes of the same name.
+
+    Args:
+        kind: what they are, for messages.
+        supplied: parameters that are no options, because the model supplies them.
+
+    Attributes:
+        classes: the classes by name.
+    """
+
+    def __init__(self, kind: str, supplied: tuple[str, ...] = ()) -> None:
+        self.kind, self.supplied = kind, supplied
+        self.classes: dict[str, type[_T]] = {}
+
+    def create(self, name: str, options: Mapping[str, Any], **supplied: Any) -> _T:
+        """Build a part from its options and, if it asks for them, the parameters that the model supplies.
+
+        Raises:
+            InputError: unknown name or option; the message lists what exists.
+        """
+        if name not in self.classes:
+            known = sorted(self.classes)
+            raise InputError(f"unknown {self.kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+        cls = self.classes[name]
+        known = self.options(cls)
+        for key in options:
+            if key not in known:
+                raise InputError(
+                    f"{self.kind} {name!r} has no option {key!r}.{did_you_mean(key, known)} "
+                    f"Its options: {', '.join(known) or 'none'}."
+                )
+        asked = inspect.signature(cls).parameters
+        return cls(**options, **{key: value for key, value in supplied.items() if key in asked})
+
+    def summaries(self) -> dict[str, str]:
+        """Return every name with the first line of its documentation."""
+        found = sorted(self.classes.items())
+        return {name: (inspect.getdoc(cls) or "").partition("\n")[0] for name, cls in found}
+
+    def config(self, name: str, part: _T) -> dict[str, Any]:
+        """Return ``{"name": ..., option: value, ...}``, from which the part can be built again.
+
+        Raises:
+            InputError: an option is not kept, or is not plain data.
+        """
+        config: dict[str, Any] = {"name": name}
+        for option in self.options(type(part)):
+            value = getattr(part, option, inspect.Parameter.empty)
+            if not isinstance(value, bool | int | float | str | None):
+                raise InputError(
+                    f"option {option!r} of {self.kind} {name!r} cannot be saved: keep it as a plain number, string or "
+                    f"None in self.{option}."
+                )
+            config[option] = value
+        return config
+
+    def options(self, cls: type[_T]) -> list[str]:
+        """Return the names of a class's options."""
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return [name for name in named if name not in self.supplied]
