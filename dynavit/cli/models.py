@@ -58,14 +58,15 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _evaluate(options: argparse.Namespace) -> None:
     from dynavit.engine.evaluator import evaluate_run
     from dynavit.engine.run import open_run
-    from dynavit.report.table import format_table
+    from dynavit.report.table import explain, format_table
 
     run = open_run(options.run_dir, device=options.device, overrides=options.overrides)
     if not run.model.stages:
         print(f"{run.path} holds a dense model: it has no pruning stages, so there is one row.")
     batch_sizes = [] if options.no_timing else options.batch_sizes
     rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output, options.adaptive or None)
-    print(format_table(rows, "map" if run.is_reid else "top1"))
+    metric = "map" if run.is_reid else "top1"
+    print(f"{format_table(rows, metric)}\n\n{explain(rows, metric)}")
     print(f"\nWritten to {options.output or run.path}: report.html, evaluation.json, evaluation.csv, pareto.png")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -23,10 +23,24 @@ from dynavit.engine.tasks import Task, create_task
 from dynavit.engine.tasks.reid import ReidTask, Searchable
 from dynavit.errors import InputError
 from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
-from dynavit.models import PrunedViT
+from dynavit.models import PrunedViT, prune
+from dynavit.report.table import accuracy_base
 
-Variant = tuple[str, float, PrunedViT]
-"""Kind of row, keep ratio, model."""
+
+class Variant(NamedTuple):
+    """A row in the making.
+
+    Attributes:
+        kind: "dense", "pruned" or "adaptive".
+        ratio: its keep ratio.
+        model: in eval mode.
+        trained: on these classes, so that its accuracy means something.
+    """
+
+    kind: str
+    ratio: float
+    model: PrunedViT
+    trained: bool = True
 
 
 def evaluate_run(
@@ -38,8 +52,10 @@ def evaluate_run(
 ) -> list[Row]:
     """Evaluate a run at several keep ratios and write tables, figures and a page.
 
-    The first row is the dense model that the run started from, on the same data; deltas and speedups
-    are to it. Timings of all rows are interleaved, and speedups are medians of ratios within a round.
+    The first row is the dense model that the run started from, on the same data; deltas and speedups are to it. Where
+    that never learned these classes, the row has its MACs and speed alone, and deltas are to the run's own model with
+    all tokens kept, which is then always among the rows. Timings of all rows are interleaved, and speedups are medians
+    of ratios within a round.
 
     Args:
         run: an opened run with a configuration.
@@ -77,28 +93,33 @@ def evaluate_run(
     variants = _variants(run, task, data, ratios, adaptive)
 
     rows: list[Row] = []
-    details = []
+    details: list[Any] = []
     searched: Searchable | None = None  # embeddings at the ratio that the run was trained for
-    for kind, ratio, variant in variants:
-        title = "dense" if kind == "dense" else f"keep ratio {ratio:g}"
+    for kind, ratio, variant, trained in variants:
         row: Row = {"model": kind, "keep_ratio": ratio}
-        metrics = task.evaluate(variant, loader, accelerator, data, title)
-        if task.counts is None:
+        counts = None
+        if trained:
+            title = "dense" if kind == "dense" else f"keep ratio {ratio:g}"
+            row |= task.evaluate(variant, loader, accelerator, data, title)
+            counts, detail = task.counts, task.detail()
+            row |= {"images": len(detail.values), **task.interval(detail)}
+        if counts is None:
             row |= {"tokens": tokens_per_stage(variant), "gmacs": closed_form_macs(variant) / 1e9}
         else:
-            row |= token_statistics(variant, task.counts)
-        rows.append(row | metrics)
-        details.append(task.detail())
-        trained = variant.keep_ratios == run.model.keep_ratios and variant.thresholds == run.model.thresholds
-        if isinstance(task, ReidTask) and trained:
+            row |= token_statistics(variant, counts)
+        rows.append(row)
+        details.append(detail if trained else None)
+        deployed = variant.keep_ratios == run.model.keep_ratios and variant.thresholds == run.model.thresholds
+        if isinstance(task, ReidTask) and deployed and trained:
             searched = task.searched
-    base = rows[0]
+    base = accuracy_base(rows, task.metric)
     for row, detail in zip(rows, details, strict=True):
-        row |= task.difference(details[0], detail) if row is not base else {}
-        row["gmacs_ratio"] = base["gmacs"] / row["gmacs"]
-        row[f"delta_{task.metric}"] = row[task.metric] - base[task.metric]
+        row["gmacs_ratio"] = rows[0]["gmacs"] / row["gmacs"]
         row["throughput"] = {}
-    _time(run, task, data, rows, [variant for *_, variant in variants], settings, batch_sizes)
+        if detail is not None:
+            row[f"delta_{task.metric}"] = row[task.metric] - rows[base][task.metric]
+            row |= task.difference(details[base], detail) if row is not rows[base] else {}
+    _time(run, task, data, rows, [variant.model for variant in variants], settings, batch_sizes)
 
     if isinstance(task, ReidTask) and searched is None:
         task.evaluate(run.model, loader, accelerator, data, "ranked lists")
@@ -111,38 +132,46 @@ def evaluate_run(
 
 
 def _variants(run: Run, task: Task, data: Any, ratios: list[float], adaptive: bool) -> list[Variant]:
-    """Return the models of the rows: dense if there is one, then each ratio, and behind it its adaptive twin.
+    """Return the models of the rows: the dense one, then each ratio, and behind it its adaptive twin.
 
     Raises:
-        InputError: there is none, or an impossible ratio.
+        InputError: an impossible ratio.
     """
-    variants = [("pruned", ratio, run.model.at_ratio(ratio)) for ratio in ratios]
+    if not run.model.stages:
+        return [Variant("dense", 1.0, run.model)]
+    dense = _dense(run)
+    if dense is None and 1.0 not in ratios:
+        ratios = [1.0, *ratios]  # something has to be there to compare with
+    variants = [Variant("pruned", ratio, run.model.at_ratio(ratio)) for ratio in ratios]
     if adaptive:
         below = [ratio for ratio in ratios if ratio < 1]
         twins = zip(below, calibrated(run, task, data, below), strict=True)
-        variants += [("adaptive", ratio, model) for ratio, model in twins]
-        variants.sort(key=lambda variant: ratios.index(variant[1]))
-    dense = _dense(run)
-    if dense is not None:
-        variants.insert(0, ("dense", 1.0, dense))
-    if not variants:
-        raise InputError("there is nothing to evaluate: give at least one keep ratio, as in --keep-ratios 0.7")
-    return variants
+        variants += [Variant("adaptive", ratio, model) for ratio, model in twins]
+        variants.sort(key=lambda variant: ratios.index(variant.ratio))
+    return [Variant("dense", 1.0, dense or _unpruned(run.model), trained=dense is not None), *variants]
 
 
 def _dense(run: Run) -> PrunedViT | None:
-    """The model that the run started from, or the run's own where it never was pruned."""
-    if not run.model.stages:
-        return run.model
+    """Return the model that the run started from, if that knew the classes."""
     assert run.config is not None
     if run.config.model.checkpoint is None and not starts_trained(run.config, run.class_names):
         return None  # its head was random: there is nothing to compare with
     try:
         start = build_start(run.config, run.class_names, run.model.side.options() if run.model.side else None)
     except InputError as error:
-        warnings.warn(f"no dense row, because the model that the run started from is gone: {error}", stacklevel=2)
+        warnings.warn(
+            f"the model that the run started from is gone, so there is no accuracy of a dense model: {error}",
+            stacklevel=2,
+        )
         return None
     return start.dense.to(run.device) if start.dense_is_trained else None
+
+
+def _unpruned(model: PrunedViT) -> PrunedViT:
+    """Return a model's backbone and head without stages: what a dense model costs."""
+    dense = prune(model.backbone, stages=())
+    dense.neck, dense.side, dense.metadata = model.neck, model.side, model.metadata
+    return dense.eval()
 
 
 def _time(

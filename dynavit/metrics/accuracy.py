@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scipy.stats import binomtest
 from torch import Tensor
 
 from dynavit.errors import InputError
@@ -35,3 +36,19 @@ def topk_accuracy(best: Tensor, targets: Tensor, topk: Sequence[int] = (1, 5)) -
         )
     hits = best == targets[:, None]
     return {f"top{k}": 100 * int(hits[:, :k].sum()) / len(best) for k in topk if k <= best.shape[1]}
+
+
+def accuracy_interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Return, in percent, between what an accuracy lies: Wilson's score interval (Wilson 1927).
+
+    Raises:
+        InputError: no image, or more hits than images.
+
+    Example:
+        >>> [round(end, 1) for end in accuracy_interval(36, 36)]
+        [90.4, 100.0]
+    """
+    if not 0 <= hits <= count or count < 1:
+        raise InputError(f"an accuracy of {hits} hits among {count} images makes no sense.")
+    low, high = binomtest(hits, count).proportion_ci(level, method="wilson")
+    return 100 * float(low), 100 * float(high)

@@ -52,18 +52,33 @@ def paired_bootstrap(
             f"paired_bootstrap needs values_a, values_b and groups of one length, not {a.shape}, {b.shape} and "
             f"{identities.shape}."
         )
-    difference = b.astype(np.float64) - a.astype(np.float64)
-    if not np.isfinite(difference).all():
-        raise InputError("paired_bootstrap: values_a or values_b hold values that are not finite.")
+    return bootstrap_interval(b.astype(np.float64) - a.astype(np.float64), identities, samples, seed, level)
+
+
+def bootstrap_interval(
+    values: ArrayLike | Tensor, groups: ArrayLike | Tensor, samples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return the mean of values ``(V,)`` and its percentile interval when whole groups ``(V,)`` are drawn again.
+
+    Raises:
+        InputError: values that are not finite, fewer than two groups, or samples or level out of range.
+
+    Example:
+        >>> bootstrap_interval([50.0, 50.0, 50.0], groups=[1, 1, 2])
+        (50.0, 50.0, 50.0)
+    """
+    numbers, identities = _array(values).astype(np.float64), _array(groups)
+    if not np.isfinite(numbers).all():
+        raise InputError("a bootstrap was given values that are not finite.")
     if samples < 1 or not 0 < level < 1:
         raise InputError(f"samples={samples}, level={level}: samples is 1 or more, level between 0 and 1.")
     names, group = np.unique(identities, return_inverse=True)
     if len(names) < 2:
-        raise InputError(f"paired_bootstrap draws groups and needs two or more; groups holds {len(names)}.")
-    sums, sizes = np.bincount(group, weights=difference).astype(np.float64), np.bincount(group)
+        raise InputError(f"a bootstrap draws groups and needs two or more; groups holds {len(names)}.")
+    sums, sizes = np.bincount(group, weights=numbers).astype(np.float64), np.bincount(group)
     means = _drawn_means(sums, sizes, samples, np.random.default_rng(seed))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(difference.mean()), float(low), float(high)
+    return float(numbers.mean()), float(low), float(high)
 
 
 def _drawn_means(

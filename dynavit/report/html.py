@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image, UnidentifiedImageError
 
 from dynavit.errors import InputError
-from dynavit.report.table import Row, base_name, columns, headline, is_adaptive, is_dense
+from dynavit.report.table import Row, columns, explain, headline, is_adaptive, is_dense
 
 _KINDS = ("png", "jpeg", "webp", "gif")  # what every browser shows
 
@@ -47,7 +47,7 @@ def write_report(
     page = environment.get_template("report.html").render(
         title=title,
         headline=_typeset(headline(rows, metric)),
-        base=base_name(rows),
+        explanation=_typeset(explain(rows, metric)),
         adaptive=any(is_adaptive(row) for row in rows),
         groups=groups,
         columns=table,

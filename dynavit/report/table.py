@@ -9,18 +9,19 @@ A row is a mapping, as ``evaluation.json`` holds it:
 - of "adaptive" rows, whose ``tokens`` and ``gmacs`` are means over images: ``tokens_p95``, which 95 % of the images do
   not exceed after the last stage; ``tokens_histogram``, ``{"edges": 11 numbers, "images": 10 counts}``, how many images
   keep so many then, from an edge to below the next; ``thresholds``, one a stage, None where everything is kept;
-- the metric (``top1``, ``map``, ...) in percent, and ``delta_<metric>``: points against dense;
-  ``delta_<metric>_low`` and ``_high``: the 95 % interval of that;
+- the metric (``top1``, ``map``, ...) in percent, ``<metric>_low`` and ``_high``, its 95 % interval, and ``images``, or
+  queries, that it is the mean of; ``delta_<metric>``: points against :func:`accuracy_base`; ``delta_<metric>_low`` and
+  ``_high``: the 95 % interval of that;
 - ``throughput``: ``{batch size: {"images_per_second": ..., "speedup": ...}}``.
 
-All but ``model`` may be missing. Ratios, deltas and speedups are against the dense row, or against the
-first row where there is no dense one.
+All but ``model`` may be missing: a dense model that was not trained on these classes has MACs and speed alone. Ratios
+and speedups are against the dense row, or against the first row where there is no dense one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ _METRICS = {
 }
 _HEADLINE_RATIO = 0.7
 _NOTHING = "-"
+_INTERVAL = "95 % interval"
 _FIRST_OF_GROUP = "images/s"
 
 
@@ -66,12 +68,16 @@ def columns(rows: Sequence[Row], metric: str = "top1") -> list[Column]:
         Column("GMACs", cells=[_cell(row.get("gmacs"), significant) for row in rows]),
         Column("x fewer", cells=[_cell(row.get("gmacs_ratio"), lambda x: f"{x:.2f}x") for row in rows]),
         Column(metric_name(metric), cells=[_cell(row.get(metric), lambda x: f"{x:.2f}") for row in rows]),
-        Column("delta", cells=[_cell(_delta(row, metric), lambda x: signed(x, 2)) for row in rows]),
     ]
+    if any(f"{metric}_low" in row for row in rows):
+        table.append(Column(_INTERVAL, cells=[_interval(row, metric, lambda x: f"{x:.1f}") for row in rows]))
+    base = accuracy_base(rows, metric)
+    deltas = [_NOTHING if n == base else _cell(row.get(f"delta_{metric}"), _signed) for n, row in enumerate(rows)]
+    table.append(Column("delta", cells=deltas))
     if any(is_adaptive(row) for row in rows):
         table.insert(3, Column("p95", cells=[_cell(row.get("tokens_p95"), _count) for row in rows]))
     if any(f"delta_{metric}_low" in row for row in rows):
-        table.append(Column("95 % interval", cells=[_interval(row, metric) for row in rows]))
+        table.append(Column(_INTERVAL, cells=[_interval(row, f"delta_{metric}", _signed) for row in rows]))
     if metric == "map" and any("rank1" in row for row in rows):
         rank1 = [_cell(row.get("rank1"), lambda x: f"{x:.2f}") for row in rows]
         table.append(Column(metric_name("rank1"), cells=rank1))
@@ -128,19 +134,19 @@ def aligned(lines: Sequence[Sequence[str]], left: Container[int] = (0,), titles:
 
 
 def headline(rows: Sequence[Row], metric: str = "top1") -> str:
-    """Say in one sentence what pruning gave, at the keep ratio nearest to 0.7 and the largest batch.
+    """Say in one sentence what pruning gave, at the keep ratio nearest to 0.7.
 
     Raises:
         InputError: no row.
 
     Example:
-        >>> pruned = {"model": "pruned", "keep_ratio": 0.7, "gmacs_ratio": 1.54, "delta_top1": -0.4}
-        >>> headline([{"model": "dense"}, pruned])
-        'At keep ratio 0.7: 1.5x fewer MACs, -0.4 points top-1 against the dense model.'
+        >>> pruned = {"model": "pruned", "keep_ratio": 0.7, "gmacs_ratio": 1.54, "top1": 79.4, "delta_top1": -0.4}
+        >>> headline([{"model": "dense", "top1": 79.8}, pruned])
+        'At keep ratio 0.7: 1.54x fewer MACs, -0.4 points top-1 against the dense model.'
     """
     if not rows:
         raise InputError("there is no row to report: evaluate at one keep ratio or more.")
-    name = metric_name(metric)
+    name, base = metric_name(metric), accuracy_base(rows, metric)
     pruned = [row for row in rows if not is_dense(row)]
     if not pruned:
         parts = [f"{significant(rows[0]['gmacs'])} GMACs"] if "gmacs" in rows[0] else []
@@ -149,20 +155,51 @@ def headline(rows: Sequence[Row], metric: str = "top1") -> str:
     row = min(pruned, key=lambda row: abs(_first_ratio(row) - _HEADLINE_RATIO))
     parts = []
     if row.get("gmacs_ratio") is not None:
-        parts.append(f"{row['gmacs_ratio']:.1f}x fewer MACs")
-    speeds = {size: s["speedup"] for size, s in throughput(row).items() if s.get("speedup")}
+        parts.append(f"{row['gmacs_ratio']:.2f}x fewer MACs")
+    speeds = [f"{s['speedup']:.2f}x at batch {size}" for size, s in throughput(row).items() if s.get("speedup")]
     if speeds:
-        size = max(speeds)
-        faster = speeds[size] >= 1
-        parts.append(
-            f"{speeds[size] if faster else 1 / speeds[size]:.1f}x {'faster' if faster else 'slower'} at batch {size}"
-        )
-    delta = _delta(row, metric)
-    if delta is not None:
-        parts.append(f"{signed(delta, 1)} points {name} against {base_name(rows)}")
+        parts.append(f"speed {' and '.join(speeds)}")
+    delta = row.get(f"delta_{metric}")
+    if delta is not None and row is not rows[base]:
+        parts.append(f"{signed(delta, 1)} points {name} against {row_name(rows[base])}")
     elif row.get(metric) is not None:
         parts.append(f"{row[metric]:.1f} % {name}")
     return f"At keep ratio {ratio_text(row)}: {', '.join(parts) or 'nothing was measured'}."
+
+
+def explain(rows: Sequence[Row], metric: str = "top1") -> str:
+    """Say what the numbers of the table are of, and against what its differences are.
+
+    Raises:
+        InputError: no row.
+
+    Example:
+        >>> explain([{"model": "dense", "top1": 79.85, "images": 5000}])
+        'top-1 on 5,000 images.'
+    """
+    if not rows:
+        raise InputError("there is no row to report: evaluate at one keep ratio or more.")
+    base = rows[accuracy_base(rows, metric)]
+    images, name = base.get("images"), metric_name(metric)
+    lines = [f"{name} on {images:,} {'images' if metric.startswith('top') else 'queries'}."] if images else []
+    if len(rows) > 1:
+        same = base_name(rows) == row_name(base)
+        of_accuracy = "" if same else f"; delta in points, against {row_name(base)}, where all tokens are kept"
+        what = "Fewer MACs, speedup and delta (points)" if same else "Fewer MACs and speedup"
+        lines.append(f"{what}: against {base_name(rows)}{of_accuracy}.")
+    if is_dense(rows[0]) and rows[0].get(metric) is None:
+        lines.append("No dense model has learned these classes, so that row has no accuracy.")
+    return " ".join(lines)
+
+
+def accuracy_base(rows: Sequence[Row], metric: str) -> int:
+    """Return the number of the row that deltas are against.
+
+    That is the dense model if its accuracy is known, else the run's own model with all tokens kept, else the first.
+    """
+    known = [number for number, row in enumerate(rows) if row.get(metric) is not None]
+    whole = [n for n in known if not is_adaptive(rows[n]) and not is_dense(rows[n]) and _first_ratio(rows[n]) == 1]
+    return next(iter([*(n for n in known if is_dense(rows[n])), *whole, *known]), 0)
 
 
 def is_dense(row: Row) -> bool:
@@ -176,10 +213,13 @@ def is_adaptive(row: Row) -> bool:
 
 
 def base_name(rows: Sequence[Row]) -> str:
-    """Return what ratios, deltas and speedups are against."""
-    if any(is_dense(row) for row in rows):
-        return "the dense model"
-    return f"keep ratio {ratio_text(rows[0])}"
+    """Return what ratios and speedups are against."""
+    return row_name(next((row for row in rows if is_dense(row)), rows[0]))
+
+
+def row_name(row: Row) -> str:
+    """Return what a row is called in a sentence."""
+    return "the dense model" if is_dense(row) else f"keep ratio {ratio_text(row)}"
 
 
 def metric_name(metric: str) -> str:
@@ -234,13 +274,13 @@ def _count(tokens: float) -> str:
     return str(tokens) if isinstance(tokens, int) else f"{tokens:.1f}"
 
 
-def _delta(row: Row, metric: str) -> float | None:
-    return None if is_dense(row) else row.get(f"delta_{metric}")
+def _signed(value: float) -> str:
+    return signed(value, 2)
 
 
-def _interval(row: Row, metric: str) -> str:
-    low, high = (row.get(f"delta_{metric}_{end}") for end in ("low", "high"))
-    return _NOTHING if low is None or high is None else f"{signed(low, 2)} to {signed(high, 2)}"
+def _interval(row: Row, name: str, write: Callable[[float], str]) -> str:
+    low, high = (row.get(f"{name}_{end}") for end in ("low", "high"))
+    return _NOTHING if low is None or high is None else f"{write(low)} to {write(high)}"
 
 
 def _first_ratio(row: Row) -> float:

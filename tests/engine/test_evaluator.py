@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from scipy.stats import binomtest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,11 +71,33 @@ def test_the_dense_row_is_the_model_that_the_run_started_from(run: Path, tiny: M
     assert rows[0]["top1"] == alone[0]["top1"]
 
 
-def test_a_run_whose_start_knew_nothing_has_no_dense_row(tiny: Make, tmp_path: Path) -> None:
+def test_without_a_dense_model_that_knows_the_classes_all_tokens_are_the_base(
+    tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny("train.epochs=1")
     Trainer(config).fit()
-    rows = evaluate_run(open_run(config.run_dir), [0.5], [], tmp_path)
-    assert [row["model"] for row in rows] == ["pruned"]
+    rows = evaluate_run(open_run(config.run_dir), [0.5], [2], tmp_path)
+    assert [(row["model"], row["keep_ratio"]) for row in rows] == [("dense", 1.0), ("pruned", 1.0), ("pruned", 0.5)]
+    dense, full, half = rows
+    assert "top1" not in dense
+    assert dense["gmacs"] == full["gmacs"]
+    assert half["gmacs_ratio"] == pytest.approx(dense["gmacs"] / half["gmacs"])
+    assert dense["throughput"]["2"]["speedup"] == 1
+    assert half["delta_top1"] == pytest.approx(half["top1"] - full["top1"])
+    assert half["delta_top1_low"] <= half["delta_top1"] <= half["delta_top1_high"]
+    capsys.readouterr()
+    assert main(["evaluate", str(config.run_dir), "--keep-ratios", "0.5", "--no-timing"]) == 0
+    assert capsys.readouterr().out.splitlines()[-3] == (
+        "top-1 on 12 images. Fewer MACs and speedup: against the dense model; delta in points, against keep ratio 1.0, "
+        "where all tokens are kept. No dense model has learned these classes, so that row has no accuracy."
+    )
+
+
+def test_accuracy_comes_with_its_interval(run: Path, tmp_path: Path) -> None:
+    for row in evaluate_run(open_run(run), [0.5], [], tmp_path):
+        assert row["images"] == 12
+        low, high = binomtest(round(row["top1"] * 12 / 100), 12).proportion_ci(method="wilson")
+        assert (row["top1_low"], row["top1_high"]) == pytest.approx((100 * low, 100 * high))
 
 
 def test_other_classes_than_the_model_learned_are_refused(run: Path, pictures: Path, tmp_path: Path) -> None:
@@ -86,9 +109,10 @@ def test_other_classes_than_the_model_learned_are_refused(run: Path, pictures: P
 
 def test_without_its_start_a_run_is_evaluated_alone(run: Path, tmp_path: Path) -> None:
     (run.parent / "dense").rename(run.parent / "elsewhere")
-    with pytest.warns(UserWarning, match=r"no dense row.*dense does not exist"):
+    with pytest.warns(UserWarning, match=r"no accuracy of a dense model.*dense does not exist"):
         rows = evaluate_run(open_run(run), [1.0, 0.5], [], tmp_path / "out")
-    assert [row["model"] for row in rows] == ["pruned", "pruned"]
+    assert [row["model"] for row in rows] == ["dense", "pruned", "pruned"]
+    assert "top1" not in rows[0]
 
 
 def test_a_bad_ratio_is_refused_before_anything_is_measured(run: Path, tmp_path: Path) -> None:
@@ -300,12 +324,12 @@ def test_every_reducer_is_evaluated(overrides: tuple[str, ...], tiny: Make, tmp_
     merges = "model.reducer.name=merge" in overrides
     opened = open_run(config.run_dir)
     rows = evaluate_run(opened, [1.0, 0.6], [], tmp_path / "out", adaptive=not merges)
-    assert [row["model"] for row in rows] == ["pruned", "pruned", "adaptive"][: len(rows)]
-    assert rows[0]["gmacs"] > rows[1]["gmacs"]
-    assert ("foreground_recall" in rows[1]) == (not merges)  # merging chooses no tokens
+    assert [row["model"] for row in rows] == ["dense", "pruned", "pruned", "adaptive"][: len(rows)]
+    assert rows[0]["gmacs"] == rows[1]["gmacs"] > rows[2]["gmacs"]
+    assert ("foreground_recall" in rows[2]) == (not merges)  # merging chooses no tokens
     data = create_task(config).open_data(opened.preprocessing)
     images = torch.stack([data.validation[index][0] for index in range(4)])
-    expected = [kept + opened.model.reducer.makes for kept in rows[1]["tokens"]]
+    expected = [kept + opened.model.reducer.makes for kept in rows[2]["tokens"]]
     opened.model.set_keep_ratio(0.6)
     with torch.inference_mode():
         _, trace = opened.model(images, return_trace=True)

@@ -94,7 +94,7 @@ def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
 
 
 def test_table_and_headline(page: Page) -> None:
-    assert "At keep ratio 0.7: 1.5\N{MULTIPLICATION SIGN} fewer MACs" in page.text
+    assert "At keep ratio 0.7: 1.53\N{MULTIPLICATION SIGN} fewer MACs" in page.text
     assert "\N{MINUS SIGN}0.5 points top-1 against the dense model." in page.text
     assert page.rows[0] == [
         "model",

@@ -4,7 +4,7 @@ import pytest
 
 from dynavit import InputError
 from dynavit.report import format_table, headline
-from dynavit.report.table import signed, significant
+from dynavit.report.table import accuracy_base, explain, signed, significant
 
 
 def row(model: str = "pruned", **values: Any) -> dict[str, Any]:
@@ -50,9 +50,10 @@ def test_table_lines_up() -> None:
 
 
 def test_table_without_speed_or_with_gaps() -> None:
-    lines = format_table([row(keep_ratio=(0.7, 0.5), **{"map": 61.2, "delta_map": 0.25})], metric="map").splitlines()
+    both = [row("dense", map=60.95), row(keep_ratio=(0.7, 0.5), map=61.2, delta_map=0.25)]
+    lines = format_table(both, metric="map").splitlines()
     assert lines[0].split() == ["model", "keep", "ratio", "tokens", "GMACs", "x", "fewer", "mAP", "delta"]
-    assert lines[2].split() == ["pruned", "0.7/0.5", "-", "-", "-", "61.20", "+0.25"]
+    assert lines[3].split() == ["pruned", "0.7/0.5", "-", "-", "-", "61.20", "+0.25"]
     gaps = format_table([timed(DENSE, b1=1.0, b8=1.0), timed(PRUNED, b8=1.5)]).splitlines()
     assert gaps[-1].split()[-4:] == ["-", "-", "150", "1.50x"]
 
@@ -65,10 +66,10 @@ def test_batch_sizes_are_sorted_as_numbers() -> None:
 
 def test_headline() -> None:
     rows = [timed(DENSE, b1=1.0, b32=1.0), timed(PRUNED, b1=0.93, b32=1.3)]
-    start, end = "At keep ratio 0.7: 1.5x fewer MACs, ", " points top-1 against the dense model."
-    assert headline(rows) == f"{start}1.3x faster at batch 32, -0.4{end}"
+    start, end = "At keep ratio 0.7: 1.54x fewer MACs, ", " points top-1 against the dense model."
+    assert headline(rows) == f"{start}speed 0.93x at batch 1 and 1.30x at batch 32, -0.4{end}"
     slower = [DENSE, timed({**PRUNED, "delta_top1": 0.21}, b1=0.8)]
-    assert headline(slower) == f"{start}1.2x slower at batch 1, +0.2{end}"
+    assert headline(slower) == f"{start}speed 0.80x at batch 1, +0.2{end}"
 
 
 def test_headline_takes_the_ratio_nearest_to_the_default() -> None:
@@ -85,8 +86,35 @@ def test_headline_does_not_claim_a_dense_model_that_is_not_there() -> None:
     assert headline([row(keep_ratio=0.5)]) == "At keep ratio 0.5: nothing was measured."
 
 
+def test_deltas_are_against_the_dense_model_or_all_tokens_kept_and_never_the_first_row() -> None:
+    untrained = {key: value for key, value in DENSE.items() if "top1" not in key}
+    full, half = ({**PRUNED, "keep_ratio": ratio, "images": 1234} for ratio in (1.0, 0.5))
+    adaptive = {**half, "model": "adaptive", "keep_ratio": 1.0}
+    assert accuracy_base([DENSE, half, full], "top1") == 0
+    assert accuracy_base([untrained, half, adaptive, full], "top1") == 3
+    assert accuracy_base([untrained], "top1") == 0
+    rows = [untrained, half, full]
+    assert headline(rows).endswith("-0.4 points top-1 against keep ratio 1.0.")
+    deltas = [line.split()[-1] for line in format_table(rows).splitlines()[2:]]
+    assert deltas == ["-", "-0.40", "-"]
+    assert explain(rows) == (
+        "top-1 on 1,234 images. Fewer MACs and speedup: against the dense model; delta in points, against keep ratio "
+        "1.0, where all tokens are kept. No dense model has learned these classes, so that row has no accuracy."
+    )
+    assert explain([{**DENSE, "images": 5}, half]) == (
+        "top-1 on 5 images. Fewer MACs, speedup and delta (points): against the dense model."
+    )
+
+
+def test_the_interval_stands_behind_its_number() -> None:
+    lines = format_table([{**DENSE, "top1_low": 78.71, "top1_high": 80.92}, PRUNED]).splitlines()
+    assert lines[0].split()[-5:] == ["top-1", "95", "%", "interval", "delta"]
+    assert lines[2].split()[-5:] == ["79.85", "78.7", "to", "80.9", "-"]
+    assert lines[3].split()[-3:] == ["79.45", "-", "-0.40"]
+
+
 def test_no_rows_are_refused() -> None:
-    for function in (format_table, headline):
+    for function in (format_table, headline, explain):
         with pytest.raises(InputError, match="no row"):
             function([])
 

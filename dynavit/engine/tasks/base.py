@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -14,7 +14,20 @@ from dynavit.config import Config
 from dynavit.data.samplers import ShuffledSampler
 from dynavit.engine.budget import Budget
 from dynavit.engine.objective import Objective
+from dynavit.metrics.bootstrap import bootstrap_interval
 from dynavit.models import PrunedViT
+
+
+class Detail(NamedTuple):
+    """What an evaluation found, sample by sample.
+
+    Attributes:
+        values: ``(V,)`` of the task's metric in percent, whose mean it is.
+        groups: ``(V,)`` int64: samples of one group are easy or hard together.
+    """
+
+    values: Tensor
+    groups: Tensor
 
 
 class Task(ABC):
@@ -74,13 +87,23 @@ class Task(ABC):
         """Return what to save with the model, beside preprocessing and class names."""
         return {}
 
-    def detail(self) -> Any:
-        """Return what the last evaluation found, sample by sample, for :meth:`difference`."""
-        return None
+    @abstractmethod
+    def detail(self) -> Detail:
+        """Return what the last evaluation found, sample by sample."""
 
-    def difference(self, base: Any, other: Any) -> dict[str, float]:
-        """Return how sure the difference between two evaluations is, from their details."""
-        return {}
+    def interval(self, detail: Detail) -> dict[str, float]:
+        """Return the 95 % interval of the metric, ``<metric>_low`` and ``<metric>_high``, resampling groups."""
+        return self._ends(self.metric, detail)
+
+    def difference(self, base: Detail, other: Detail) -> dict[str, float]:
+        """Return the 95 % interval of the difference in the metric, resampling groups alike for both."""
+        return self._ends(f"delta_{self.metric}", Detail(other.values.double() - base.values.double(), base.groups))
+
+    def _ends(self, name: str, detail: Detail) -> dict[str, float]:
+        if len(detail.groups.unique()) < 2:
+            return {}  # there is nothing to resample
+        _, low, high = bootstrap_interval(*detail)
+        return {f"{name}_low": low, f"{name}_high": high}
 
     @abstractmethod
     def chance_loss(self, num_classes: int) -> float:

@@ -18,9 +18,9 @@ from dynavit.engine.budget import Budget
 from dynavit.engine.loading import foreground_of
 from dynavit.engine.objective import Objective
 from dynavit.engine.tasks.answers import collect_answers, selection_metrics
-from dynavit.engine.tasks.base import Task
+from dynavit.engine.tasks.base import Detail, Task
 from dynavit.errors import InputError
-from dynavit.metrics.accuracy import topk_accuracy
+from dynavit.metrics.accuracy import accuracy_interval, topk_accuracy
 from dynavit.models import PrunedViT
 from dynavit.selectors import Selector
 
@@ -71,9 +71,17 @@ class ClassificationTask(Task):
         answers = collect_answers(
             model, loader, accelerator, lambda logits: logits.float().topk(best).indices, title=title
         )
-        self.counts = answers.counts
+        self.counts, self._answers = answers.counts, answers
         foreground = foreground_of(data.validation, self._preprocessing, model.adapter.grid_size)
         return topk_accuracy(answers.answers, answers.labels) | selection_metrics(model, answers, foreground)
+
+    def detail(self) -> Detail:
+        hits = self._answers.answers[:, 0] == self._answers.labels
+        return Detail(100.0 * hits.double(), self._answers.indices)
+
+    def interval(self, detail: Detail) -> dict[str, float]:
+        low, high = accuracy_interval(int((detail.values > 0).sum()), len(detail.values))
+        return {"top1_low": low, "top1_high": high}
 
     def chance_loss(self, num_classes: int) -> float:
         return math.log(num_classes)

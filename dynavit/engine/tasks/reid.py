@@ -20,10 +20,9 @@ from dynavit.engine.budget import Budget
 from dynavit.engine.loading import foreground_of
 from dynavit.engine.objective import Objective
 from dynavit.engine.tasks.answers import collect_answers, selection_metrics
-from dynavit.engine.tasks.base import Task
+from dynavit.engine.tasks.base import Detail, Task
 from dynavit.errors import InputError
 from dynavit.losses import MetricLoss, create_metric_loss, gather_with_gradient
-from dynavit.metrics.bootstrap import paired_bootstrap
 from dynavit.metrics.reranking import rerank_blocks
 from dynavit.metrics.retrieval import Distance, RetrievalResult, retrieval_metrics
 from dynavit.models import PrunedViT
@@ -143,15 +142,8 @@ class ReidTask(Task):
     def inputs(self, model: PrunedViT, data: ReidData, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
         return side_inputs(model, data, indices, train)
 
-    def detail(self) -> RetrievalResult:
-        return self.result
-
-    def difference(self, base: RetrievalResult, other: RetrievalResult) -> dict[str, float]:
-        """Return the 95 % interval of the difference in mAP, resampling identities alike for both."""
-        if len(base.query_ids.unique()) < 2:
-            return {}  # there is nothing to resample
-        _, low, high = paired_bootstrap(base.average_precision, other.average_precision, base.query_ids)
-        return {"delta_map_low": low, "delta_map_high": high}
+    def detail(self) -> Detail:
+        return Detail(self.result.average_precision, self.result.query_ids)
 
     def chance_loss(self, num_classes: int) -> float:
         # a triplet loss that tells nothing apart is softplus(0), or its margin
