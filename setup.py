@@ -1,9 +1,11 @@
 """Packaging of dynavit; settings of the development tools are in pyproject.toml."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "dynavit/__init__.py").read_text())
@@ -23,6 +25,16 @@ extras["dev"] = [
     "pytest-xdist>=3.6",
     "ruff>=0.11",
 ]
+
+
+class BuildWithConfigs(build_py):
+    """Puts ``configs/`` inside the package, so that installations without a checkout have them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # which reads those of the checkout
+            shutil.copytree(here / "configs", Path(self.build_lib) / "dynavit" / "configs", dirs_exist_ok=True)
+
 
 setup(
     name="dynavit",
@@ -52,5 +64,6 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require=extras,
+    cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["dynavit = dynavit.cli:main"]},
 )

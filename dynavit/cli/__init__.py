@@ -8,11 +8,14 @@ import threading
 import warnings
 from collections.abc import Sequence
 
-from dynavit.cli import methods, models, studies
+from dynavit import __version__
+from dynavit.cli import methods, models, studies, training
 from dynavit.errors import InputError
 
 COMMANDS = (
-    models.add_train,
+    training.add_train,
+    training.add_settings,
+    training.add_configs,
     models.add_evaluate,
     models.add_export,
     models.add_visualize,
@@ -30,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="dynavit", description="Make Vision Transformers cheaper by dropping tokens while they run."
     )
+    parser.add_argument("--version", action="version", version=f"dynavit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)

@@ -26,7 +26,7 @@ def add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--img-size", type=int, metavar="PIXELS", help="(default: the architecture's)")
     parser.add_argument(
-        "--configs", nargs="+", type=Path, metavar="YAML", help="the methods (default: configs/methods/*.yaml)"
+        "--configs", nargs="+", type=Path, metavar="YAML", help="the methods (default: all of configs/methods)"
     )
     parser.add_argument(
         "--keep-ratios", type=numbers(float), default=[0.9, 0.7, 0.5], metavar="0.9,0.7,0.5",
@@ -47,6 +47,7 @@ def add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _methods(options: argparse.Namespace) -> None:
+    from dynavit.config.recipes import recipes
     from dynavit.engine.benchmark import machine
     from dynavit.engine.method import read_methods
     from dynavit.engine.methods import compare_methods
@@ -54,7 +55,8 @@ def _methods(options: argparse.Namespace) -> None:
     from dynavit.engine.subject import open_subject
     from dynavit.report.methods import format_methods, write_methods
 
-    methods = read_methods(options.configs or sorted(Path("configs/methods").glob("*.yaml")))
+    shipped = [path for name, path in recipes().items() if name.startswith("methods/")]
+    methods = read_methods(options.configs or shipped)
     device = choose_device(options.device)
     subject = open_subject(
         options.checkpoint,

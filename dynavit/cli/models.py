@@ -1,4 +1,4 @@
-"""Commands about one model: train, evaluate, export, visualize, predict."""
+"""Commands about a trained model: evaluate, export, visualize, predict."""
 
 from __future__ import annotations
 
@@ -8,28 +8,6 @@ from pathlib import Path
 
 from dynavit.cli.arguments import RUN_HELP, add_device, add_overrides, command, numbers, report
 from dynavit.errors import InputError
-
-
-def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``dynavit train``."""
-    parser = command(commands, "train", _train, "train a pruned (or, with model.stages=[], a dense) model")
-    parser.add_argument("--config", required=True, metavar="YAML", help="settings of the run; see configs/")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue the run in its folder, or start it if there is none"
-    )
-    add_overrides(parser)
-
-
-def _train(options: argparse.Namespace) -> None:
-    from dynavit.config import load_config
-    from dynavit.engine.monitor import Diverged
-    from dynavit.engine.trainer import Trainer
-
-    trainer = Trainer(load_config(options.config, options.overrides), resume=options.resume)
-    try:
-        trainer.fit()
-    except Diverged as error:
-        raise InputError(f"stopped, {error} The last good checkpoint is in {trainer.config.run_dir}.") from None
 
 
 def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -41,6 +41,7 @@ _NOT_NEGATIVE = (
     "optimizer.warmup_epochs",
     "optimizer.final_lr_scale",
     "train.freeze_epochs",
+    "train.dense_epochs",
     "loss.center",
     "loss.identity",
     "loss.metric_weight",
@@ -121,7 +122,7 @@ def check(config: Config) -> None:
         if values[key] is not None and values[key] <= 0:
             raise InputError(f"{key}={values[key]}: must be above 0.")
     for key in _NOT_NEGATIVE:
-        if values[key] < 0:
+        if values[key] is not None and values[key] < 0:
             raise InputError(f"{key}={values[key]}: must not be negative.")
     _check_ranges(config)
     _check_task(config)

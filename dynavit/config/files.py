@@ -15,20 +15,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dynavit.config.checks import check
+from dynavit.config.recipes import find_config
 from dynavit.config.schema import Config, leaves
 from dynavit.errors import InputError, did_you_mean
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply ``key.subkey=value`` overrides.
+    """Read a YAML file, or a shipped configuration by its name, and apply ``key.subkey=value`` overrides.
 
     Raises:
         InputError: a missing or malformed file, an unknown key (the nearest is named), a value of the
             wrong type or out of range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is no file: pass --config with a YAML file, for example from configs/.")
+    path = find_config(path)
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override!r}: overrides are written key.subkey=value.")

@@ -101,6 +101,9 @@ class TrainConfig:
     """How long and how."""
 
     epochs: int = 30
+    dense_epochs: int | None = None
+    """Where the start has weights but does not know the classes yet, a dense model is fine-tuned first, for so many
+    epochs; as many as epochs if null, none if 0."""
     steps_per_epoch: int | None = None
     """Batches an epoch; the whole data set if null. Required for streams of unknown length."""
     mixed_precision: str = "no"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,7 +88,8 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
         InputError: something in the configuration does not exist or does not fit.
     """
     train, task = config.train, create_task(config)
-    probe = build_start(config, None).model
+    # without weights: a wrong data.root is told before anything is downloaded
+    probe = build_start(replace(config, model=replace(config.model, pretrained=False)), None).model
     preprocessing = resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid")
     with accelerator.main_process_first():  # which may have to download
         data = task.open_data(preprocessing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from dynavit.engine.monitor import DivergenceGuard, MetricsFile
 from dynavit.engine.optimization import clip_by_part, set_learning_rates
 from dynavit.engine.seeding import seed_all
 from dynavit.engine.setup import create_setup
+from dynavit.engine.steplines import StepLines
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, Trace
 
@@ -91,6 +93,8 @@ class Trainer:
                 ) from None
             self.metrics.cut_back(progress.step)
         self.logbook = Logbook(accelerator, progress.step, self.setup.preprocessing)
+        # without a terminal there is no progress bar
+        self.lines = None if sys.stderr.isatty() else self._step_lines()
         announce(config, self.setup, accelerator, self.state, progress.step)
         while progress.epoch < config.train.epochs:
             self._train_epoch()
@@ -100,13 +104,21 @@ class Trainer:
         rows = self.metrics.rows()
         return {name: value for name, value in rows[-1].items() if name.startswith("val/")} if rows else {}
 
+    def _step_lines(self) -> StepLines:
+        train = self.config.train
+        images = self.config.data.batch_size * train.accumulation_steps * self.accelerator.num_processes
+        return StepLines(self.accelerator.print, self.schedules.total_steps, train.log_steps, images)
+
     def _train_epoch(self) -> None:
         progress, train = self.progress, self.config.train
+        epoch = f"{progress.epoch + 1}/{train.epochs}"
         self.model.train()
+        if self.lines is not None:
+            self.lines.begin(progress.step)
         bar = tqdm(
             total=self.batches.length,
             initial=progress.batch,
-            desc=f"epoch {progress.epoch + 1}/{train.epochs}",
+            desc=f"epoch {epoch}",
             leave=False,
             disable=None if self.accelerator.is_main_process else True,  # None: only where there is a terminal
         )
@@ -131,6 +143,8 @@ class Trainer:
                 recent = []
             if stepped and progress.step % train.log_steps == 0:
                 self.logbook.step(progress.step, losses, norms, self.temperature, self._learning_rate(), len(images))
+            if stepped and self.lines is not None and self.lines.due(progress.step):
+                self.lines.step(progress.step, epoch, float(losses["loss"]), self._learning_rate())
             if due and progress.batch < self.batches.length:
                 with saving(self.config.run_dir):
                     save_state(self.accelerator, self.config.run_dir, self.about)

@@ -1,0 +1,99 @@
+"""A dense model is trained first where none knows the classes, kept, and used again."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from dynavit import InputError
+from dynavit.config import Config, load_config
+from dynavit.engine.dense_first import train
+from dynavit.engine.evaluator import evaluate_run
+from dynavit.engine.run import open_run
+
+Make = Callable[..., Config]
+
+
+@pytest.fixture
+def weights(tmp_path: Path, tiny: Make) -> str:
+    """A state dict with a head of other classes."""
+    path = tmp_path / "weights.pth"
+    torch.manual_seed(0)
+    torch.save(timm.create_model("vit_tiny_patch16_224", **tiny().model.kwargs, num_classes=7).state_dict(), path)
+    return str(path)
+
+
+def test_the_pruned_run_starts_from_a_dense_one_that_evaluation_compares_with(
+    tiny: Make, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(f"model.checkpoint={weights}", "train.dense_epochs=1", "loss.logit_distillation=0.5")
+    train(config)
+    assert "No model knows these 3 classes yet" in capsys.readouterr().out
+    dense = load_config(tmp_path / "run-dense/config.yaml")
+    assert (dense.model.stages, dense.train.epochs, dense.loss.logit_distillation) == ([], 1, 0.0)
+    pruned = load_config(tmp_path / "run/config.yaml")
+    assert pruned.model.checkpoint == str(tmp_path / "run-dense")
+    assert pruned.train.epochs == 2
+    rows = evaluate_run(open_run(tmp_path / "run"), [0.5], [], tmp_path / "out")
+    alone = evaluate_run(open_run(tmp_path / "run-dense"), [], [], tmp_path / "out")
+    assert [row["model"] for row in rows] == ["dense", "pruned"]
+    assert rows[0]["top1"] == alone[0]["top1"]
+
+
+def test_the_dense_model_is_used_again_by_runs_that_only_prune_differently(
+    tiny: Make, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = (f"model.checkpoint={weights}", "train.epochs=1")
+    train(tiny(*start))
+    before = (tmp_path / "run-dense/model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    train(tiny(*start, "model.keep_ratio=0.7", "model.selector.name=ste", folder="other"))
+    assert f"Starts from the dense model in {tmp_path / 'run-dense'}" in capsys.readouterr().out
+    assert not (tmp_path / "other-dense").exists()
+    assert (tmp_path / "run-dense/model.safetensors").stat().st_mtime_ns == before
+    train(tiny(*start, "optimizer.lr=1e-4", folder="third"))  # another dense model
+    assert (tmp_path / "third-dense").exists()
+
+
+def test_other_classes_need_another_dense_model(tiny: Make, weights: str, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, tmp_path / "data")
+    start = (f"model.checkpoint={weights}", "train.epochs=1", f"data.root={tmp_path / 'data'}")
+    train(tiny(*start))
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "red").rename(tmp_path / "data" / split / "violet")
+    train(tiny(*start, folder="other"))
+    assert (tmp_path / "other-dense").exists()
+
+
+def test_an_interrupted_dense_run_is_resumed_and_never_written_over(tiny: Make, weights: str, tmp_path: Path) -> None:
+    short = tiny(f"model.checkpoint={weights}", "train.epochs=1")
+    train(short)
+    shutil.rmtree(tmp_path / "run")
+    longer = tiny(f"model.checkpoint={weights}", "train.epochs=2")
+    with pytest.raises(InputError, match=r"run-dense already holds a run: continue it with --resume"):
+        train(longer)
+    train(longer, resume=True)
+    metrics = (tmp_path / "run-dense/metrics.jsonl").read_text().splitlines()
+    assert len(metrics) == 2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("train.dense_epochs=0",), ("model.checkpoint=null",), ("model.stages=[]",)],
+    ids=["left out", "no weights", "dense already"],
+)
+def test_where_no_dense_run_comes_first(tiny: Make, weights: str, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    train(tiny(f"model.checkpoint={weights}", "train.epochs=1", *overrides))
+    assert not (tmp_path / "run-dense").exists()
+
+
+def test_re_identification_too(tiny_reid: Make, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model("vit_tiny_patch16_224", **tiny_reid().model.kwargs, num_classes=0).state_dict(), path)
+    train(tiny_reid(f"model.checkpoint={path}", "train.epochs=1"))
+    rows = evaluate_run(open_run(tmp_path / "run"), [0.5], [], tmp_path / "out")
+    assert [row["model"] for row in rows] == ["dense", "pruned"]
+    assert rows[0]["map_low"] <= rows[0]["map"] <= rows[0]["map_high"]
