@@ -216,7 +216,8 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
     except OSError as error:  # its weights could not be fetched
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"the weights of {architecture} could not be downloaded ({reason}): connect, or use pretrained=False."
+            f"the weights of {architecture} could not be downloaded ({reason}): connect, start from a file "
+            f"(model.checkpoint=FILE in a configuration), or from nothing (pretrained=False, model.pretrained=false)."
         ) from error
     if isinstance(backbone, NaFlexVit):
         _remember_size(backbone, kwargs.get("img_size"))

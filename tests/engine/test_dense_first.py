@@ -90,10 +90,10 @@ def test_where_no_dense_run_comes_first(tiny: Make, weights: str, tmp_path: Path
     assert not (tmp_path / "run-dense").exists()
 
 
-def test_re_identification_too(tiny_reid: Make, tmp_path: Path) -> None:
+def test_re_identification_too(reid: Make, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    torch.save(timm.create_model("vit_tiny_patch16_224", **tiny_reid().model.kwargs, num_classes=0).state_dict(), path)
-    train(tiny_reid(f"model.checkpoint={path}", "train.epochs=1"))
+    torch.save(timm.create_model("vit_tiny_patch16_224", **reid().model.kwargs, num_classes=0).state_dict(), path)
+    train(reid(f"model.checkpoint={path}", "train.epochs=1"))
     rows = evaluate_run(open_run(tmp_path / "run"), [0.5], [], tmp_path / "out")
     assert [row["model"] for row in rows] == ["dense", "pruned"]
     assert rows[0]["map_low"] <= rows[0]["map"] <= rows[0]["map_high"]
