@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +27,10 @@ PK = ["data.batch_size=4", "data.images_per_identity=2"]
 SHORT_FOR = {
     "configs/quickstart/classify": ["data.options={validation_size: 16}"],
     "configs/quickstart/reid": [*PK, "data.options={train_identities: 200, test_identities: 4, gallery_per_camera: 1}"],
-    "configs/folder": ["model.pretrained=false", "model.kwargs={img_size: 64, depth: 4}", "model.stages=[1,2,3]"],
+    "my_images": [
+        "model.checkpoint=weights.pth", "model.kwargs={img_size: 64, depth: 4}", "model.stages=[1,2,3]",
+        "train.dense_epochs=1",
+    ],
     "configs/reid": [
         *PK, "model.pretrained=false", "model.stages=[1,2,3]",
         "model.kwargs={img_size: [64, 32], depth: 4, embed_dim: 96, num_heads: 3}",
@@ -62,6 +67,8 @@ def checkout(tmp_path: Path) -> Path:
         if not name.startswith("tests/") and (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+    backbone = timm.create_model("deit_small_patch16_224", img_size=64, depth=4)
+    torch.save(backbone.state_dict(), folder / "weights.pth")  # in place of those that would be downloaded
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
         for label in ("cat", "dog"):
@@ -94,7 +101,7 @@ def expand(line: str, folder: Path) -> list[list[str]]:
     for shown in lines:
         words = shlex.split(shown)
         if "tools/train.py" in words:
-            config = words[words.index("--config") + 1]
+            config = words[1 + (words.index("--config" if "--config" in words else "--images"))]
             words += SHORT + [word for prefix, more in SHORT_FOR.items() if config.startswith(prefix) for word in more]
         if "tools/study.py" in words:
             words += ["--seeds", "0", "--steps", "40", "--variants", SHORT_STUDIES[words[2]]]
