@@ -61,16 +61,16 @@ def _check_ranges(config: Config) -> None:
         <= config.loss.label_smoothing
         < 1,
         f"train.ema_decay={config.train.ema_decay}: lies in (0, 1).": not 0 < (config.train.ema_decay or 0.5) < 1,
-        f"data.mean={data.mean}: three numbers, one a colour.": data.mean is not None and len(data.mean) != 3,
-        f"data.std={data.std}: three numbers above 0, one a colour.": data.std is not None
-        and (len(data.std) != 3 or min(data.std) <= 0),
+        f"data.mean={data.mean}: 1, 3 or 4 numbers, one for each input channel.": data.mean is not None
+        and len(data.mean) not in (1, 3, 4),
+        f"data.std={data.std}: 1, 3 or 4 numbers above 0, one for each input channel.": data.std is not None
+        and (len(data.std) not in (1, 3, 4) or min(data.std) <= 0),
         f"data.batch_size={data.batch_size}: mixup and cutmix need an even number.": bool(data.mixup or data.cutmix)
         and data.batch_size % 2 == 1,
         f"evaluate.batch_sizes={config.evaluate.batch_sizes}: each at least 1.": any(
             size < 1 for size in config.evaluate.batch_sizes
         ),
         f"loss.reward_samples={config.loss.reward_samples}: at least 2, to compare.": config.loss.reward_samples < 2,
-        "model.kwargs.in_chans: images are read with 3 channels.": config.model.kwargs.get("in_chans", 3) != 3,
     }
     for message, is_wrong in refused.items():
         if is_wrong:

@@ -66,8 +66,8 @@ def create_classification_data(
         train_split: name of the training split; None opens the validation split alone.
         validation_split: name of the validation split.
         download: fetch what is missing, where the data set knows how.
-        corrupt: ``"stop"`` or ``"skip"``, see :class:`Samples`. What streams do about such images is
-            timm's decision.
+        corrupt: ``"stop"`` or ``"skip"``, see :class:`Samples`. What streams do about damaged images is
+            timm's decision; about those of unknown range see :class:`StreamSamples`.
         options: see ``name``. For data that does not know its classes, ``num_classes`` is understood
             for every set of torchvision and timm.
 
@@ -103,7 +103,7 @@ def create_classification_data(
 
 def _wrap(dataset: Dataset[Any], transform: Transform, seed: int, train: bool, corrupt: str) -> Dataset[Any]:
     if isinstance(dataset, IterableDataset):
-        return StreamSamples(dataset, transform, seed, train)
+        return StreamSamples(dataset, transform, seed, train, corrupt)
     return Samples(dataset, transform, seed, train, corrupt)
 
 

@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dynavit.data.files import describe_skipped
+from dynavit.data.pictures import open_picture
 from dynavit.data.quickstart_reid import NUM_CAMERAS, SyntheticIdentities
-from dynavit.data.reid_layouts import LAYOUTS, Layout, Record, Split, describe_skipped, read_layout
+from dynavit.data.reid_layouts import LAYOUTS, Layout, Record, Split, read_layout
 from dynavit.data.samples import Samples
 from dynavit.data.sources import few
 from dynavit.data.transforms import Transform
@@ -35,9 +37,7 @@ class ReidImages(Dataset[tuple[Image.Image, int]]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        with Image.open(self.records[index].path) as image:
-            image.load()
-            return image, self.identities[index]
+        return open_picture(self.records[index].path), self.identities[index]
 
     def path(self, index: int) -> str:
         """Return the file of an image."""

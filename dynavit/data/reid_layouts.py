@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
+from dynavit.data.files import describe_skipped, find_images
 from dynavit.data.sources import few
 from dynavit.errors import InputError, did_you_mean
 
@@ -26,9 +24,6 @@ LAYOUTS: Mapping[str, str] = {
     "data.options.pattern",
 }
 """What each layout looks like on disk."""
-
-NO_IMAGE = "no image file"
-"""Why a file is skipped: its name does not end like an image's, or it is hidden."""
 
 
 @dataclass(frozen=True)
@@ -245,27 +240,16 @@ def _check_folders(name: str, root: Path, folders: Sequence[str], need_train: bo
 
 
 def _read_folder(name: str, folder: Path, parse: _Parser) -> Split:
-    records, skipped = [], defaultdict(list)
-    for file in _files(folder):
-        base = file.rpartition("/")[2]
-        if base.startswith(".") or not base.lower().endswith(IMG_EXTENSIONS):
-            skipped[NO_IMAGE].append(file)
-            continue
-        parsed = parse(file)
+    found = find_images(folder)
+    records, skipped = [], defaultdict(list, {reason: list(names) for reason, names in found.skipped.items()})
+    for path in found.paths:
+        name_in_split = path.relative_to(folder).as_posix()
+        parsed = parse(name_in_split)
         if isinstance(parsed, str):
-            skipped[parsed].append(file)
+            skipped[parsed].append(name_in_split)
         else:
-            records.append(Record(folder / file, *parsed))
+            records.append(Record(path, *parsed))
     return _checked(name, folder, records, skipped)
-
-
-def _files(folder: Path) -> list[str]:
-    """Return the files below a folder, as sorted relative paths with forward slashes."""
-    found = []
-    for place, _, names in os.walk(folder, followlinks=True):
-        inside = Path(place).relative_to(folder).as_posix()
-        found += names if inside == "." else [f"{inside}/{name}" for name in names]
-    return sorted(found)
 
 
 def _checked(name: str, source: Path, records: Sequence[Record], skipped: Mapping[str, Sequence[str]]) -> Split:
@@ -275,19 +259,6 @@ def _checked(name: str, source: Path, records: Sequence[Record], skipped: Mappin
             f"data.name={name} expects {LAYOUTS[name]}."
         )
     return Split(source, tuple(records), dict(skipped))
-
-
-def describe_skipped(skipped: Mapping[str, Sequence[str]]) -> str:
-    """Return how many files were skipped for which reason, with the first names.
-
-    Example:
-        >>> describe_skipped({"no image file": ["Thumbs.db"], "junk": ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]})
-        '1 no image file (Thumbs.db); 4 junk (a.jpg, b.jpg, c.jpg, ...)'
-    """
-    return "; ".join(
-        f"{len(names):,} {reason} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for reason, names in skipped.items()
-    )
 
 
 def _read_msmt17(root: Path, train_split: str, need_train: bool) -> Layout:

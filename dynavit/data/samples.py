@@ -8,20 +8,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
-from dynavit.data.transforms import Transform, to_rgb
+from dynavit.data.pictures import UNREADABLE, convert_picture
+from dynavit.data.transforms import Transform, apply_transform
 from dynavit.errors import InputError
 
 Sample = tuple[torch.Tensor, int, int]
-
-# what Pillow raises for files that are missing, cut short, altered, or no images at all
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Samples(Dataset[Sample | None]):
@@ -34,7 +32,8 @@ class Samples(Dataset[Sample | None]):
     Args:
         dataset: may also have ``set_epoch(epoch)``, ``path(index)`` to name a file in messages, and
             ``foreground(index)``, which this class then has too.
-        transform: applied to the image, which is RGB.
+        transform: applied to the image, which is upright and has as many channels as the transform's attribute
+            ``channels`` says; 3, so RGB, where it does not.
         seed: not negative.
         train: whether ``set_epoch`` changes the randomness; otherwise epochs are all alike.
         corrupt: ``"stop"`` raises an error that names an image that cannot be read; ``"skip"`` warns
@@ -83,23 +82,24 @@ class Samples(Dataset[Sample | None]):
         with reproducible(self.seed, int(self.train), epoch if self.train else 0, index):
             try:
                 image, label = self.dataset[index]
-                image = to_rgb(_checked_image(image))
+                image = convert_picture(_checked_image(image), _channels(self.transform))
             except InputError:  # a ValueError, but about the data set, not about one file
                 raise
             except UNREADABLE as error:
                 self._report(index, error)
                 return None
-            return self.transform(image), as_label(label), index
+            tensor = _transformed(self.transform, image, self._name(index), self.train)
+            return tensor, as_label(label), index
+
+    def _name(self, index: int) -> str:
+        return _path(self.dataset, index) or f"image {index}"
 
     def _report(self, index: int, error: Exception) -> None:
-        path = _path(self.dataset, index) or f"image {index}"
         if self.corrupt == "stop":
-            raise InputError(
-                f"{path} cannot be read: {error}. Replace or remove it, or set data.corrupt=skip."
-            ) from error
+            _refuse(self._name(index), error)
         if not self._warned[index]:
             self._warned[index] = True
-            warnings.warn(f"{path} is skipped, it cannot be read: {error}", stacklevel=4)
+            warnings.warn(_skipped(self._name(index), error), stacklevel=4)
 
 
 class StreamSamples(IterableDataset[Sample]):
@@ -109,13 +109,23 @@ class StreamSamples(IterableDataset[Sample]):
     each of them a part of its own, as timm's do. The randomness of a sample depends on
     ``(seed, epoch, index)``, so it changes with the number of workers. There is no length: how many
     samples a stream gives is known for certain only at its end.
+
+    Args:
+        dataset: yields ``(PIL image, label)``; may also have ``set_epoch(epoch)``.
+        transform: as in :class:`Samples`.
+        seed: not negative.
+        train: whether ``set_epoch`` changes the randomness; otherwise epochs are all alike.
+        corrupt: ``"stop"`` raises an error at an image that cannot be converted; ``"skip"`` warns and leaves it out.
     """
 
-    def __init__(self, dataset: IterableDataset[Any], transform: Transform, seed: int, train: bool) -> None:
+    def __init__(
+        self, dataset: IterableDataset[Any], transform: Transform, seed: int, train: bool, corrupt: str = "stop"
+    ) -> None:
         self.dataset: Any = dataset
         self.transform = transform
         self.seed = seed
         self.train = train
+        self.corrupt = corrupt
         self._epoch = _shared_zeros(1, torch.int64)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = torch.distributed.get_rank() if distributed else 0
@@ -132,8 +142,17 @@ class StreamSamples(IterableDataset[Sample]):
         epoch = int(self._epoch) if self.train else 0
         for position, (image, label) in enumerate(self.dataset):
             index = (position * self._processes + self._rank) * workers + number
+            name = f"image {index} of the stream"
+            checked = _checked_image(image)
+            try:
+                picture = convert_picture(checked, _channels(self.transform))
+            except UNREADABLE as error:
+                if self.corrupt == "stop":
+                    _refuse(name, error)
+                warnings.warn(_skipped(name, error), stacklevel=2)
+                continue
             with reproducible(self.seed, int(self.train), epoch, index):
-                tensor = self.transform(to_rgb(_checked_image(image)))
+                tensor = _transformed(self.transform, picture, name, self.train)
             yield tensor, as_label(label), index
 
 
@@ -162,7 +181,7 @@ def reproducible(*entropy: int) -> Iterator[None]:
 
 
 def collate(samples: Sequence[Sample | None]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """Stack samples into images ``(B, 3, H, W)``, labels ``(B,)`` and indices ``(B,)``, without skipped ones.
+    """Stack samples into images ``(B, C, H, W)``, labels ``(B,)`` and indices ``(B,)``, without skipped ones.
 
     Returns:
         The three, or None where every sample was skipped.
@@ -191,6 +210,23 @@ def as_label(value: Any) -> int:
         raise InputError(
             f"a label is one whole number, but this data set gives {type(value).__name__}: {value!r}."
         ) from None
+
+
+def _channels(transform: Transform) -> int:
+    return getattr(transform, "channels", 3)
+
+
+def _transformed(transform: Transform, picture: Image.Image, name: str, train: bool) -> torch.Tensor:
+    what = "the augmentation (data.augmentation)" if train else "preparing it for the model"
+    return apply_transform(transform, picture, name, what)
+
+
+def _refuse(name: str, error: Exception) -> NoReturn:
+    raise InputError(f"{name} cannot be read: {error}. Replace or remove it, or set data.corrupt=skip.") from error
+
+
+def _skipped(name: str, error: Exception) -> str:
+    return f"{name} is skipped, it cannot be read: {error}"
 
 
 def _checked_image(image: object) -> Image.Image:

@@ -16,6 +16,7 @@ from timm.data.dataset_factory import create_dataset
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder, VisionDataset
 
+from dynavit.data.pictures import open_picture
 from dynavit.data.quickstart import ClutteredDigits
 from dynavit.errors import InputError, did_you_mean
 
@@ -93,9 +94,7 @@ def _empty_classes(dataset: Any) -> list[str]:
 
 
 def _load(path: Any) -> Image.Image:
-    with Image.open(path) as image:
-        image.load()
-        return image
+    return open_picture(path)  # as it is: Samples knows how many channels the model takes
 
 
 def _open_torchvision(request: Request) -> Dataset[Any]:
@@ -118,6 +117,8 @@ def _open_torchvision(request: Request) -> Dataset[Any]:
         given["root"] = request.root
     if "download" in arguments:
         given["download"] = request.download
+    if "loader" in arguments:
+        given["loader"] = _load
     reserved = {*given, "root", "transform", "target_transform", "transforms", "loader"}
     _check_options(request, [*(name for name in arguments if name not in reserved), "num_classes"])
     given.update((key, value) for key, value in request.options.items() if key in arguments)

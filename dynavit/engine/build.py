@@ -12,6 +12,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from dynavit.config import Config, DataConfig
+from dynavit.data.pictures import MODES
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, create_model, load, prune
 from dynavit.models.adapters import create_adapter
@@ -184,18 +185,45 @@ def _refuse_cameras(teacher: PrunedViT) -> None:
 def resolve_preprocessing(config: DataConfig, backbone: Any, squash: bool = False) -> dict[str, Any]:
     """Return image size, mean, std, interpolation and crop fraction: the model's unless configured.
 
-    ``squash`` distorts images to the size, whole, as re-identification does.
+    Mean and std have a number for each input channel: models made for another number of channels than their
+    weights were take the average, as grey, or as the value of channels beyond the colours.
+
+    Args:
+        config: what is configured.
+        backbone: a timm model.
+        squash: distort images to the size, whole, as re-identification does.
+
+    Raises:
+        InputError: a model without image size, or with channels that pictures do not have.
     """
-    size = create_adapter(backbone).image_size
+    adapter = create_adapter(backbone)
+    size, channels = adapter.image_size, adapter.in_chans
     if size is None:
         raise InputError("the backbone has no image size of its own: set model.kwargs.img_size.")
-    args = {"mean": config.mean, "std": config.std, "crop_pct": config.crop_pct}
-    resolved = resolve_data_config({**args, "interpolation": config.interpolation}, model=backbone)
+    if channels not in MODES:
+        raise InputError(
+            f"in_chans={channels}: pictures are read with 1 channel (grey), 3 (colours) or 4 (colours and opacity); "
+            f"give the model one of these."
+        )
+    resolved = resolve_data_config({"crop_pct": config.crop_pct, "interpolation": config.interpolation}, model=backbone)
     return {
         "image_size": list(size),
-        "mean": list(resolved["mean"]),
-        "std": list(resolved["std"]),
+        "mean": _for_channels("mean", config.mean, resolved["mean"], channels),
+        "std": _for_channels("std", config.std, resolved["std"], channels),
         "interpolation": resolved["interpolation"],
         "crop_pct": 1.0 if squash else resolved["crop_pct"],
         "crop_mode": "squash" if squash else resolved["crop_mode"],
     }
+
+
+def _for_channels(key: str, given: Sequence[float] | None, usual: Sequence[float], channels: int) -> list[float]:
+    if given is not None:
+        if len(given) != channels:
+            raise InputError(
+                f"data.{key}={list(given)}: the model has {channels} input channel(s), give a number each."
+            )
+        return list(given)
+    if len(usual) == channels:
+        return list(usual)
+    average = sum(usual) / len(usual)
+    return [average] if channels == 1 else [*usual[:channels], *[average] * (channels - len(usual))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
@@ -43,7 +44,9 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
         run = replace(run, model=static)
     data = None
     if images is not None:
-        batches = read_images(run, list_images(images)[:_IMAGES], _IMAGES)
+        batches = list(read_images(run, list_images(images)[:_IMAGES], _IMAGES))
+        for problem in (problem for _, _, problems in batches for problem in problems):
+            warnings.warn(problem, stacklevel=2)
         sample = torch.cat([batch for _, batch, _ in batches])
     elif run.config is not None:
         data = create_task(run.config).open_data(run.preprocessing, train=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dynavit.config import Config, load_config
-from dynavit.data.samples import UNREADABLE
-from dynavit.data.transforms import Transform, create_transforms, to_pixels, to_rgb
+from dynavit.data.files import NO_FILE, describe_skipped, find_images, image_endings
+from dynavit.data.pictures import UNREADABLE, convert_picture, read_picture
+from dynavit.data.transforms import Preparation, apply_transform, create_transforms, to_pixels
 from dynavit.engine.build import resolve_preprocessing
-from dynavit.errors import InputError
+from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT, load
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+_NEEDED, _KNOWN = ("image_size", "mean", "std"), tuple(inspect.signature(create_transforms).parameters)[:-1]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Run:
         model: in eval mode, on ``device``.
         config: the configuration it was trained with; None where the folder has none.
         preprocessing: image size, mean, std, interpolation, crop fraction.
+        preparation: what turns a picture into a tensor, made of the preprocessing.
         class_names: names of the classes, or their numbers.
     """
 
@@ -39,12 +42,9 @@ class Run:
     model: PrunedViT
     config: Config | None
     preprocessing: dict[str, Any]
+    preparation: Preparation
     class_names: tuple[str, ...]
     device: torch.device
-
-    @cached_property
-    def _evaluation_transform(self) -> Transform:
-        return create_transforms(**self.preprocessing)[1]
 
     @property
     def is_reid(self) -> bool:
@@ -52,16 +52,16 @@ class Run:
         return self.model.neck is not None
 
     def answer(self, images: Tensor) -> Tensor:
-        """Run the model on images ``(B, 3, H, W)`` of which no camera is known."""
+        """Run the model on images ``(B, C, H, W)`` of which no camera is known."""
         answer: Tensor = self.model(images, **self.model.unknown_cameras(len(images)))
         return answer
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Turn any picture into the ``(3, H, W)`` tensor that the model expects."""
-        return self._evaluation_transform(to_rgb(image))
+        """Turn any picture into the ``(C, H, W)`` tensor that the model expects."""
+        return self.preparation(convert_picture(image, self.preparation.channels))
 
     def pixels(self, image: Tensor) -> Any:
-        """Undo the normalisation: ``(3, H, W)`` to ``(H, W, 3)`` uint8."""
+        """Undo the normalisation: ``(C, H, W)`` to ``(H, W, 3)`` uint8."""
         return to_pixels(image, self.preprocessing["mean"], self.preprocessing["std"])
 
 
@@ -80,7 +80,7 @@ def open_run(
         overrides: ``key.subkey=value`` settings in place of those in the folder's ``config.yaml``.
 
     Raises:
-        InputError: no such folder, or no model in it.
+        InputError: no such folder, no model in it, or a broken one.
     """
     path = Path(path)
     if not path.is_dir():
@@ -94,31 +94,70 @@ def open_run(
     metadata = model.metadata
     if "preprocessing" in metadata:
         preprocessing = metadata["preprocessing"]
+        preparation = _preparation(preprocessing, model, path / "config.json")
     else:
         preprocessing = resolve_preprocessing((config or Config()).data, model.backbone, squash=model.neck is not None)
+        preparation = create_transforms(**preprocessing)[1]
     names = metadata.get("class_names") or [str(number) for number in range(model.num_classes)]
-    return Run(path, model.to(chosen), config, preprocessing, tuple(names), chosen)
+    return Run(path, model.to(chosen), config, preprocessing, preparation, tuple(names), chosen)
+
+
+def _preparation(preprocessing: Any, model: PrunedViT, file: Path) -> Preparation:
+    """Return what prepares a picture as a saved model says.
+
+    Raises:
+        InputError: it says something that cannot work; the message names file and key.
+    """
+    try:
+        if not isinstance(preprocessing, dict):
+            raise InputError(f"it is {preprocessing!r}, where keys and values were expected.")
+        for key in preprocessing:
+            if key not in _KNOWN:
+                raise InputError(f"there is no {key}.{did_you_mean(key, _KNOWN)} Known: {', '.join(_KNOWN)}.")
+        if missing := [key for key in _NEEDED if key not in preprocessing]:
+            raise InputError(f"{', '.join(missing)} is missing.")
+        preparation = create_transforms(**preprocessing)[1]
+        if preparation.channels != model.adapter.in_chans:
+            raise InputError(
+                f"mean={preprocessing['mean']}: give {model.adapter.in_chans} number(s), one for each channel of the "
+                f"model."
+            )
+        size = preprocessing["image_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        if getattr(model.adapter.stem, "strict_img_size", False) and (height, width) != model.adapter.image_size:
+            raise InputError(f"image_size={size}: the model takes {list(model.adapter.image_size or ())} alone.")
+    except InputError as error:
+        raise InputError(f"{file}, metadata.preprocessing: {error} Correct it, or save the model again.") from None
+    return preparation
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Return all image files below a folder, or the one file given.
+    """Return all image files below a folder, or the one file given, whatever its ending.
+
+    What is passed over is said in one line on the error stream; see :func:`dynavit.data.files.find_images`.
 
     Raises:
-        InputError: no such folder, or none in it.
+        InputError: no such folder, no images in it, or the file is a pipe or device.
     """
     folder = Path(folder)
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
+        if folder.exists():
+            raise InputError(f"{folder} is {NO_FILE}: --images takes a folder with pictures, or one picture.")
         raise InputError(f"{folder} does not exist: --images takes a folder with pictures, or one picture.")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-    if not found:
-        raise InputError(f"{folder} holds no images ({', '.join(sorted(_IMAGE_SUFFIXES))}).")
-    return found
+    found = find_images(folder)
+    note = describe_skipped(found.skipped)
+    if not found.paths:
+        endings = ", ".join(sorted(image_endings()))
+        raise InputError(f"{folder} holds no images ({endings}). Passed over: {note or 'nothing, it is empty'}.")
+    if note:
+        print(f"note: passed over in {folder}: {note}.", file=sys.stderr)
+    return list(found.paths)
 
 
 def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[list[Path], Tensor, list[str]]]:
-    """Yield batches of paths and images ``(B, 3, H, W)``, with a message for each that cannot be read.
+    """Yield batches of paths and images ``(B, C, H, W)``, with a message for each that cannot be read.
 
     Raises:
         InputError: not one image can be read.
@@ -128,11 +167,12 @@ def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[
         good, images, problems = [], [], []
         for path in paths[first : first + batch_size]:
             try:
-                with Image.open(path) as image:
-                    images.append(run.transform(image))
-                good.append(path)
+                picture = read_picture(path, run.preparation.channels)
             except UNREADABLE as error:
                 problems.append(f"{path} cannot be read and is left out: {error}")
+                continue
+            images.append(apply_transform(run.preparation, picture, str(path), "preparing it for the model"))
+            good.append(path)
         readable += len(good)
         yield good, torch.stack(images).to(run.device) if images else torch.empty(0), problems
     if not readable:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dynavit.data.reid_layouts import LAYOUTS, NO_IMAGE, Split, read_layout
+from dynavit.data.files import HIDDEN, NO_FILE, OTHER_ENDING, SEEN
+from dynavit.data.reid_layouts import LAYOUTS, Split, read_layout
 from dynavit.errors import InputError
 
 MARKET = ("bounding_box_train", "query", "bounding_box_test")
@@ -58,11 +60,11 @@ def test_market1501(make: Callable[..., Path]) -> None:
     assert layout.train is not None
     assert layout.train.source == root / "bounding_box_train"
     distractors = "distractors (identity 0), which belong in the gallery"
-    assert layout.train.skipped == {distractors: ["0000_c2s1_000001_00.jpg"], NO_IMAGE: ["Thumbs.db"]}
+    assert layout.train.skipped == {distractors: ["0000_c2s1_000001_00.jpg"], HIDDEN: ["Thumbs.db"]}
     assert layout.query.skipped == {distractors: ["0000_c1s1_001051_00.jpg"]}
     assert layout.gallery.skipped == {
         "junk (identity -1)": ["-1_c3s1_001051_00.jpg"],
-        NO_IMAGE: ["._0001_c2s1_001051_00.jpg"],
+        HIDDEN: ["._0001_c2s1_001051_00.jpg"],
         "name without identity and camera": ["old/0001_c2s1_000000_00.jpg", "readme.jpg"],
     }
 
@@ -132,7 +134,7 @@ def test_identity_folders(make: Callable[..., Path]) -> None:
     layout = read_layout("folder", root)
     assert keys(layout.train) == [("cat one", None, None), ("cat one", None, None), ("dog", None, None)]
     assert layout.train is not None
-    assert layout.train.skipped == {NO_IMAGE: ["dog/notes.txt"], "not in an identity's folder": ["stray.jpg"]}
+    assert layout.train.skipped == {OTHER_ENDING: ["dog/notes.txt"], "not in an identity's folder": ["stray.jpg"]}
     seen = read_layout("folder", root, options={"camera_pattern": r"cam(?P<camera>\d)"})
     assert [camera for _, camera, _ in keys(seen.train)] == ["2", None, "7"]
 
@@ -198,3 +200,22 @@ def test_unknown_names() -> None:
         read_layout("market", ".")
     with pytest.raises(InputError, match=r"Its options: none"):
         read_layout("market1501", ".", options={"pattern": "x"})
+
+
+def test_files_are_found_as_by_every_other_tool(make: Callable[..., Path]) -> None:
+    root = make(
+        "train/cat/0.jpg", "train/cat/1.avif", "train/.ipynb_checkpoints/0.jpg", "train/@eaDir/cat/0.jpg",
+        "elsewhere/dog/0.jpg", "query/cat/1.jpg", "gallery/cat/2.jpg",
+    )  # fmt: skip
+    (root / "train/dog").symlink_to(root / "elsewhere/dog")
+    (root / "train/dog_again").symlink_to(root / "train/dog")
+    (root / "train/cat/loop").symlink_to(root / "train")
+    os.mkfifo(root / "train/cat/pipe.jpg")
+    layout = read_layout("folder", root)
+    assert [key[0] for key in keys(layout.train)] == ["cat", "cat", "dog"]
+    assert layout.train is not None
+    assert layout.train.skipped == {
+        HIDDEN: [".ipynb_checkpoints", "@eaDir"],
+        NO_FILE: ["cat/pipe.jpg"],
+        SEEN: ["cat/loop", "dog_again"],
+    }

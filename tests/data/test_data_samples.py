@@ -16,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from dynavit.data.samples import Samples, StreamSamples, as_label, collate
+from dynavit.data.transforms import Preparation
 from dynavit.errors import InputError
 
 
@@ -113,7 +114,7 @@ def test_the_callers_generators_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     samples[0]
     assert states() == before
     failing = Samples(Greys(), lambda image: noisy(image).reshape(100), seed=0, train=True)
-    with pytest.raises(RuntimeError, match="shape"):
+    with pytest.raises(InputError, match=r"^image 0: the augmentation \(data\.augmentation\) failed: .*shape"):
         failing[0]
     assert states() == before
 
@@ -332,3 +333,42 @@ def test_a_stream_does_not_touch_the_callers_generators_between_samples():
 def test_a_stream_has_no_length():
     assert isinstance(stream(), IterableDataset)
     assert not hasattr(stream(), "__len__")
+
+
+def failing(image: Image.Image) -> torch.Tensor:
+    raise OSError("of the code, not of the file")
+
+
+@pytest.mark.parametrize(("workers", "corrupt"), [(0, "stop"), (0, "skip"), (1, "skip")])
+def test_a_transform_that_fails_is_not_taken_for_a_broken_file(broken: Path, workers: int, corrupt: str):
+    for train, what in ((True, r"the augmentation \(data\.augmentation\)"), (False, "preparing it for the model")):
+        samples = Samples(ImageFolder(str(broken)), failing, 0, train, corrupt)
+        with pytest.raises(InputError, match=rf"a\.png: {what} failed: OSError: of the code"):
+            list(DataLoader(samples, num_workers=workers, collate_fn=collate))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_have_the_channels_that_the_transform_says(channels: int):
+    transform = Preparation(plain, channels)
+    assert Samples(Greys(), transform, 0, True)[5][0].shape == (channels, 4, 4)
+    assert next(iter(StreamSamples(Floats(), transform, 0, True)))[0].shape == (channels, 4, 4)
+
+
+class Floats(IterableDataset[Any]):
+    """A picture of 8 bits, one of floating-point numbers, one of 8 bits."""
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        for mode in ("L", "F", "L"):
+            picture = Image.new(mode, (4, 4))
+            picture.putpixel((1, 1), 1)
+            yield picture, 0
+
+
+def test_a_stream_with_pictures_of_unknown_range():
+    with pytest.raises(InputError, match=r"^image 1 of the stream cannot be read: .*mode F.*from 0 to 1,"):
+        list(StreamSamples(Floats(), plain, 0, True))
+    with pytest.warns(UserWarning, match="image 1 of the stream is skipped"):
+        kept = list(StreamSamples(Floats(), plain, 0, True, corrupt="skip"))
+    assert [index for _, _, index in kept] == [0, 2]
+    with pytest.raises(InputError, match="image 0 of the stream: the augmentation"):
+        list(StreamSamples(Floats(), failing, 0, True, corrupt="skip"))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from dynavit.data.samples import reproducible
-from dynavit.data.transforms import create_transforms, to_rgb
+from dynavit.data.transforms import apply_transform, create_reid_transforms, create_transforms, to_pixels
 from dynavit.errors import InputError
 
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -121,7 +120,7 @@ def test_random_erasing_fills_a_rectangle():
 def test_left_out_keys_have_timms_defaults():
     timms = create_transform(32, is_training=True, mean=ZERO, std=ONE, interpolation="bicubic")
     ours, _ = create_transforms(32, ZERO, ONE, augmentation={})
-    assert repr(ours) == repr(timms)
+    assert repr(ours.steps.transforms[1:]) == repr(timms.transforms)  # before them, tiny pictures are enlarged
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "3a", "original"])
@@ -141,6 +140,12 @@ def test_auto_augment(policy: str):
         ({"scale": 0.5}, r"augmentation.scale is \[smallest, largest\]"),
         ({"ratio": [2.0, 0.5]}, r"augmentation.ratio is \[smallest, largest\]"),
         ({"color_jitter": [0.1, 0.1]}, "augmentation.color_jitter"),
+        ({"color_jitter": "much"}, "augmentation.color_jitter"),
+        ({"color_jitter": float("nan")}, "augmentation.color_jitter"),
+        ({"scale": [0.1, float("inf")]}, "augmentation.scale"),
+        ({"ratio": ["a", "b"]}, "augmentation.ratio"),
+        ({"hflip": True}, "augmentation.hflip"),
+        ({"auto_augment": 3}, "timm cannot build"),
         ({"color_jitter": -1.0}, "timm cannot build .*non negative"),
         ({"random_erasing_mode": "pixels"}, "const, rand or pixel"),
         ({"auto_augment": "best"}, "timm cannot build .*'best'"),
@@ -151,93 +156,50 @@ def test_refused_augmentations(augmentation: dict[str, Any], message: str):
         create_transforms(32, ZERO, ONE, augmentation=augmentation)
 
 
-def test_refused_preprocessing():
+@pytest.mark.parametrize("create", [create_transforms, create_reid_transforms])
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("image_size", [0, -4, True, 2.5, "32", None, [32], [32, 0], [32, float("nan")], [8, 8, 8]]),
+        ("mean", [None, 0.5, [], [0.5, 0.5], ["a"] * 3, [0.5, float("nan"), 0.5], [float("inf")] * 3]),
+        ("std", [[0, 0, 0], [0.5, 0.5, -0.1], [0.5], [0.5] * 4, [0.5, 0.5, float("nan")], "abc", [True] * 3]),
+        ("interpolation", ["bicubik", 3, None, ["bicubic"]]),
+        ("crop_pct", [-1, 0, 1.5, "0.9", float("nan"), None]),  # timm would silently take 0.875 for 0
+        ("crop_mode", ["centre", 1, None]),
+    ],
+)
+def test_refused_preprocessing(create: Any, key: str, values: list[Any]):
+    if create is create_reid_transforms and key.startswith("crop"):
+        return
+    for value in values:
+        arguments = {"image_size": 32, "mean": ZERO, "std": ONE, key: value}
+        with pytest.raises(InputError, match=key):
+            create(**arguments)
+
+
+def test_misspelt_interpolation():
     with pytest.raises(InputError, match="Did you mean 'bicubic'"):
         create_transforms(32, ZERO, ONE, interpolation="bicubik")
-    with pytest.raises(InputError, match="crop_pct"):
-        create_transforms(32, ZERO, ONE, crop_pct=0.0)  # timm would silently take 0.875
 
 
-def palette(transparent: int | None) -> Image.Image:
-    """Index 0 is red, index 1 is (0, 90, 200)."""
-    image = Image.new("P", (2, 2), 1)
-    image.putpalette([255, 0, 0, 0, 90, 200])
-    if transparent is not None:
-        image.info["transparency"] = transparent
-    return image
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("create", [create_transforms, create_reid_transforms])
+def test_channels(create: Any, channels: int):
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    picture = Image.new(mode, (40, 30), 51 if channels == 1 else (51, 51, 51, 255)[:channels])
+    for transform in create((16, 24), (0.1,) * channels, (0.5,) * channels):
+        assert transform.channels == channels
+        tensor = transform(picture)
+        assert tensor.shape == (channels, 16, 24)
+    assert tensor[:3].mean() == pytest.approx((0.2 - 0.1) / 0.5, abs=1e-5)
+    seen = to_pixels(tensor, (0.1,) * channels, (0.5,) * channels)
+    assert seen.shape == (16, 24, 3)
+    assert (seen == 51).all()
 
 
-def filled(mode: str, value: Any) -> Image.Image:
-    return Image.new(mode, (2, 2), value)
+def test_what_goes_wrong_in_a_transform_is_one_line_with_the_name():
+    def wrong(picture: Image.Image) -> torch.Tensor:
+        raise OSError("two\nlines")
 
-
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        (filled("RGB", (1, 2, 3)), (1, 2, 3)),
-        (filled("1", 1), (255, 255, 255)),
-        (filled("L", 100), (100, 100, 100)),
-        (filled("LA", (100, 255)), (100, 100, 100)),
-        (filled("LA", (0, 51)), (204, 204, 204)),  # a fifth black, four fifths of the white behind it
-        (filled("RGBA", (10, 20, 30, 255)), (10, 20, 30)),
-        (filled("RGBA", (10, 20, 30, 0)), (255, 255, 255)),
-        (filled("RGBA", (255, 0, 0, 51)), (255, 204, 204)),
-        (palette(None), (0, 90, 200)),
-        (palette(0), (0, 90, 200)),
-        (palette(1), (255, 255, 255)),
-        (filled("CMYK", (0, 255, 255, 0)), (255, 0, 0)),
-        (filled("CMYK", (0, 0, 0, 255)), (0, 0, 0)),
-        (filled("YCbCr", (76, 85, 255)), (254, 0, 0)),
-        (filled("I;16", 0), (0, 0, 0)),
-        (filled("I;16", 200), (1, 1, 1)),
-        (filled("I;16", 128 * 257), (128, 128, 128)),
-        (filled("I;16", 65535), (255, 255, 255)),
-        (filled("I;16B", 128 * 257), (128, 128, 128)),
-        (filled("I", 128 * 257), (128, 128, 128)),
-    ],
-    ids=lambda value: getattr(value, "mode", None),
-)
-def test_to_rgb_colours(image: Image.Image, expected: tuple[int, int, int]):
-    converted = to_rgb(image)
-    assert converted.mode == "RGB"
-    assert converted.getpixel((1, 1)) == expected
-
-
-def saved(image: Image.Image, format: str, **options: Any) -> Image.Image:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return Image.open(io.BytesIO(buffer.getvalue()))
-
-
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        (saved(filled("I;16", 25700), "PNG"), (100, 100, 100)),
-        (saved(filled("I;16", 25700), "TIFF"), (100, 100, 100)),
-        (saved(filled("LA", (7, 255)), "PNG"), (7, 7, 7)),
-        (saved(palette(None), "PNG"), (0, 90, 200)),
-        (saved(palette(None), "PNG", transparency=b"\xff\x00"), (255, 255, 255)),
-        (saved(palette(None), "GIF", transparency=1), (255, 255, 255)),
-        (saved(filled("RGB", (9, 8, 7)), "PNG", transparency=(9, 8, 7)), (255, 255, 255)),
-        (saved(filled("RGBA", (255, 0, 0, 51)), "PNG"), (255, 204, 204)),
-        (saved(filled("CMYK", (0, 255, 255, 0)), "JPEG"), (255, 0, 0)),
-        (saved(filled("L", 64), "GIF", save_all=True, append_images=[filled("L", 200)]), (64, 64, 64)),
-    ],
-    ids=lambda value: f"{value.format}-{value.mode}" if isinstance(value, Image.Image) else None,
-)
-def test_to_rgb_of_files(image: Image.Image, expected: tuple[int, int, int]):
-    np.testing.assert_allclose(to_rgb(image).getpixel((0, 0)), expected, atol=3 if image.format == "JPEG" else 0)
-
-
-def test_16_bits_become_8_evenly():
-    ramp = Image.fromarray(np.arange(65536, dtype=np.uint16).reshape(256, 256))
-    grey = np.asarray(to_rgb(ramp))[..., 0].reshape(-1)
-    np.testing.assert_array_equal(grey, np.round(np.arange(65536) / 257))
-
-
-def test_to_rgb_decodes_so_that_a_cut_file_fails_here():
-    buffer = io.BytesIO()
-    Image.effect_noise((40, 40), 90).convert("RGB").save(buffer, "PNG")
-    cut = Image.open(io.BytesIO(buffer.getvalue()[:2000]))
-    with pytest.raises(OSError, match="truncated"):
-        to_rgb(cut)
+    with pytest.raises(InputError, match=r"^a/b\.png: blurring failed: OSError: two lines\.$"):
+        apply_transform(wrong, quadrants(), "a/b.png", "blurring")

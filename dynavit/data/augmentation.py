@@ -1,0 +1,163 @@
+"""Random changes of training images, made by timm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any, cast
+
+from PIL import Image
+from timm.data import auto_augment
+from timm.data.transforms_factory import create_transform
+from torchvision.transforms import Compose
+
+from dynavit.errors import InputError, did_you_mean
+
+_ToBits = Callable[[float, Mapping[str, Any]], tuple[int]]
+_PROBABILITIES = ("hflip", "vflip", "grayscale_prob", "gaussian_blur_prob", "random_erasing")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images; names and defaults are those of timm's training script.
+
+    Attributes:
+        scale: smallest and largest area of the random crop, as a fraction of the image.
+        ratio: smallest and largest aspect ratio of the random crop.
+        hflip: probability of mirroring left and right.
+        vflip: probability of mirroring top and bottom.
+        color_jitter: strength; one number, or one each for brightness, contrast, saturation (and hue).
+            timm leaves it out where ``auto_augment`` is given, except for 3-Augment.
+        grayscale_prob: probability of removing the colours.
+        gaussian_blur_prob: probability of blurring.
+        auto_augment: timm's policy string, such as ``"rand-m9-mstd0.5-inc1"`` or ``"3a"``.
+        random_erasing: probability of erasing a rectangle.
+        random_erasing_mode: what is put there: ``"const"``, ``"rand"`` or ``"pixel"``.
+    """
+
+    scale: Sequence[float] = (0.08, 1.0)
+    ratio: Sequence[float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float | Sequence[float] | None = 0.4
+    grayscale_prob: float = 0.0
+    gaussian_blur_prob: float = 0.0
+    auto_augment: str | None = None
+    random_erasing: float = 0.0
+    random_erasing_mode: str = "pixel"
+
+    def __post_init__(self) -> None:
+        for name in _PROBABILITIES:
+            value = getattr(self, name)
+            if not (is_number(value) and 0 <= value <= 1):
+                raise InputError(f"augmentation.{name} is a probability in 0..1, got {value!r}.")
+        for name in ("scale", "ratio"):
+            pair = getattr(self, name)
+            if not (_are_numbers(pair) and len(pair) == 2 and 0 < pair[0] <= pair[1]):
+                raise InputError(f"augmentation.{name} is [smallest, largest], above 0, got {pair!r}.")
+        jitter = self.color_jitter
+        if not (
+            jitter is None
+            or _are_numbers([jitter])
+            or (isinstance(jitter, Sequence) and _are_numbers(jitter) and len(jitter) in (3, 4))
+        ):
+            raise InputError(
+                f"augmentation.color_jitter is one number or 3 to 4 (brightness, contrast, saturation, "
+                f"hue), got {jitter!r}."
+            )
+        if self.random_erasing_mode not in ("const", "rand", "pixel"):
+            raise InputError(
+                f"augmentation.random_erasing_mode is const, rand or pixel, got {self.random_erasing_mode!r}."
+            )
+
+
+def create_augmentation(options: Mapping[str, Any], **preprocessing: Any) -> Compose:
+    """Create timm's transform of training images.
+
+    Two things are not as in timm, where they end the training: pictures of a few pixels are enlarged, so that a crop
+    of them has at least one, and posterizing leaves at least one bit, since Pillow 13 refuses 0.
+
+    Args:
+        options: fields of :class:`Augmentation`; those left out have its defaults.
+        preprocessing: timm's ``input_size``, ``mean``, ``std`` and ``interpolation``.
+
+    Raises:
+        InputError: unknown key, or a value that cannot work.
+    """
+    known = [entry.name for entry in fields(Augmentation)]
+    for key in options:
+        if key not in known:
+            raise InputError(
+                f"augmentation has no key {key!r}.{did_you_mean(key, known)} Its keys: {', '.join(known)}."
+            )
+    chosen = Augmentation(**options)
+    if preprocessing["input_size"][0] == 4:
+        _refuse_opacity(chosen)
+    arguments = asdict(chosen)
+    arguments["re_prob"] = arguments.pop("random_erasing")
+    arguments["re_mode"] = arguments.pop("random_erasing_mode")
+    try:
+        made: Compose = create_transform(**preprocessing, is_training=True, **arguments)
+    except (AssertionError, KeyError, ValueError, TypeError) as error:  # an unknown policy, a negative strength
+        raise InputError(
+            f"timm cannot build augmentation={dict(options)}: {error!r}. "
+            f"Policies are written like 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or '3a'."
+        ) from None
+    for operation in _operations(made):
+        if operation.aug_fn is auto_augment.posterize:
+            operation.level_fn = partial(_one_bit_at_least, cast(_ToBits, operation.level_fn))
+    return Compose([_Enlarge(chosen.scale[0], chosen.ratio), *made.transforms])
+
+
+def _refuse_opacity(chosen: Augmentation) -> None:
+    hue = isinstance(chosen.color_jitter, Sequence) and len(chosen.color_jitter) == 4
+    for name, is_asked in (
+        ("auto_augment", chosen.auto_augment),
+        ("grayscale_prob", chosen.grayscale_prob),
+        ("color_jitter", hue),
+    ):
+        if is_asked:
+            raise InputError(
+                f"augmentation.{name}={getattr(chosen, name)!r}: works on pictures of 1 or 3 channels, and this model "
+                f"takes 4, the last of which is opacity; leave {'the hue' if name == 'color_jitter' else 'it'} out."
+            )
+
+
+def _operations(made: Compose) -> Iterator[auto_augment.AugmentOp]:
+    for step in made.transforms:
+        if isinstance(step, auto_augment.RandAugment | auto_augment.AugMixAugment):
+            yield from step.ops
+        elif isinstance(step, auto_augment.AutoAugment):
+            for policy in step.policy:
+                yield from policy
+
+
+def _one_bit_at_least(bits: _ToBits, level: float, settings: Mapping[str, Any]) -> tuple[int]:
+    return (max(bits(level, settings)[0], 1),)
+
+
+class _Enlarge:
+    """Repeat the pixels of pictures so small that timm may round the edge of a crop to 0."""
+
+    def __init__(self, scale: float, ratio: Sequence[float]) -> None:
+        longest = max(ratio[1], 1 / ratio[0])
+        self.area, self.edge = longest / scale, longest
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        factor = math.ceil(max(math.sqrt(self.area / (width * height)), self.edge / min(width, height)))
+        return image if factor == 1 else image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+
+    def __repr__(self) -> str:
+        return f"Enlarge(area={self.area:g}, edge={self.edge:g})"
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, Sequence) and all(map(is_number, values))
+
+
+def is_number(value: object) -> bool:
+    """Find out whether a setting is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
