@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
@@ -37,7 +37,13 @@ class Task(ABC):
         self.config = config
 
     @abstractmethod
-    def open_data(self, preprocessing: dict[str, Any], train: bool = True, augment: bool = True) -> Any:
+    def open_data(
+        self,
+        preprocessing: dict[str, Any],
+        train: bool = True,
+        augment: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> Any:
         """Open the data, prepared as the model wants.
 
         They have ``train`` and ``validation``, which yield ``(image, label, index)``, and ``class_names`` in the
@@ -47,6 +53,8 @@ class Task(ABC):
             preprocessing: the model's.
             train: also open the training split.
             augment: as training does; False prepares training images like those of validation.
+            class_names: of a model that is evaluated, by which images are labelled; those of the training split if
+                None. Where labels are only compared with each other, it makes no difference.
 
         Raises:
             InputError: they do not exist, or make no sense.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -47,7 +47,13 @@ class ReidTask(Task):
     searched: Searchable
     result: RetrievalResult
 
-    def open_data(self, preprocessing: dict[str, Any], train: bool = True, augment: bool = True) -> ReidData:
+    def open_data(
+        self,
+        preprocessing: dict[str, Any],
+        train: bool = True,
+        augment: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> ReidData:
         settings = self.config.data
         size, mean, std = (preprocessing[name] for name in ("image_size", "mean", "std"))
         plain = create_reid_transforms(size, mean, std, preprocessing["interpolation"])[1]
