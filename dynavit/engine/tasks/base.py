@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from dynavit.config import Config
 from dynavit.data.samplers import ShuffledSampler
 from dynavit.engine.budget import Budget
+from dynavit.engine.loading import fitting_batch_size
 from dynavit.engine.objective import Objective
 from dynavit.models import PrunedViT
 
@@ -93,6 +94,16 @@ class Task(ABC):
     @abstractmethod
     def chance_loss(self, num_classes: int) -> float:
         """Return the loss of guessing, above which a run has diverged."""
+
+    def batch_size(self, data: Any, processes: int) -> int:
+        """Return how many images a process trains on at a time: as configured, or fewer where there are too few.
+
+        Raises:
+            InputError: the data do not make one step of the smallest batches.
+        """
+        if isinstance(data.train, IterableDataset):
+            return self.config.data.batch_size
+        return fitting_batch_size(self.config, len(data.train), processes)
 
     def sampler(self, data: Any, processes: int) -> Sampler[int] | None:
         """Return the order of the training images; None for streams, which have their own."""
