@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset, IterableDataset
 
+from dynavit.data.labelled import ImageFiles, common_classes
 from dynavit.data.quickstart import CLASS_NAMES
 from dynavit.data.samples import Samples, StreamSamples, as_label, collate
 from dynavit.data.sources import LAYOUT, Request, few, open_split
+from dynavit.data.splits import Wanted, find_splits
 from dynavit.data.transforms import Transform
 from dynavit.errors import InputError
 
@@ -27,11 +29,20 @@ class ClassificationData:
             data that can only be read in order. None where no training split was asked for.
         validation: the same.
         class_names: in the order of the labels.
+        notes: what was passed over and what deserves attention, one line each.
     """
 
     train: Dataset[Any] | None
     validation: Dataset[Any]
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """Return the first classes, how many images there are where that is known, and the notes."""
+        lines = [f"Classes: {few(self.class_names)}."]
+        if isinstance(self.train, Samples) and isinstance(self.validation, Samples):
+            lines.append(f"{len(self.train):,} training and {len(self.validation):,} validation images.")
+        return "\n".join([" ".join(lines), *self.notes])
 
 
 def create_classification_data(
@@ -40,11 +51,13 @@ def create_classification_data(
     *,
     transforms: tuple[Transform, Transform],
     seed: int = 0,
+    train: bool = True,
     train_split: str | None = "train",
     validation_split: str = "val",
     download: bool = False,
     corrupt: str = "stop",
     options: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> ClassificationData:
     """Open the training and the validation split of a data set.
 
@@ -53,7 +66,7 @@ def create_classification_data(
 
             - ``"quickstart"``: :class:`ClutteredDigits`, which needs no files; ``options`` are
               ``fragments``, ``train_size`` and ``validation_size``;
-            - ``"folder"``: images in ``root/split/class/``;
+            - ``"folder"``: image files of one's own, see below;
             - ``"torchvision/NAME"``: a data set of torchvision, such as ``"torchvision/CIFAR10"``;
               ``options`` are more of its arguments. Those that only tell training from test images
               validate on the test images;
@@ -63,13 +76,31 @@ def create_classification_data(
         root: where the files are, or where to put them.
         transforms: of training and of validation images, see :func:`create_transforms`.
         seed: of everything random in the data, not negative.
-        train_split: name of the training split; None opens the validation split alone.
+        train: whether to train. If not, the validation split alone is opened.
+        train_split: name of the training split; None is for data without one.
         validation_split: name of the validation split.
         download: fetch what is missing, where the data set knows how.
         corrupt: ``"stop"`` or ``"skip"``, see :class:`Samples`. What streams do about damaged images is
             timm's decision; about those of unknown range see :class:`StreamSamples`.
         options: see ``name``. For data that does not know its classes, ``num_classes`` is understood
             for every set of torchvision and timm.
+        class_names: of a model that is to be evaluated; labels are its numbers of the classes. Those of the training
+            split if None.
+
+    ``data.name=folder`` understands these:
+
+    - ``root/train/CLASS/*.jpg`` and ``root/val/CLASS/*.jpg``. Where a split has its default name but no such folder,
+      ``training`` is found, and ``valid``, ``validation``, ``dev``, ``test`` or ``testing``, the first in this order,
+      in upper or lower case and with ``_set`` behind it; other names are taken literally. Every folder in a split is
+      a class, except hidden ones and those of operating systems. Validation may lack some of the classes.
+    - ``root/CLASS/*.jpg``, or a training split alone, with ``options={"validation_fraction": 0.2}``: that part of
+      each class is for validation, one image of two at least. The seed and the files' names decide which, so
+      training, evaluation and a resumed run agree; another seed, and files that are added, change it.
+    - ``options={"labels": "train.csv"}``: a table in ``root``, UTF-8 with commas, semicolons or tabs, whose first line
+      names the columns: one of ``image, file, filename, file_name, path, id, image_id`` (or ``image_column``) and one
+      of ``label, class, category, target`` (or ``label_column``). Images are below ``root``, else below
+      ``root/images`` (or ``images``), and their endings may be left out. For validation there is a column ``split``
+      with the names of the splits, or ``validation_fraction``, or a second table, ``validation_labels``.
 
     Raises:
         InputError: unknown name or option, missing files, or splits that do not fit each other.
@@ -84,21 +115,39 @@ def create_classification_data(
     """
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed}.")
+    options, train = options or {}, train and train_split is not None
+    if name == "folder":
+        wanted = Wanted(root, train, train_split or "train", validation_split, seed, options)
+        return _open_files(wanted, transforms, corrupt, class_names)
 
     def request(split: str, is_train: bool) -> Request:
-        return Request(name, root, split, is_train, seed, download, options or {})
+        return Request(name, root, split, is_train, seed, download, options)
 
-    train = None if train_split is None else open_split(request(train_split, True))
+    training = open_split(request(train_split, True)) if train and train_split is not None else None
     validation = open_split(request(validation_split, False))
-    if name == "quickstart":
-        class_names = tuple(CLASS_NAMES)
-    else:
-        class_names = _common_classes(name, train, validation, options or {})
+    classes = tuple(CLASS_NAMES) if name == "quickstart" else _common_classes(name, training, validation, options)
+    if class_names is not None and tuple(class_names) != classes:
+        raise InputError(
+            f"the data have the classes {few(classes)} and the model {few(class_names)}: evaluate on data of the "
+            f"same classes."
+        )
     return ClassificationData(
-        None if train is None else _wrap(train, transforms[0], seed, True, corrupt),
+        None if training is None else _wrap(training, transforms[0], seed, True, corrupt),
         _wrap(validation, transforms[1], seed, False, corrupt),
-        class_names,
+        classes,
     )
+
+
+def _open_files(
+    wanted: Wanted, transforms: tuple[Transform, Transform], corrupt: str, class_names: Sequence[str] | None
+) -> ClassificationData:
+    splits = find_splits(wanted)
+    classes, notes = common_classes(splits.train, splits.validation, class_names)
+    train = None
+    if splits.train is not None:
+        train = Samples(ImageFiles(splits.train, classes), transforms[0], wanted.seed, True, corrupt)
+    validation = Samples(ImageFiles(splits.validation, classes), transforms[1], wanted.seed, False, corrupt)
+    return ClassificationData(train, validation, classes, (*splits.notes, *notes))
 
 
 def _wrap(dataset: Dataset[Any], transform: Transform, seed: int, train: bool, corrupt: str) -> Dataset[Any]:

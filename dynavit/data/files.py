@@ -102,8 +102,13 @@ def find_images(folder: str | Path) -> Found:
     return Found(tuple(sorted(paths)), {reason: sorted(names) for reason, names in skipped.items()})
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or one that operating systems leave behind."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
 def _why_not(entry: os.DirEntry[str]) -> str | None:
-    if entry.name.startswith(".") or entry.name.lower() in _OF_SYSTEMS:
+    if is_hidden(entry.name):
         return HIDDEN
     try:
         mode = entry.stat().st_mode

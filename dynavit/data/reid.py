@@ -244,7 +244,10 @@ def _open_layout(
     image_ids = torch.tensor([files.setdefault(record.path, len(files)) for record in searched])
     has_match, reasons = _matches(num_query, identities, cameras, image_ids)
     if not has_match.any():
-        raise InputError(f"no query of {layout.query.source} has a valid match in {layout.gallery.source}: {reasons}.")
+        way_out = _without_cameras(name) if "camera" in reasons else ""
+        raise InputError(
+            f"no query of {layout.query.source} has a valid match in {layout.gallery.source}: {reasons}.{way_out}"
+        )
     notes = [] if has_match.all() else [f"Queries that cannot be scored: {reasons}."]
     notes += _notes(layout, learned, searched, labels, class_names)
     return ReidData(
@@ -263,6 +266,20 @@ def _open_layout(
         image_ids=image_ids,
         has_match=has_match,
         notes=tuple(notes),
+    )
+
+
+def _without_cameras(name: str) -> str:
+    """Say how images by one camera can be searched after all."""
+    if name == "folder":
+        return (
+            " To let them count, read no cameras: leave the group camera out of data.options.pattern, or leave out "
+            "data.options.camera_pattern."
+        )
+    return (
+        " To let them count, read no cameras: data.name=folder with a data.options.pattern that names none, such as "
+        r"'(?P<identity>\d+)_', and the folders in data.train_split, data.options.query_split and "
+        "data.options.gallery_split."
     )
 
 

@@ -159,6 +159,25 @@ class PKSampler(Sampler[int]):
             waiting = waiting[k:]
 
 
+def fitting_identities(labels: Sequence[int] | Tensor, wanted: int, images_per_identity: int, batches: int) -> int:
+    """Return the largest P, at most ``wanted`` and at least 2, with which an epoch has so many batches.
+
+    Args:
+        labels: identity of every image.
+        wanted: P where there are enough identities.
+        images_per_identity: K.
+        batches: of all processes together.
+
+    Example:
+        >>> fitting_identities([0, 0, 1, 1, 1, 2, 2], wanted=16, images_per_identity=2, batches=1)
+        3
+    """
+    counts = torch.unique(torch.as_tensor(labels), return_counts=True)[1]
+    visits = (counts // images_per_identity).clamp(min=1)
+    largest = min(wanted, len(counts))
+    return next((size for size in range(largest, 2, -1) if _most_batches(visits, size) >= batches), 2)
+
+
 def _most_batches(visits: Tensor, size: int) -> int:
     """Return how many batches of ``size`` distinct identities there can be with so many visits of each.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from PIL import Image
 from timm.data.dataset import ImageDataset
 from timm.data.dataset_factory import create_dataset
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder, VisionDataset
+from torchvision.datasets import VisionDataset
 
 from dynavit.data.pictures import open_picture
 from dynavit.data.quickstart import ClutteredDigits
@@ -44,8 +43,6 @@ def open_split(request: Request) -> Dataset[Any]:
     """
     if request.name == "quickstart":
         return _open_quickstart(request)
-    if request.name == "folder":
-        return _open_folder(request)
     if request.name.startswith("torchvision/"):
         return _open_torchvision(request)
     if "/" in request.name:
@@ -57,44 +54,13 @@ def open_split(request: Request) -> Dataset[Any]:
 
 
 def _open_quickstart(request: Request) -> Dataset[Any]:
-    _check_options(request, ("fragments", "train_size", "validation_size"))
+    check_options(request.name, request.options, ("fragments", "train_size", "validation_size"))
     options = request.options
     key = "train_size" if request.train else "validation_size"
     size = options.get(key)
     if size is not None and size < 1:
         raise InputError(f"data.options.{key} must be at least 1, got {size}.")
     return ClutteredDigits(request.train, size, options.get("fragments", 6), request.seed)
-
-
-def _open_folder(request: Request) -> Dataset[Any]:
-    _check_options(request, ())
-    if request.root is None:
-        raise InputError(f"data.name=folder needs data.root; {LAYOUT}.")
-    root, folder = Path(request.root), Path(request.root) / request.split
-    if not root.is_dir():
-        raise InputError(f"the folder {root} does not exist; {LAYOUT}.")
-    if not folder.is_dir():
-        others = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-        usual = [other for other in ("train", "val", "validation", "test") if other in others]
-        nearest = [other for other in usual if request.train == (other == "train")]
-        hint = f" There is {nearest[0]!r}: set data.{_split_key(request)}={nearest[0]}." if nearest else ""
-        raise InputError(f"the folder {folder} does not exist; {LAYOUT}.{hint} Found: {few(others)}.")
-    try:
-        dataset: Dataset[Any] = ImageFolder(folder, loader=_load, allow_empty=True)
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no class folders; {LAYOUT}.") from None
-    if empty := [str(folder / name) for name in _empty_classes(dataset)]:
-        raise InputError(f"no images in {few(empty)}; {LAYOUT}. Fill or remove such folders.")
-    return dataset
-
-
-def _empty_classes(dataset: Any) -> list[str]:
-    images = Counter(dataset.targets)
-    return [name for name, label in dataset.class_to_idx.items() if not images[label]]
-
-
-def _load(path: Any) -> Image.Image:
-    return open_picture(path)  # as it is: Samples knows how many channels the model takes
 
 
 def _open_torchvision(request: Request) -> Dataset[Any]:
@@ -118,9 +84,9 @@ def _open_torchvision(request: Request) -> Dataset[Any]:
     if "download" in arguments:
         given["download"] = request.download
     if "loader" in arguments:
-        given["loader"] = _load
+        given["loader"] = open_picture  # as it is: Samples knows how many channels the model takes
     reserved = {*given, "root", "transform", "target_transform", "transforms", "loader"}
-    _check_options(request, [*(name for name in arguments if name not in reserved), "num_classes"])
+    check_options(request.name, request.options, [*(name for name in arguments if name not in reserved), "num_classes"])
     given.update((key, value) for key, value in request.options.items() if key in arguments)
     if missing := [name for name, needed in arguments.items() if needed and name not in given]:
         raise InputError(f"{request.name} needs {', '.join(f'data.options.{name}' for name in missing)}.")
@@ -205,7 +171,7 @@ class _ReaderImages(Dataset[tuple[Image.Image, Any]]):
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
         file, label, *_ = self.reader[index]
         with file:
-            return _load(file), label
+            return open_picture(file), label
 
     def path(self, index: int) -> str | None:
         """Return the file of an image where the reader knows it."""
@@ -217,20 +183,33 @@ def _split_key(request: Request) -> str:
     return "train_split" if request.train else "validation_split"
 
 
-def _check_options(request: Request, known: Iterable[str]) -> None:
+def check_options(name: str, options: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuse options that a data set does not have.
+
+    Raises:
+        InputError: naming the nearest one, and all.
+    """
     known = list(known)
-    for key in request.options:
+    for key in options:
         if key not in known:
-            raise InputError(
-                f"{request.name} has no data.options.{key}.{did_you_mean(key, known)} "
-                f"Its options: {', '.join(known) or 'none'}."
-            )
+            listed = ", ".join(known) or "none"
+            raise InputError(f"{name} has no data.options.{key}.{did_you_mean(key, known)} Its options: {listed}.")
 
 
-def few(names: list[str]) -> str:
+def few(names: Sequence[str]) -> str:
     """Join names, but not hundreds of them."""
-    shown = ", ".join(names[:10]) or "none"
-    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown
+    shown = printable(", ".join(names[:10])) or "none"
+    return f"{shown} and {len(names) - 10:,} more" if len(names) > 10 else shown
+
+
+def printable(text: str) -> str:
+    r"""Write what no terminal shows as an escape, such as ``\udce9`` for a byte of another encoding.
+
+    Example:
+        >>> printable("caf\udce9")
+        'caf\\udce9'
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _line(error: Exception) -> str:

@@ -26,8 +26,15 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
     summary = getattr(setup.data, "summary", None)
     if summary is not None:
         say(summary())
+    wanted, size = config.data.batch_size, setup.batches.batch_size
+    if size < wanted:
+        say(
+            f"data.batch_size={wanted} is lowered to {size}: the most that {len(setup.data.train):,} images of "
+            f"{len(setup.classes):,} {setup.task.classes} give {accelerator.num_processes} process(es) for a step of "
+            f"{config.train.accumulation_steps} batch(es)."
+        )
     say(
-        f"{config.train.epochs} epochs of {setup.batches.length} batches x {config.data.batch_size} images x "
+        f"{config.train.epochs} epochs of {setup.batches.length} batches x {size} images x "
         f"{accelerator.num_processes} process(es) on {accelerator.device}; writing {config.run_dir}"
     )
     if model.stages and config.loss.keep_ratio and (not model.reducer.selects or model.selector.budget == "k"):

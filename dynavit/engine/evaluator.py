@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 
 from dynavit.config import EvaluateConfig
-from dynavit.data.reid import ReidData
 from dynavit.engine.adaptive import calibrated, check_adaptive, token_statistics
 from dynavit.engine.build import build_start, starts_trained
 from dynavit.engine.loading import first_images, make_loader, prepare_loader, random_samples
@@ -80,12 +79,9 @@ def evaluate_run(
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=run.device.type == "cpu")
     task = create_task(run.config)
-    data = task.open_data(run.preprocessing, train=adaptive, augment=False)
-    if not isinstance(data, ReidData) and tuple(data.class_names) != run.class_names:
-        raise InputError(
-            f"the data have the classes {', '.join(data.class_names[:5])} ... and the model "
-            f"{', '.join(run.class_names[:5])} ...: evaluate on data of the same classes."
-        )
+    data = task.open_data(run.preprocessing, train=adaptive, augment=False, class_names=run.class_names)
+    for note in data.notes:
+        accelerator.print(note)
     loader = prepare_loader(
         accelerator, make_loader(data.validation, run.config.data.batch_size, run.config.data.workers)
     )

@@ -21,19 +21,22 @@ class TrainingBatches:
 
     Attributes:
         streams: the data set is a stream, which can be entered at its beginning only.
+        batch_size: images a batch.
         length: batches an epoch, a multiple of the accumulation steps.
 
     Args:
         sampler: order of the images, with ``set_epoch``; None for streams.
+        batch_size: see :func:`fitting_batch_size`.
 
     Raises:
         InputError: not one step of batches, or a stream of unknown length without ``steps_per_epoch``.
     """
 
-    def __init__(self, accelerator: Accelerator, dataset: Any, sampler: Any, config: Config) -> None:
+    def __init__(self, accelerator: Accelerator, dataset: Any, sampler: Any, config: Config, batch_size: int) -> None:
         self.accelerator, self.dataset, self.sampler = accelerator, dataset, sampler
         self.streams = isinstance(dataset, IterableDataset)
-        loader = make_loader(dataset, config.data.batch_size, config.data.workers, sampler)
+        self.batch_size = batch_size
+        loader = make_loader(dataset, batch_size, config.data.workers, sampler)
         self.loader = prepare_loader(accelerator, loader)
         self.length = self._length(config)
 
@@ -64,11 +67,32 @@ class TrainingBatches:
                 ) from None
             available = limit
         if available < window:
+            wanted = f"train.steps_per_epoch={limit}" if limit is not None and limit < window else "the training data"
             raise InputError(
-                f"data.batch_size={config.data.batch_size}: the training split has only {len(self.dataset)} images "
-                f"for {self.accelerator.num_processes} process(es) and {window} batch(es) a step; lower them."
+                f"{wanted}: {available} batches of data.batch_size={self.batch_size} for each of "
+                f"{self.accelerator.num_processes} process(es), which is less than one step of "
+                f"train.accumulation_steps={window}; lower that."
             )
         return available - available % window
+
+
+def fitting_batch_size(config: Config, images: int, processes: int) -> int:
+    """Return ``data.batch_size``, or less where there are too few images for one step of every process.
+
+    Mixup and cutmix, which exchange the two halves of a batch, keep it even.
+
+    Raises:
+        InputError: there are not enough images for the smallest batches.
+    """
+    window, pairs = config.train.accumulation_steps, bool(config.data.mixup or config.data.cutmix)
+    size = min(config.data.batch_size, images // (processes * window))
+    size -= size % 2 if pairs else 0
+    if size < 1:
+        raise InputError(
+            f"the training split has only {images:,} images, which do not make a batch of {1 + pairs} for each of "
+            f"{processes} process(es) and train.accumulation_steps={window}; lower these, or add images."
+        )
+    return size
 
 
 def make_loader(

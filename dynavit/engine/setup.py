@@ -127,7 +127,9 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
         objective.module = accelerator.prepare(objective.module)
     if ema is not None:
         ema.to(accelerator.device)
-    batches = TrainingBatches(accelerator, data.train, task.sampler(data, accelerator.num_processes), config)
+    processes = accelerator.num_processes
+    sampler = task.sampler(data, processes)
+    batches = TrainingBatches(accelerator, data.train, sampler, config, task.batch_size(data, processes))
     validation = make_loader(data.validation, config.data.batch_size, config.data.workers)
     return Setup(
         task=task,

@@ -81,6 +81,8 @@ def open_subject(
     if preprocessing is None:
         preprocessing = resolve_preprocessing(config.data, build_start(config, None).model.backbone)
     data = ClassificationTask(config).open_data(preprocessing)
+    for note in data.notes:
+        say(note)
     training, validation = _some(data.train, limit), _some(data.validation, limit)
     start = build_start(config, data.class_names)
     dense, workers = start.dense.to(device), config.data.workers
@@ -91,6 +93,8 @@ def open_subject(
     made_from = {
         "backbone": _fingerprint(dense),
         "data": [config.data.name, config.data.root, config.data.train_split],
+        # by which a part may have been kept for validation
+        **({"options": config.data.options, "seed": config.seed} if config.data.options else {}),
         "images": len(training),
     }
     folder = output / "dense"

@@ -280,9 +280,38 @@ def test_an_amplified_mask_is_recognised(tiny: Make) -> None:
         Trainer(tiny("model.selector.name=amplified", "train.epochs=5")).fit()
 
 
-def test_data_smaller_than_a_batch_is_refused(tiny: Make) -> None:
-    with pytest.raises(dynavit.InputError, match=r"data.batch_size=64.*only 24 images"):
-        Trainer(tiny("data.batch_size=64"))
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        (("data.batch_size=64",), 24),
+        (("data.batch_size=20", "train.accumulation_steps=5"), 4),
+        (("data.batch_size=10", "train.accumulation_steps=5", "data.mixup=0.2"), 4),
+        (("data.batch_size=64", "train.accumulation_steps=8", "data.cutmix=0.2"), 2),
+        (("data.batch_size=24",), 24),
+    ],
+)
+def test_batches_are_lowered_to_what_the_data_give(
+    tiny: Make, settings: tuple[str, ...], size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(*settings, "train.epochs=1")
+    trainer = Trainer(config)
+    trainer.fit()
+    assert trainer.batches.batch_size == size
+    wanted = config.data.batch_size
+    said = f"data.batch_size={wanted} is lowered to {size}: " in capsys.readouterr().out
+    assert said == (size < wanted)
+    assert trainer.progress.step == 1
+    again = Trainer(tiny(*settings, "train.epochs=2"), resume=True)
+    assert again.batches.batch_size == size
+
+
+def test_data_for_no_batch_at_all_are_refused(tiny: Make) -> None:
+    with pytest.raises(dynavit.InputError, match=r"only 24 images.*train.accumulation_steps=25; lower"):
+        Trainer(tiny("train.accumulation_steps=25"))
+    with pytest.raises(dynavit.InputError, match=r"only 24 images.*a batch of 2 .*accumulation_steps=13"):
+        Trainer(tiny("train.accumulation_steps=13", "data.mixup=0.5"))
+    with pytest.raises(dynavit.InputError, match=r"train.steps_per_epoch=1: 1 batches .*accumulation_steps=2; lower"):
+        Trainer(tiny("train.accumulation_steps=2", "train.steps_per_epoch=1"))
 
 
 def test_own_weights_of_other_classes_replace_the_head(tiny: Make, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 from dynavit.config import Config
 from dynavit.data.samplers import ShuffledSampler
 from dynavit.engine.budget import Budget
+from dynavit.engine.loading import fitting_batch_size
 from dynavit.engine.objective import Objective
 from dynavit.metrics.bootstrap import bootstrap_interval
 from dynavit.models import PrunedViT
@@ -50,7 +51,13 @@ class Task(ABC):
         self.config = config
 
     @abstractmethod
-    def open_data(self, preprocessing: dict[str, Any], train: bool = True, augment: bool = True) -> Any:
+    def open_data(
+        self,
+        preprocessing: dict[str, Any],
+        train: bool = True,
+        augment: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> Any:
         """Open the data, prepared as the model wants.
 
         They have ``train`` and ``validation``, which yield ``(image, label, index)``, and ``class_names`` in the
@@ -60,6 +67,8 @@ class Task(ABC):
             preprocessing: the model's.
             train: also open the training split.
             augment: as training does; False prepares training images like those of validation.
+            class_names: of a model that is evaluated, by which images are labelled; those of the training split if
+                None. Where labels are only compared with each other, it makes no difference.
 
         Raises:
             InputError: they do not exist, or make no sense.
@@ -108,6 +117,16 @@ class Task(ABC):
     @abstractmethod
     def chance_loss(self, num_classes: int) -> float:
         """Return the loss of guessing, above which a run has diverged."""
+
+    def batch_size(self, data: Any, processes: int) -> int:
+        """Return how many images a process trains on at a time: as configured, or fewer where there are too few.
+
+        Raises:
+            InputError: the data do not make one step of the smallest batches.
+        """
+        if isinstance(data.train, IterableDataset):
+            return self.config.data.batch_size
+        return fitting_batch_size(self.config, len(data.train), processes)
 
     def sampler(self, data: Any, processes: int) -> Sampler[int] | None:
         """Return the order of the training images; None for streams, which have their own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
@@ -32,7 +33,13 @@ class ClassificationTask(Task):
     metric = "top1"
     shown: ClassVar = {"top1": "top-1 {:.2f} %", "foreground_recall": "foreground recall {:.3f}"}
 
-    def open_data(self, preprocessing: dict[str, Any], train: bool = True, augment: bool = True) -> ClassificationData:
+    def open_data(
+        self,
+        preprocessing: dict[str, Any],
+        train: bool = True,
+        augment: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> ClassificationData:
         settings = self.config.data
         augmented, plain = create_transforms(**preprocessing, augmentation=settings.augmentation)
         data = create_classification_data(
@@ -40,14 +47,14 @@ class ClassificationTask(Task):
             settings.root,
             transforms=(augmented if augment else plain, plain),
             seed=self.config.seed,
-            train_split=settings.train_split if train else None,
+            train=train,
+            train_split=settings.train_split,
             validation_split=settings.validation_split,
             download=settings.download,
             corrupt=settings.corrupt,
             options=settings.options,
+            class_names=class_names,
         )
-        if train and data.train is None:
-            raise InputError(f"data.name={settings.name} has no training split {settings.train_split!r}.")
         if train and len(data.class_names) < 2:
             raise InputError(f"the data have one class only ({data.class_names[0]}): there is nothing to tell apart.")
         self._preprocessing = preprocessing

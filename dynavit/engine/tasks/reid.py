@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from dynavit.config import LossConfig
 from dynavit.data.reid import ReidData, create_reid_data
-from dynavit.data.samplers import PKSampler
+from dynavit.data.samplers import PKSampler, fitting_identities
 from dynavit.data.transforms import create_reid_transforms
 from dynavit.engine.budget import Budget
 from dynavit.engine.loading import foreground_of
@@ -46,7 +46,13 @@ class ReidTask(Task):
     searched: Searchable
     result: RetrievalResult
 
-    def open_data(self, preprocessing: dict[str, Any], train: bool = True, augment: bool = True) -> ReidData:
+    def open_data(
+        self,
+        preprocessing: dict[str, Any],
+        train: bool = True,
+        augment: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> ReidData:
         settings = self.config.data
         size, mean, std = (preprocessing[name] for name in ("image_size", "mean", "std"))
         plain = create_reid_transforms(size, mean, std, preprocessing["interpolation"])[1]
@@ -87,25 +93,34 @@ class ReidTask(Task):
             "view_names": [data.view_names[number] for number in _known(data.train_views)],
         }
 
-    def sampler(self, data: ReidData, processes: int) -> Sampler[int]:
+    def batch_size(self, data: ReidData, processes: int) -> int:
+        """Return P x K images: as configured, or with fewer identities where there are too few.
+
+        Raises:
+            InputError: K does not divide the batch, or P or K is below 2.
+        """
         size, images = self.config.data.batch_size, self.config.data.images_per_identity
         if size % images:
             raise InputError(
                 f"data.batch_size={size}, data.images_per_identity={images}: a batch is P identities with K images "
                 f"each, so the first has to be a multiple of the second."
             )
-        identities, known = size // images, len(data.class_names)
-        if images < 2 or not 2 <= identities <= known:
+        if images < 2 or size // images < 2:
             raise InputError(
-                f"data.batch_size={size}, data.images_per_identity={images}: that is {identities} identities a batch "
-                f"with {images} images each, of {known} training identities. A triplet needs at least 2 of both, and "
-                f"a batch no identity twice."
+                f"data.batch_size={size}, data.images_per_identity={images}: that is {size // images} identities a "
+                f"batch with {images} images each, and a triplet needs at least 2 of both."
             )
+        # steps_per_epoch visits identities as often as it takes
+        batches = 1 if self.config.train.steps_per_epoch else processes * self.config.train.accumulation_steps
+        return images * fitting_identities(data.train_identities, size // images, images, batches)
+
+    def sampler(self, data: ReidData, processes: int) -> Sampler[int]:
+        size, images = self.batch_size(data, processes), self.config.data.images_per_identity
         steps = self.config.train.steps_per_epoch
         try:
             return PKSampler(
                 data.train_identities,
-                identities,
+                size // images,
                 images,
                 seed=self.config.seed,
                 batches_per_epoch=steps * processes if steps else None,
