@@ -8,11 +8,11 @@ Shapes: B batch, S stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.models.pruned_vit import PrunedViT
@@ -25,7 +25,7 @@ _ALWAYS, _NEVER = float("-inf"), float("inf")
 @torch.inference_mode()
 def calibrate(
     model: PrunedViT,
-    batches: Callable[[], Iterable[Any]],
+    batches: Iterable[Any] | Callable[[], Iterable[Any]],
     keep_ratios: float | Sequence[float] | None = None,
 ) -> tuple[float, ...]:
     """Find and set thresholds at which the model keeps, on average over images, what its keep ratios ask for.
@@ -35,18 +35,21 @@ def calibrate(
 
     Args:
         model: scores tokens; set to eval mode, and given the thresholds.
-        batches: returns the images to calibrate on, the same ones at each call: batches as the model takes them,
-            or pairs of such a batch and a mapping with the cameras and views. Where there are none, cameras are
-            unknown.
+        batches: the images to calibrate on: a list of batches, a DataLoader, or a function that returns them, the
+            same images each time. A batch is what the model takes, or a tuple that begins with it: labels and so on
+            are left alone, but of a pair the second may be a mapping with the cameras and views. Where there is
+            none, cameras are unknown.
         keep_ratios: mean ratios, as :meth:`PrunedViT.set_keep_ratio` takes them; the model's own if None.
 
     Returns:
         One threshold a stage.
 
     Raises:
-        InputError: no images, impossible ratios, or a model that chooses without logits. Whatever is raised, the model
-            has the ratios and thresholds that it had.
+        InputError: no images, something else than batches, an iterator that can be gone through only once where the
+            model has several stages, impossible ratios, or a model that chooses without logits. Whatever is raised,
+            the model has the ratios and thresholds that it had.
     """
+    again = _restartable(batches, len(model.stages))
     model.eval()
     before = model.keep_ratios, model.thresholds
     num_stages = len(model.stages)
@@ -56,7 +59,7 @@ def calibrate(
             model.set_keep_ratio(keep_ratios)
         for _ in range(num_stages):
             model.set_thresholds([*found, *[_ALWAYS] * (num_stages - len(found))])
-            found.append(_calibrated(model, len(found), batches()))
+            found.append(_calibrated(model, len(found), again()))
         model.set_thresholds(found)
     except BaseException:  # an interruption, too, leaves the model as it was
         model.keep_ratios, model.thresholds = before
@@ -78,7 +81,9 @@ def _calibrated(model: PrunedViT, stage: int, batches: Iterable[Any]) -> float:
     """Return the threshold of a stage; those before it have theirs, and it keeps everything as yet."""
     others, wanted = [], 0
     for batch in batches:
-        images, inputs = batch if isinstance(batch, tuple) else (batch, None)
+        if batch is None:  # all of its pictures were skipped as unreadable
+            continue
+        images, inputs = _parts(batch)
         _, trace = model(images, return_trace=True, **(_unknown(model, images) if inputs is None else inputs))
         patches = trace.candidates[0].sum(dim=1)
         scores, candidates = trace.scores[stage], trace.candidates[stage]
@@ -86,8 +91,39 @@ def _calibrated(model: PrunedViT, stage: int, batches: Iterable[Any]) -> float:
         others.append(scores[candidates & ~best].cpu())
         wanted += int((model.stage_counts(patches)[stage] - 1).sum())
     if not others:
-        raise InputError("calibrate: there are no images to calibrate on.")
+        again = ", when asked for once more for the next stage: return them anew at each call" if stage else ""
+        raise InputError(f"calibrate: there are no images to calibrate on{again}.")
     return _threshold(torch.cat(others), wanted)
+
+
+def _restartable(batches: Any, passes: int) -> Callable[[], Iterable[Any]]:
+    """Return the function that begins the batches anew."""
+    if callable(batches) and not isinstance(batches, nn.Module):
+        return batches
+    if isinstance(batches, Tensor | Mapping | str | nn.Module) or not isinstance(batches, Iterable):
+        one = " A single batch is given as [batch]." if isinstance(batches, Tensor | Mapping) else ""
+        raise InputError(
+            f"calibrate: batches is a list of batches, a DataLoader, or a function that returns them, got "
+            f"{type(batches).__name__}.{one}"
+        )
+    if isinstance(batches, Iterator) and passes > 1:
+        raise InputError(
+            f"calibrate: the images are gone through {passes} times, once for every stage, but a "
+            f"{type(batches).__name__} ends for good: give a list, a DataLoader, or a function that returns them."
+        )
+    return lambda: batches
+
+
+def _parts(batch: Any) -> tuple[Any, Mapping[str, Any] | None]:
+    """Return images, and cameras and views if they are told."""
+    images, rest = (batch[0], batch[1:]) if isinstance(batch, tuple | list) and len(batch) else (batch, ())
+    if not (isinstance(images, Mapping) or (isinstance(images, Tensor) and images.ndim == 4)):
+        found = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(
+            f"calibrate: a batch is a tensor (B, C, H, W), what a NaFlexVit takes, or a tuple that begins with one of "
+            f"these, got {found}."
+        )
+    return images, rest[0] if len(rest) == 1 and isinstance(rest[0], Mapping) else None
 
 
 def _unknown(model: PrunedViT, images: Any) -> dict[str, Tensor]:

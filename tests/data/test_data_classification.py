@@ -119,6 +119,30 @@ def test_folder_keeps_colours_that_plain_conversion_would_not(pets: Path):
     assert colours(create("folder", pets).train)[:2] == [(100, 0), (255, 0)]
 
 
+@pytest.mark.parametrize("name", ["folder", "ImageFolder/", "torchvision/Country211"])
+def test_every_source_reads_pictures_alike(name: str, tmp_path: Path):
+    root = tmp_path / "country211" if "torchvision" in name else tmp_path
+    for split in ("train", "valid"):
+        write(root, split, ("cat",), images=1)
+    folder = root / "train/cat"
+    lying = Image.new("RGB", (6, 6), (0, 50, 0))
+    lying.paste((0, 200, 0), (0, 0, 6, 3))  # the upper half, which the tag turns to the right
+    exif = Image.Exif()
+    exif[274] = 6
+    lying.save(folder / "1.png", exif=exif)
+    Image.fromarray(np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6)).save(folder / "2.tif")
+    Image.fromarray(np.array([[0, 65535]] * 6, dtype=np.uint16)).save(folder / "3.tif")
+    data = create(name, tmp_path, validation_split="valid").train
+    assert data[1][0][1, :, 0].allclose(torch.tensor(50 / 255))
+    assert data[1][0][1, :, -1].allclose(torch.tensor(200 / 255))
+    with pytest.raises(InputError, match=r"2\.tif cannot be read: .*mode F\) go from 0 to 1,.*data\.corrupt=skip"):
+        data[2]
+    assert (data[3][0].min(), data[3][0].max()) == (0, 1)
+    skipping = create(name, tmp_path, validation_split="valid", corrupt="skip").train
+    with pytest.warns(UserWarning, match=r"2\.tif is skipped, .*mode F"):
+        assert skipping[2][2] == 3
+
+
 def test_train_and_validation_have_their_own_transforms(pets: Path):
     black = create_transforms(4, (1.0,) * 3, (1.0,) * 3)[1]
     data = create("folder", pets, transforms=(black, TRANSFORMS[1]))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import dynavit
 from dynavit import InputError, PrunedViT, Trace
@@ -177,6 +178,52 @@ def test_cameras_are_passed_on(model_of: Model, images_for: Images) -> None:
     with torch.inference_mode():
         _, trace = model(images, cameras, return_trace=True)
     assert kept_counts(trace).sum(dim=0).tolist() == [6 * count for count in (16, 11, 8)]
+
+
+def test_batches_are_given_in_any_usual_form(model_of: Model, images_for: Images) -> None:
+    model = model_of("vit")
+    images = images_for(model, batch=6)
+    expected = calibrate(model, in_batches(images, 3))
+    labels = torch.arange(6)
+    tensors, labelled, indexed = (
+        TensorDataset(images),
+        TensorDataset(images, labels),
+        TensorDataset(images, labels, labels),
+    )
+    forms = [
+        list(images.split(3)),
+        images.split(3),
+        [None, *images.split(3)],  # of a batch all of whose pictures were skipped
+        [(part, torch.zeros(3)) for part in images.split(3)],
+        *(DataLoader(data, batch_size=3) for data in (tensors, labelled, indexed)),
+        DataLoader(list(images), batch_size=3),
+        lambda: DataLoader(labelled, batch_size=3),
+    ]
+    for form in forms:
+        assert calibrate(model, form) == expected
+
+
+def test_other_than_batches_is_refused(model_of: Model, images_for: Images) -> None:
+    model = model_of("vit", stages=(0, 1))
+    images = images_for(model)
+    used = iter([images])
+    for batches, said in (
+        (images, r"got Tensor\. A single batch is given as \[batch\]"),
+        ({"patches": images}, "got dict"),
+        ("folder", "got str"),
+        (3, "got int"),
+        (None, "got NoneType"),
+        (iter([images]), "gone through 2 times.* list_iterator ends for good"),
+        ((part for part in [images]), "generator ends for good"),
+        (lambda: used, "once more for the next stage"),
+        ([images[0]], r"a batch is .* got a tensor of shape \(3, "),
+        (["a.jpg"], "got str"),
+        ([[]], "got list"),
+        ([], "no images"),
+    ):
+        with pytest.raises(InputError, match=said):
+            calibrate(model, batches)
+    assert calibrate(model_of("vit", stages=(1,)), iter([images]))  # one pass is enough for one stage
 
 
 def test_a_failed_calibration_leaves_the_model_as_it_was(model_of: Model, images_for: Images) -> None:
