@@ -8,10 +8,11 @@ import threading
 import warnings
 from collections.abc import Sequence
 
-from dynavit.cli import methods, models, studies
+from dynavit.cli import data, methods, models, studies
 from dynavit.errors import InputError
 
 COMMANDS = (
+    data.add_check,
     models.add_train,
     models.add_evaluate,
     models.add_export,
