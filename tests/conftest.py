@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Family: timm name and what makes it small. Together they cover class and distillation tokens,
 registers, neither; token, average and attention pooling; layer scale, norm_pre, no_embed_class; positions
 added before the blocks, by a convolutional stem, rotary (axial and mixed), relative."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remember data checks in a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @torch.no_grad()

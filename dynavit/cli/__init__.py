@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Sequence
 
 from dynavit import __version__
-from dynavit.cli import methods, models, studies, training
+from dynavit.cli import data, methods, models, studies, training
 from dynavit.errors import InputError
 
 COMMANDS = (
+    data.add_check,
     training.add_train,
     training.add_settings,
     training.add_configs,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dynavit.config import Config
 from dynavit.engine.budget import Budget, measured_table
 from dynavit.engine.build import build_start, build_teacher, resolve_preprocessing
+from dynavit.engine.data_check import check_before_training
 from dynavit.engine.loading import TrainingBatches, first_images, make_loader, prepare_loader
 from dynavit.engine.objective import Moment, Objective
 from dynavit.engine.optimization import create_optimizer
@@ -93,6 +94,7 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
     preprocessing = resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid")
     with accelerator.main_process_first():  # which may have to download
         data = task.open_data(preprocessing)
+    check_before_training(config, data, probe, accelerator)
     classes = tuple(data.class_names)
     start = build_start(config, classes, task.side(data))
     model = start.model

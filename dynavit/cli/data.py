@@ -1,0 +1,35 @@
+"""The command that looks at data."""
+
+from __future__ import annotations
+
+import argparse
+
+from dynavit.cli.arguments import add_overrides, command
+from dynavit.errors import InputError
+
+
+def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``dynavit check``."""
+    summary = "look at every picture of a data set: unreadable files, counts, classes that differ between splits"
+    parser = command(commands, "check", _check, summary)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--images", metavar="DIR", help="DIR/train/CLASS and DIR/val/CLASS, or DIR/CLASS, or pictures alone"
+    )
+    source.add_argument("--config", metavar="YAML", help="settings of a training, whose data are looked at")
+    add_overrides(parser)
+
+
+def _check(options: argparse.Namespace) -> None:
+    from dynavit.config import load_config
+    from dynavit.engine.data_check import check_data, check_folder
+
+    if options.images is not None and options.overrides:
+        raise InputError(f"{options.overrides[0]}: settings go with --config YAML, not with --images.")
+    if options.images is not None:
+        report = check_folder(options.images)
+    else:
+        report = check_data(load_config(options.config, options.overrides))
+    print("\n".join(report.lines()))
+    if report.problems:
+        raise InputError("a training would stop: " + " ".join(report.problems))
