@@ -19,6 +19,8 @@ from dynavit.data.transforms import Transform, create_transforms, to_pixels, to_
 from dynavit.engine.build import resolve_preprocessing
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, load
+from dynavit.models.hub import WEIGHTS
+from dynavit.models.state_dicts import check_numbers
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
@@ -80,12 +82,13 @@ def open_run(
         overrides: ``key.subkey=value`` settings in place of those in the folder's ``config.yaml``.
 
     Raises:
-        InputError: no such folder, or no model in it.
+        InputError: no such folder, no model in it, or one whose weights are not finite.
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} does not exist: give the folder of a run, such as checkpoints/quickstart.")
     model = load(path)
+    check_numbers(model.state_dict(), path / WEIGHTS)
     if keep_ratio is not None:
         _require_stages(model, path)
         model.set_keep_ratio(keep_ratio)

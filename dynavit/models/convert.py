@@ -21,7 +21,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.models.factory import create_backbone, create_model
+from dynavit.models.backbone import create_backbone
+from dynavit.models.factory import create_model
 from dynavit.models.formats import FORMATS, detect_format, to_timm
 from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.state_dicts import in_full_precision, read_state

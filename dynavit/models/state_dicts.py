@@ -126,7 +126,7 @@ def check_numbers(tensors: Mapping[str, Tensor], where: str | Path) -> None:
         if value.is_meta:
             raise InputError(f"{shown} hold no numbers: they were saved from a model on the meta device.")
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:
-            kind = value.layout if value.layout != torch.strided else value.dtype
+            kind = str(value.layout if value.layout != torch.strided else value.dtype)
             raise InputError(f"{shown} are {kind}: plain floating-point numbers are wanted.")
         if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize < 2 else value).all():
             kind = "NaN" if torch.isnan(value.float()).any() else "infinite values"

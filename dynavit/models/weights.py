@@ -14,9 +14,10 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from dynavit.errors import InputError
+from dynavit.models.backbone import create_backbone
 from dynavit.models.checkpoint_files import listed, printable
 from dynavit.models.convert import pooling_hint
-from dynavit.models.factory import create_backbone, load
+from dynavit.models.factory import load
 from dynavit.models.formats import to_timm
 from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.state_dicts import StateDict, check_numbers, in_full_precision, read_state
@@ -187,7 +188,7 @@ def _load_folder(path: Path, architecture: str | None, entry: str | None) -> Pru
     if entry is not None:
         raise InputError(f"model.entry={entry}: {path} is a folder that dynavit wrote, with one set of weights.")
     model = load(path)
-    if architecture not in (None, model.architecture):
+    if architecture is not None and architecture.partition(".")[0] != str(model.architecture).partition(".")[0]:
         raise InputError(
             f"model.architecture={architecture} but {path} holds a {model.architecture}: leave "
             f"model.architecture out, or start from another checkpoint."
@@ -207,7 +208,7 @@ def _folder_kwargs(model: PrunedViT, kwargs: Mapping[str, Any], path: Path) -> d
     if other:
         listing = ", ".join(f"{key}={value}" for key, value in other.items())
         raise InputError(
-            f"model.kwargs: {listing}, but {path} already says how its {model.architecture} is built; what may differ is "
+            f"model.kwargs: {listing}, but {path} already says how its {model.architecture} is built; give other "
             f"{', '.join((*_GRID, *_RATES))} at most."
         )
     return {**saved, **kwargs}
