@@ -31,14 +31,22 @@ class Parts(Generic[_T]):
     def create(self, name: str, options: Mapping[str, Any], **supplied: Any) -> _T:
         """Build a part from its options and, if it asks for them, the parameters that the model supplies.
 
+        Args:
+            name: of the part.
+            options: with ``module``, what :meth:`config` says of a class that is not dynavit's, for messages only.
+
         Raises:
-            InputError: unknown name or option; the message lists what exists.
+            InputError: unknown name or option; the message lists what exists, or says what to import first.
         """
         if name not in self.classes:
             known = sorted(self.classes)
+            if isinstance(options.get("module"), str):
+                raise InputError(f"unknown {self.kind} {name!r}: {_where(options['module'])}")
             raise InputError(f"unknown {self.kind} {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
         cls = self.classes[name]
         known = self.options(cls)
+        if "module" not in known:
+            options = {key: value for key, value in options.items() if key != "module"}
         for key in options:
             if key not in known:
                 raise InputError(
@@ -56,6 +64,8 @@ class Parts(Generic[_T]):
     def config(self, name: str, part: _T) -> dict[str, Any]:
         """Return ``{"name": ..., option: value, ...}``, from which the part can be built again.
 
+        Of a class that is not dynavit's, ``module`` says where it is from.
+
         Raises:
             InputError: an option is not kept, or is not plain data.
         """
@@ -68,6 +78,9 @@ class Parts(Generic[_T]):
                     f"None in self.{option}."
                 )
             config[option] = value
+        module = type(part).__module__
+        if module.partition(".")[0] != "dynavit":
+            config.setdefault("module", module)
         return config
 
     def options(self, cls: type[_T]) -> list[str]:
@@ -75,3 +88,12 @@ class Parts(Generic[_T]):
         parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
         named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         return [name for name in named if name not in self.supplied]
+
+
+def _where(module: str) -> str:
+    if module in ("__main__", "__mp_main__"):
+        return (
+            "it was registered by the script or notebook that saved the model. Run the code that registers it "
+            "first, or put that into a module of your own."
+        )
+    return f"it was registered by {module}, import that first."

@@ -16,7 +16,11 @@ class ModelConfig:
     pretrained: bool = False
     """Start from timm's weights."""
     checkpoint: str | None = None
-    """Start from these weights: a dynavit folder, or a .safetensors or .pth state dict."""
+    """Start from these weights: a dynavit folder, a state dict (.safetensors, .pth, .ckpt ...), or a folder of
+    the Hugging Face Hub."""
+    entry: str | None = None
+    """Which weights to take of a checkpoint file with several sets, such as state_dict or state_dict_ema; averaged
+    ones first if null."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Everything else that timm.create_model takes."""
     stages: list[int] | None = None

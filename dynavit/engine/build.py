@@ -49,6 +49,10 @@ def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str
     Raises:
         InputError: what the configuration asks for does not exist or does not fit.
     """
+    if config.model.entry is not None and config.model.checkpoint is None:
+        raise InputError(
+            f"model.entry={config.model.entry}: it chooses weights in model.checkpoint, which is not given."
+        )
     build = _build_reid if config.task == "reid" else _build_classifier
     return build(config, classes, side)
 
@@ -57,7 +61,7 @@ def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mappi
     settings = config.model
     if settings.checkpoint is not None:
         backbone, architecture, kwargs, replaced = load_backbone(
-            settings.checkpoint, settings.architecture, classes, **settings.kwargs
+            settings.checkpoint, settings.architecture, classes, entry=settings.entry, **settings.kwargs
         )
         trained = not replaced
     else:
@@ -81,7 +85,9 @@ def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[
     if identities is not None:
         parts = {"num_identities": len(identities), "embedding": settings.embedding, "side": side}
     if settings.checkpoint is not None:
-        start = load_reid_start(settings.checkpoint, settings.architecture, identities, **settings.kwargs)
+        start = load_reid_start(
+            settings.checkpoint, settings.architecture, identities, entry=settings.entry, **settings.kwargs
+        )
         backbone, architecture, kwargs = start.backbone, start.architecture, start.model_kwargs
     else:
         assert settings.architecture is not None

@@ -13,7 +13,7 @@ from dynavit.config import load_config
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, prune
 from dynavit.models.adapters import create_adapter
-from dynavit.models.factory import create_backbone
+from dynavit.models.backbone import create_backbone
 
 _PARTS = ("selector", "scorer", "reducer", "placement", "count_rule")
 

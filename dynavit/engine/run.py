@@ -21,6 +21,8 @@ from dynavit.data.transforms import Preparation, apply_transform, create_transfo
 from dynavit.engine.build import resolve_preprocessing
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT, load
+from dynavit.models.hub import WEIGHTS
+from dynavit.models.state_dicts import check_numbers
 
 _NEEDED, _KNOWN = ("image_size", "mean", "std"), tuple(inspect.signature(create_transforms).parameters)[:-1]
 
@@ -80,12 +82,13 @@ def open_run(
         overrides: ``key.subkey=value`` settings in place of those in the folder's ``config.yaml``.
 
     Raises:
-        InputError: no such folder, no model in it, or a broken one.
+        InputError: no such folder, no model in it, or one that is broken or whose weights are not finite.
     """
     path = Path(path)
     if not path.is_dir():
         raise InputError(f"{path} does not exist: give the folder of a run, such as checkpoints/quickstart.")
     model = load(path)
+    check_numbers(model.state_dict(), path / WEIGHTS)
     if keep_ratio is not None:
         _require_stages(model, path)
         model.set_keep_ratio(keep_ratio)

@@ -26,7 +26,7 @@ class TimmConventions:
     @property
     def num_classes(self) -> int:
         """Number of classes of the head, or of training identities of the neck."""
-        return int(self.backbone.num_classes) if self.neck is None else self.neck.num_identities
+        return head_classes(self.backbone) if self.neck is None else self.neck.num_identities
 
     @property
     def num_features(self) -> int:
@@ -101,6 +101,14 @@ class TimmConventions:
             raise InputError(
                 "num_identities=... needs one feature an image: create the backbone with global_pool='token' or 'avg'."
             )
+
+
+def head_classes(backbone: Any) -> int:
+    """Return the number of classes of a backbone's head, which may have been replaced by hand."""
+    head = getattr(backbone, "head", None)
+    if isinstance(head, nn.Linear):
+        return head.out_features
+    return 0 if isinstance(head, nn.Identity) else int(backbone.num_classes)
 
 
 def _prefixed(pattern: Any) -> Any:

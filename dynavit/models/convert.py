@@ -6,68 +6,28 @@ an error, never left out.
 
 from __future__ import annotations
 
+import inspect
 import re
-from argparse import Namespace
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from dynavit.errors import InputError
+from dynavit.models.backbone import create_backbone
 from dynavit.models.factory import create_model
+from dynavit.models.formats import FORMATS, detect_format, to_timm
 from dynavit.models.pruned_vit import PrunedViT
+from dynavit.models.state_dicts import in_full_precision, read_state
 
-FORMATS = ("dynamicvit", "timm", "hf-vit", "hf-deit", "hf-dinov2")
-
-_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of the Hugging Face Hub
-_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-_PREDICTOR_PARTS = {"in_conv": "embed", "out_conv": "score"}
-
-_HF_PREFIX = re.compile(r"^(vit|deit|dinov2|dinov2_with_registers)\.")
-_HF_DROPPED = {"embeddings.mask_token", "pooler.dense.weight", "pooler.dense.bias"}
-_HF_TOKENS = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.distillation_token": "dist_token",
-    "embeddings.register_tokens": "reg_token",
-    "embeddings.position_embeddings": "pos_embed",
-}
-_HF_MODULES = {
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "layernorm": "norm",
-    "classifier": "head",
-    "cls_classifier": "head",
-    "distillation_classifier": "head_dist",
-}
-_HF_BLOCK = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)")
-# the names in files, and those that transformers 5 has in memory
-_HF_IN_BLOCK = {
-    "layernorm_before": "norm1",
-    "norm1": "norm1",
-    "attention.attention.query": "attn.query",
-    "attention.q_proj": "attn.query",
-    "attention.attention.key": "attn.key",
-    "attention.k_proj": "attn.key",
-    "attention.attention.value": "attn.value",
-    "attention.v_proj": "attn.value",
-    "attention.output.dense": "attn.proj",
-    "attention.o_proj": "attn.proj",
-    "layer_scale1": "ls1",
-    "layernorm_after": "norm2",
-    "norm2": "norm2",
-    "intermediate.dense": "mlp.fc1",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.weights_in": "mlp.fc1",  # SwiGLU of the giant DINOv2
-    "output.dense": "mlp.fc2",
-    "mlp.fc2": "mlp.fc2",
-    "mlp.weights_out": "mlp.fc2",
-    "layer_scale2": "ls2",
-}
+__all__ = ["FORMATS", "convert", "detect_format", "pooling_hint"]
 
 
 def convert(
@@ -90,16 +50,20 @@ def convert(
     hf-dinov2   Hugging Face DINOv2, with and without registers
     ==========  =========================================================================================
 
-    Of Hugging Face's, ``mask_token`` (needed in pre-training only) and ``pooler`` are left out. What a
-    state dict does not say comes from the architecture: number of heads, activation, how images are
+    Whatever all names begin with (``module.``, ``model.``, ``timm_model.`` ...) is taken off by how well they then
+    fit the architecture. What belongs to a larger model (``dino_head``), ``mask_token`` and decoder, which
+    pre-training alone needs, and Hugging Face's ``pooler`` are left out, and a warning says so. What a state dict does
+    not say comes from the architecture: number of heads, activation, how images are
     normalised, and the epsilon of layer norms, which is 1e-12 in Hugging Face's ViT and DeiT but 1e-6 in
     timm's: a relative difference of about 5e-7 over the tokens' variance.
 
     Args:
-        checkpoint: file, folder with Hugging Face's ``model.safetensors`` or ``pytorch_model.bin``, or
-            the loaded content of one. Pickles may hold plain data, tensors and ``argparse.Namespace``.
+        checkpoint: file, folder with Hugging Face's ``model.safetensors`` or ``pytorch_model.bin`` (or an index of
+            their shards), or the loaded content of one; see
+            :func:`~dynavit.models.checkpoint_files.read_checkpoint`.
         architecture: timm name of the backbone.
-        entry: which weights to take of a file with several sets, such as "model" or "model_ema".
+        entry: which weights to take of a file with several sets, such as "model" or "model_ema"; averaged ones if
+            None, by the rule of :func:`~dynavit.models.state_dicts.read_state`.
         num_classes: those of the checkpoint if None; another number leaves the head new.
         options: everything else that :func:`~dynavit.models.factory.create_model` takes. ``stages`` must
             be those that DynamicViT's predictors were trained for, (3, 6, 9) of 12 blocks by default;
@@ -109,9 +73,12 @@ def convert(
         The model in eval mode. ``model.metadata["converted_from"]`` names the format, and
         ``model.metadata["new_parts"]`` the parts that the checkpoint says nothing of.
 
+    Warns:
+        UserWarning: what was taken of a file that holds more than these weights.
+
     Raises:
-        InputError: an unreadable file, an unknown format, or weights that do not fit the architecture;
-            the message lists all that are missing, unknown or of another shape.
+        InputError: an unreadable file, an unknown format, weights that are not finite, or that do not fit the
+            architecture; the message lists all that are missing, unknown or of another shape.
 
     Example:
         >>> import timm
@@ -120,9 +87,11 @@ def convert(
         >>> model.num_classes, model.metadata
         (10, {'converted_from': 'timm', 'new_parts': ['predictors']})
     """
-    state = _unwrapped(_read(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint, entry)
-    source = detect_format(state)
-    weights, problems = _renamed(state, source)
+    state = read_state(checkpoint, entry)
+    if any(name.startswith("predictors.") for name in state.tensors):
+        raise InputError(f"{state.where} is a model that dynavit saved: dynavit.load reads its folder.")
+    state, source, problems = to_timm(state, _backbone_names(architecture, options))
+    weights = state.tensors
     given = _classes(weights)
     if options.get("num_identities") is not None and num_classes is None:
         num_classes = 0
@@ -145,176 +114,19 @@ def convert(
         if name in own and value.shape != own[name].shape
     ]
     _refuse(problems, source, architecture)
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(in_full_precision(replace(state, tensors=weights), own), strict=False)
+    if (note := state.note()) is not None:
+        warnings.warn(note, stacklevel=2)
     parts = {"head" if name.startswith("backbone.") else name.partition(".")[0] for name in new}
     model.metadata = {"converted_from": source, "new_parts": sorted(parts)}
     return model
 
 
-def detect_format(state: Mapping[str, Any]) -> str:
-    """Return which of ``FORMATS`` the names of a state dict are written in.
-
-    DeiT and EViT add nothing to timm's names, so theirs are "timm".
-
-    Raises:
-        InputError: none of them.
-
-    Example:
-        >>> detect_format({"vit.embeddings.cls_token": None, "vit.layernorm.weight": None})
-        'hf-vit'
-    """
-    names = {_HF_PREFIX.sub("", name) for name in state}
-    if any(name.startswith("score_predictor.") for name in names):
-        return "dynamicvit"
-    if any(name.startswith("embeddings.") for name in names):
-        if any(".layer_scale1." in name for name in names):
-            return "hf-dinov2"
-        return "hf-deit" if "embeddings.distillation_token" in names else "hf-vit"
-    if any(name.startswith("blocks.") for name in names):
-        return "timm"
-    hint = " dynavit.load reads what dynavit saved." if any(name.startswith("backbone.") for name in names) else ""
-    raise InputError(
-        f"names such as {', '.join(sorted(state)[:3])} belong to none of the known formats: {', '.join(FORMATS)}.{hint}"
-    )
-
-
-def _read(checkpoint: str | Path) -> Any:
-    path = Path(checkpoint)
-    if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).exists()]
-        if not found:
-            raise InputError(f"{path} holds neither {' nor '.join(_FILES)}: name the file itself.")
-        path = found[0]
-    if not path.exists():
-        raise InputError(f"{path} does not exist, seen from {Path.cwd()}: give a file or a folder.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([Namespace]):  # the arguments of the training script
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in any way it likes
-        # torch explains at length; what went wrong, and with which class, stands behind this
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0].partition(". ")[0]
-        raise InputError(
-            f"{path} cannot be read ({reason or type(error).__name__}). A file with more in it than tensors, plain "
-            f"data and argparse.Namespace has to be saved again with its weights alone, by someone who trusts it."
-        ) from error
-
-
-def _unwrapped(content: Any, entry: str | None) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint, by plain names and in full precision."""
-    if not _is_state(content):
-        sets = (
-            {key: value for key, value in content.items() if _is_state(value)} if isinstance(content, Mapping) else {}
-        )
-        if not sets:
-            raise InputError("the checkpoint holds no state dict: expected a mapping of names to tensors.")
-        # timm's tools prefer the average, DeiT's the plain weights: no choice would be right for all
-        if entry is None and len(sets) > 1:
-            raise InputError(f"the checkpoint holds several sets of weights: choose with entry={_either(sets)}.")
-        if entry is not None and entry not in sets:
-            raise InputError(f"entry={entry!r}: the checkpoint has no such weights; it has {_either(sets)}.")
-        content = sets[entry] if entry is not None else next(iter(sets.values()))
-    elif entry is not None:
-        raise InputError(f"entry={entry!r}: the checkpoint is one plain state dict; leave entry out.")
-    state = {name: value.float() if value.is_floating_point() else value for name, value in content.items()}
-    while prefix := next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
-
-
-def _is_state(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
-    )
-
-
-def _either(names: Iterable[str]) -> str:
-    return " or ".join(repr(name) for name in names)
-
-
-def _renamed(state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Return the weights by our names, and what was wrong with theirs."""
-    rename = {"timm": _of_backbone, "dynamicvit": _from_dynamicvit}.get(source, _from_hf)
-    problems: dict[str, list[str]] = {"missing": [], "unknown": [], "twice there": [], "of another shape": []}
-    weights: dict[str, Tensor] = {}
-    for name, value in state.items():
-        target = rename(name)
-        if target in weights:
-            problems["twice there"].append(name)
-        elif target is not None:
-            weights[target] = value
-        elif _HF_PREFIX.sub("", name) not in _HF_DROPPED or rename is not _from_hf:
-            problems["unknown"].append(name)
-    if source == "dynamicvit":
-        _merge_outputs(weights, problems)
-    if rename is _from_hf:
-        _merge_qkv(weights, problems)
-        _merge_class_position(weights)
-    return weights, problems
-
-
-def _of_backbone(name: str) -> str:
-    return f"backbone.{name}"
-
-
-def _from_dynamicvit(name: str) -> str | None:
-    if not name.startswith("score_predictor."):
-        return _of_backbone(name)
-    match = re.fullmatch(r"score_predictor\.(\d+)\.(in_conv|out_conv)\.(.+)", name)
-    return match and f"predictors.{match[1]}.{_PREDICTOR_PARTS[match[2]]}.{match[3]}"
-
-
-def _merge_outputs(weights: dict[str, Tensor], problems: dict[str, list[str]]) -> None:
-    """Make one logit of two outputs, of which the first means keep.
-
-    They end in a LogSoftmax, and softmax([l0, l1])[0] = sigmoid(l0 - l1).
-    """
-    for name in [name for name in weights if re.fullmatch(r"predictors\.\d+\.score\.4\.(weight|bias)", name)]:
-        value = weights.pop(name)
-        if value.shape[:1] == (2,):
-            weights[name] = value[:1] - value[1:]
-        else:
-            problems["of another shape"].append(f"{name} {tuple(value.shape)} instead of two outputs")
-
-
-def _from_hf(name: str) -> str | None:
-    name = _HF_PREFIX.sub("", name)
-    if name in _HF_TOKENS:
-        return _of_backbone(_HF_TOKENS[name])
-    module, _, kind = name.rpartition(".")
-    kind = "gamma" if kind == "lambda1" else kind
-    if module in _HF_MODULES:
-        return _of_backbone(f"{_HF_MODULES[module]}.{kind}")
-    match = _HF_BLOCK.fullmatch(module)
-    if match is None or match[2] not in _HF_IN_BLOCK:
-        return None
-    return _of_backbone(f"blocks.{match[1]}.{_HF_IN_BLOCK[match[2]]}.{kind}")
-
-
-def _merge_qkv(weights: dict[str, Tensor], problems: dict[str, list[str]]) -> None:
-    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name in [name for name in weights if re.search(r"\.attn\.(query|key|value)\.(weight|bias)$", name)]:
-        before, part, kind = name.rsplit(".", 2)
-        parts[f"{before}.qkv.{kind}"][part] = weights.pop(name)
-    for name, found in parts.items():
-        absent = {"query", "key", "value"} - found.keys()
-        problems["missing"] += [name.replace("qkv", part) for part in absent]
-        if len({value.shape for value in found.values()}) > 1:
-            problems["of another shape"].append(f"{name}: its query, key and value differ")
-        elif not absent:
-            weights[name] = torch.cat([found["query"], found["key"], found["value"]])
-
-
-def _merge_class_position(weights: dict[str, Tensor]) -> None:
-    """Add the class token's position to it where there are registers, as timm's models have none for it."""
-    names = [f"backbone.{name}" for name in ("reg_token", "cls_token", "pos_embed")]
-    _, token, positions = names
-    if all(name in weights for name in names) and weights[token].shape == weights[positions][:, :1].shape:
-        weights[token] = weights[token] + weights[positions][:, :1]
-        weights[positions] = weights[positions][:, 1:]
+def _backbone_names(architecture: str, options: Mapping[str, Any]) -> list[str]:
+    ours = inspect.signature(create_model).parameters
+    kwargs = {name: value for name, value in options.items() if name not in ours}
+    with torch.device("meta"):  # its names are all that is asked for
+        return list(create_backbone(architecture, **kwargs, num_classes=1).state_dict())
 
 
 def _is_head(name: str) -> bool:
@@ -360,7 +172,18 @@ def _refuse(problems: Mapping[str, list[str]], source: str, architecture: str) -
         )
     elif any(name.startswith("pos_embed") for name in shapes):
         hint = " img_size=... resamples the position embeddings of a square grid."
+    hint += pooling_hint(found["missing"], found["unknown"])
     raise InputError(f"the {source} checkpoint does not fit {architecture}. {listed}.{hint}")
+
+
+def pooling_hint(missing: Iterable[str], unknown: Iterable[str], key: str = "") -> str:
+    """Return what to do where all that differs is whether the last norm is before or after the tokens' mean."""
+    last = [{name.partition(".")[0] for name in names} for names in (missing, unknown)]
+    if "norm" in last[0] and "fc_norm" in last[1]:
+        return f" Its last norm is fc_norm, so it was trained on the mean of the tokens: give {key}global_pool=avg."
+    if "fc_norm" in last[0] and "norm" in last[1]:
+        return f" Its last norm is that of all tokens: leave {key}global_pool out, or add {key}fc_norm=False."
+    return ""
 
 
 def _grouped(names: Iterable[str]) -> list[str]:

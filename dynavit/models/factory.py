@@ -8,16 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timm
-from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
-from dynavit.errors import InputError, did_you_mean
+from dynavit.errors import InputError
 from dynavit.models.adapters import create_adapter
+from dynavit.models.backbone import create_backbone
 from dynavit.models.counts import CountRule
 from dynavit.models.heads import BNNeck, EmbeddingPlace
-from dynavit.models.patches import OverlappingPatchEmbed
 from dynavit.models.pruned_vit import Placement, PrunedViT
+from dynavit.models.rebuild import find_origin
 from dynavit.models.side import SideEmbedding
 from dynavit.reducers import Reducer, create_reducer
 from dynavit.scorers import create_scorer
@@ -91,7 +90,7 @@ def create_model(
         model_kwargs["num_classes"] = 0
     backbone = create_backbone(architecture, pretrained, **model_kwargs)
     _tell_unused_pixels(backbone)
-    return prune(
+    model = prune(
         backbone,
         stages=stages,
         keep_ratio=keep_ratio,
@@ -104,9 +103,9 @@ def create_model(
         num_identities=num_identities,
         embedding=embedding,
         side=side,
-        architecture=architecture,
-        model_kwargs=model_kwargs,
     )
+    model.architecture, model.model_kwargs = architecture, model_kwargs  # which did make it: nothing to find out
+    return model
 
 
 def prune(
@@ -130,13 +129,14 @@ def prune(
 
     Args:
         backbone: a timm Vision Transformer.
-        architecture: timm name of the backbone, needed to save the pruned model.
-        model_kwargs: what timm created it with, likewise.
+        architecture: timm name of the backbone. Saving needs to know how to make it again; where this is left out,
+            that is what timm wrote into the backbone.
+        model_kwargs: what timm created it with; what is left out is read off the backbone where that is possible.
 
     The other arguments are those of :func:`create_model`.
 
     Raises:
-        InputError: an impossible value.
+        InputError: an impossible value; or ``architecture`` does not make this backbone, so that it could not be saved.
         TypeError: a backbone that cannot be pruned.
     """
     adapter = create_adapter(backbone)
@@ -157,6 +157,8 @@ def prune(
         neck=_created_neck(backbone, num_identities, embedding),
         side=_created_side(backbone, side),
     )
+    if architecture is not None:  # saving compares outputs too
+        find_origin(adapter, architecture, model_kwargs or {}, run=False)
     model.architecture = architecture
     model.scorer = {"name": scorer} if isinstance(scorer, str) else dict(scorer)
     model.model_kwargs = dict(model_kwargs or {})
@@ -168,7 +170,8 @@ def load(path: str | Path, **kwargs: Any) -> PrunedViT:
 
     Args:
         path: folder or Hub repository id.
-        kwargs: replace saved settings (``keep_ratio=0.5``), or go to huggingface_hub.
+        kwargs: replace saved settings (``keep_ratio=0.5``), or go to huggingface_hub; with ``img_size``, position
+            embeddings are resampled.
 
     Returns:
         The model in eval mode.
@@ -183,74 +186,6 @@ def load(path: str | Path, **kwargs: Any) -> PrunedViT:
 def default_stages(depth: int) -> tuple[int, ...]:
     """Return a quarter, half and three quarters of the depth: (3, 6, 9) of 12 blocks."""
     return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0}))
-
-
-def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Create a timm model, with overlapping patches where ``patch_stride`` is given.
-
-    Raises:
-        InputError: unknown name or impossible value.
-    """
-    try:
-        source, name = timm.models.parse_model_name(architecture)
-    except (ValueError, AssertionError) as error:  # names a source that timm does not know, or looks like a path
-        raise InputError(f"{architecture!r} is no timm model name. {error}") from None
-    if source is None and not timm.is_model(name.partition(".")[0]):
-        hint = did_you_mean(architecture, timm.list_models())
-        if "/" in architecture:
-            hint = f" A model of the Hugging Face Hub is written 'hf-hub:{architecture}'."
-        raise InputError(f"timm has no model {architecture!r}.{hint} timm.list_models('*vit*') lists what there is.")
-    for key in {"img_size", "patch_size", "patch_stride"} & kwargs.keys():
-        if isinstance(kwargs[key], list):  # as JSON and YAML hand it over
-            kwargs[key] = tuple(kwargs[key])
-    options = {key: value for key, value in kwargs.items() if key != "patch_stride"}
-    if kwargs.get("patch_stride") is not None:
-        options["embed_layer"] = partial(OverlappingPatchEmbed, stride=kwargs["patch_stride"])
-    try:
-        backbone: Any = timm.create_model(architecture, pretrained=pretrained, **options)
-    except InputError:
-        raise
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"timm cannot create {architecture} with {kwargs}: {reason}") from error
-    except OSError as error:  # its weights could not be fetched
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"the weights of {architecture} could not be downloaded ({reason}): connect, start from a file "
-            f"(model.checkpoint=FILE in a configuration), or from nothing (pretrained=False, model.pretrained=false)."
-        ) from error
-    if isinstance(backbone, NaFlexVit):
-        _remember_size(backbone, kwargs.get("img_size"))
-        return backbone
-    embed = getattr(backbone, "patch_embed", None)
-    if isinstance(embed, OverlappingPatchEmbed):
-        return backbone
-    size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
-    padded = getattr(embed, "dynamic_img_pad", False)
-    if size is not None and patch is not None and not padded and any(s % p for s, p in zip(size, patch, strict=True)):
-        # timm leaves out the rest of the image without a word
-        raise InputError(
-            f"img_size={tuple(size)} is no multiple of the patch size {tuple(patch)} of {architecture}: choose one "
-            f"that is, or pass dynamic_img_size=True, dynamic_img_pad=True."
-        )
-    return backbone
-
-
-def _remember_size(backbone: Any, size: int | tuple[int, int] | None) -> None:
-    """Make an image size that was asked for the one that data are brought to; NaFlexVit takes any and forgets it."""
-    if size is None:
-        return
-    height, width = (size, size) if isinstance(size, int) else size
-    rows, columns = backbone.embeds.patch_size
-    if height % rows or width % columns:
-        raise InputError(
-            f"img_size={(height, width)} is no multiple of the patch size {(rows, columns)}: choose one that is."
-        )
-    channels = backbone.pretrained_cfg["input_size"][0]
-    backbone.pretrained_cfg = backbone.default_cfg = {
-        **backbone.pretrained_cfg,
-        "input_size": (channels, height, width),
-    }
 
 
 def _tell_unused_pixels(backbone: Any) -> None:

@@ -9,23 +9,19 @@ from typing import Any, Protocol, cast
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from dynavit.errors import InputError
+from dynavit.files import replacing, write_text
+from dynavit.models.rebuild import Origin, describes_a_source, find_origin, structure
+from dynavit.models.saved import checked_size, load_weights, read_config, usable_device
 from dynavit.reducers import reducer_config
 from dynavit.scorers import scorer_config
 from dynavit.selectors.registry import selector_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
-_OPTIONAL = {
-    *("reducer", "scorer", "placement", "count_rule", "thresholds"),
-    *("global_pool", "metadata", "num_identities", "embedding", "side"),
-}
-
 _THRESHOLDS_ARE_OF = {
     *("keep_ratio", "keep_ratios", "stages", "scorer", "selector", "reducer", "placement", "count_rule"),
 }
@@ -61,6 +57,7 @@ class _Savable(Protocol):
     architecture: str | None
     model_kwargs: dict[str, Any]
     metadata: dict[str, Any]
+    _origin: tuple[Any, Origin] | None
 
 
 class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classification"]):
@@ -77,6 +74,7 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
     scorer: dict[str, Any]
     model_kwargs: dict[str, Any]
     metadata: dict[str, Any]
+    _origin: tuple[Any, Origin] | None = None
 
     def save_pretrained(
         self,
@@ -87,7 +85,10 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         push_to_hub: bool = False,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Write the model into a folder. What an earlier save left there stays whole until replaced.
+        """Write the model into a folder, after making sure that the folder will rebuild it.
+
+        The folder needs no other file: arguments that say where weights came from are not written. What an earlier
+        save left there stays whole until replaced.
 
         Args:
             save_directory: made if missing.
@@ -100,7 +101,8 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
             Where it was pushed to, or None.
 
         Raises:
-            InputError: it is not known how the backbone was made, or an option is not plain data.
+            InputError: the backbone cannot be rebuilt, and how it differs from timm's; an option is not plain data;
+                or the folder cannot be written.
         """
         # not huggingface_hub's, which deletes config.json before anything else
         folder = Path(save_directory)
@@ -111,18 +113,14 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = json.dumps(model_config(cast(_Savable, self)), indent=2) + "\n"
+        config = model_config(cast(_Savable, self))
         state = {name: value.contiguous() for name, value in cast(nn.Module, self).state_dict().items()}
-        # written aside and renamed, so that an interrupted save leaves the previous files whole
-        partial = save_directory / (WEIGHTS + ".partial")
-        save_file(state, partial, metadata={"format": "pt"})
-        partial.replace(save_directory / WEIGHTS)
-        (save_directory / (CONFIG + ".partial")).write_text(config)
-        (save_directory / (CONFIG + ".partial")).replace(save_directory / CONFIG)
+        with replacing(save_directory / WEIGHTS) as partial:
+            save_file(state, partial, metadata={"format": "pt"})
+        write_text(save_directory / CONFIG, json.dumps(config, indent=2) + "\n")
         if not (save_directory / "README.md").exists():
             task = "image-classification" if cast(_Savable, self).neck is None else "image-feature-extraction"
-            card = _CARD.format(architecture=self.architecture, task=task)
-            (save_directory / "README.md").write_text(card)
+            write_text(save_directory / "README.md", _CARD.format(architecture=config["architecture"], task=task))
 
     @classmethod
     def from_pretrained(
@@ -169,63 +167,64 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
                 f"{folder} is no folder, {reason}; give the folder that a training run or save_pretrained wrote."
             )
 
-        config = _read_config(locate(CONFIG))
+        torch_device = usable_device(map_location)
+        where = locate(CONFIG)
+        config = read_config(where)
         metadata = config.pop("metadata", {})
-        kwargs = config.pop("model_kwargs")
+        kwargs = {key: value for key, value in config.pop("model_kwargs").items() if not describes_a_source(key)}
         pool, thresholds = config.pop("global_pool", None), config.pop("thresholds", None)
+        look, size = config.pop("preprocessing", {}), overrides.pop("img_size", None)
         if "keep_ratio" in overrides:
             del config["keep_ratios"]
-        model = create_model(config.pop("architecture"), **{**config, **kwargs, **overrides})
-        if pool != model.backbone.global_pool and "global_pool" not in overrides and pool is not None:
-            model.reset_classifier(model.num_classes, pool)  # as was done to the saved one
-        if thresholds is not None and not overrides.keys() & _THRESHOLDS_ARE_OF:
-            model.set_thresholds([float(threshold) for threshold in thresholds])
-        model.metadata = metadata
-        path = locate(WEIGHTS)
         try:
-            model.load_state_dict(load_file(path, device=map_location), strict=strict)
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist: the folder holds no trained model.") from None
-        except (SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()
+            model = create_model(config.pop("architecture"), **{**config, **kwargs, **overrides})
+            if pool != model.backbone.global_pool and "global_pool" not in overrides and pool is not None:
+                model.reset_classifier(model.num_classes, pool)  # as was done to the saved one
+            if thresholds is not None and not overrides.keys() & _THRESHOLDS_ARE_OF:
+                model.set_thresholds([float(threshold) for threshold in thresholds])
+        except InputError:
+            raise
+        except Exception as error:  # values that nobody wrote on purpose fail anywhere
+            if overrides:
+                raise
             raise InputError(
-                f"{path} cannot be loaded into {model.architecture}: {' '.join(reason[:3])} "
-                f"The file is truncated or belongs to another model."
+                f"{where} describes no model that can be built ({error}): save the model again."
             ) from error
+        if look:
+            model.backbone.pretrained_cfg = model.backbone.default_cfg = {**model.backbone.pretrained_cfg, **look}
+        model.metadata = metadata
+        load_weights(model, locate(WEIGHTS), torch_device, strict)
+        if size is not None:
+            pixels = checked_size(size, model)
+            model.set_input_size(img_size=pixels)
+            model.model_kwargs["img_size"] = list(pixels)
         return model.eval()
 
 
 def model_config(model: _Savable) -> dict[str, Any]:
-    """Return what rebuilds the model, as plain data.
+    """Return what rebuilds the model, as plain data, after rebuilding its backbone.
 
     Raises:
-        InputError: it is not known how the backbone was made, or an argument is not plain data.
+        InputError: the backbone cannot be rebuilt, or an argument is not plain data; see
+            :func:`~dynavit.models.rebuild.find_origin`.
     """
-    if model.architecture is None:
-        raise InputError(
-            "this model wraps a backbone whose origin is unknown, so it could not be rebuilt: create "
-            "it with dynavit.create_model, or pass architecture='timm_name' (and model_kwargs=) to "
-            "dynavit.prune."
-        )
-    kwargs = {**model.model_kwargs, "num_classes": model.backbone.num_classes}
-    # set_input_size may have changed the first two; only overlapping patches have a stride
-    for key, attribute in (("img_size", "img_size"), ("patch_size", "patch_size"), ("patch_stride", "stride")):
-        size = getattr(model.adapter.stem, attribute, None)
-        if size is not None:
-            kwargs[key] = list(size)
+    selector = selector_config(model.selector)
+    origin = _origin(model)
     config = {
-        "architecture": model.architecture,
-        "model_kwargs": kwargs,
+        "architecture": origin.architecture,
+        "model_kwargs": origin.model_kwargs,
         "global_pool": model.backbone.global_pool,  # reset_classifier may have changed it
         "stages": list(model.stages),
         "keep_ratios": list(model.keep_ratios),
-        "selector": selector_config(model.selector),
+        "selector": selector,
         "scorer": scorer_config(model.predictors[0]) if model.predictors else model.scorer,
         "reducer": reducer_config(model.reducer),
         "placement": model.placement,
         "count_rule": model.count_rule,
         "metadata": model.metadata,
     }
+    if origin.preprocessing:
+        config["preprocessing"] = origin.preprocessing
     if model.thresholds is not None:
         # JSON knows no infinity: "inf" and "-inf" are text
         config["thresholds"] = [str(value) if math.isinf(value) else value for value in model.thresholds]
@@ -233,24 +232,22 @@ def model_config(model: _Savable) -> dict[str, Any]:
         config |= {"num_identities": model.neck.num_identities, "embedding": model.neck.embedding}
     if model.side is not None:
         config["side"] = model.side.options()
+    _require_plain(config)
+    return config
+
+
+def _origin(model: _Savable) -> Origin:
+    """Return how the backbone is made, found out once for each structure that it has."""
+    plain = {key: value for key, value in model.model_kwargs.items() if not describes_a_source(key)}
+    _require_plain(plain)
+    key = (model.architecture, json.dumps(plain), structure(model.backbone))
+    if model._origin is None or model._origin[0] != key:
+        model._origin = (key, find_origin(model.adapter, model.architecture, plain))
+    return model._origin[1]
+
+
+def _require_plain(config: dict[str, Any]) -> None:
     try:
         json.dumps(config)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"the model cannot be saved: its model_kwargs hold no plain data ({error}).") from None
-    return config
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: {path.parent} is no dynavit model folder.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): save the model again.") from None
-    keys = config.keys() if isinstance(config, dict) else set()
-    missing, unknown = _REQUIRED - keys, keys - _REQUIRED - _OPTIONAL
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by dynavit.")
-    if unknown:
-        raise InputError(f"{path} holds {', '.join(sorted(unknown))}, which this dynavit does not know.")
-    return config

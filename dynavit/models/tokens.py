@@ -261,4 +261,4 @@ def _marked(positions: Tensor, alive: Tensor, num_patches: int) -> Tensor:
     """Mark the original patches ``(B, N)`` at the positions ``(B, n)`` of tokens alive."""
     place = torch.where(alive & (positions >= 0), positions, num_patches)
     marks = torch.zeros(positions.shape[0], num_patches + 1, dtype=torch.bool, device=positions.device)
-    return marks.scatter(1, place, True)[:, :num_patches]
+    return marks.scatter(1, place, torch.ones_like(place, dtype=torch.bool))[:, :num_patches]

@@ -2,63 +2,71 @@
 
 from __future__ import annotations
 
-import pickle
+import json
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from dynavit.errors import InputError
-from dynavit.models.factory import create_backbone, load
+from dynavit.models.backbone import create_backbone
+from dynavit.models.checkpoint_files import listed, printable
+from dynavit.models.convert import pooling_hint
+from dynavit.models.factory import load
+from dynavit.models.formats import to_timm
 from dynavit.models.pruned_vit import PrunedViT
+from dynavit.models.state_dicts import StateDict, check_numbers, in_full_precision, read_state
 
 _GRID = ("img_size", "patch_stride")  # what may differ from a saved model: positions are resampled
 _RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")  # no weights depend on it
 
 
 def load_backbone(
-    checkpoint: str | Path, architecture: str | None, classes: Sequence[str] | None, **kwargs: Any
+    checkpoint: str | Path,
+    architecture: str | None,
+    classes: Sequence[str] | None,
+    *,
+    entry: str | None = None,
+    **kwargs: Any,
 ) -> tuple[nn.Module, str, dict[str, Any], bool]:
     """Build a backbone from a checkpoint of one's own.
 
     Args:
-        checkpoint: a folder that dynavit wrote, or a state dict (.safetensors, .pth, .pt, .bin).
+        checkpoint: a folder that dynavit wrote, or whatever :func:`~dynavit.models.state_dicts.read_state` reads.
         architecture: timm name; needed for a state dict, checked against a folder.
         classes: names of the classes wanted; the head is replaced where the checkpoint has others.
-        kwargs: for timm, with a state dict.
+        entry: which weights to take of a state dict's file with several sets.
+        kwargs: for timm; with a folder they have to be its own, but for drop rates, and for ``img_size`` and
+            ``patch_stride``, for which position embeddings are resampled.
 
     Returns:
         The backbone, its timm name and arguments, and whether the head was replaced.
+
+    Warns:
+        UserWarning: what was taken of a file that holds more than these weights.
 
     Raises:
         InputError: missing, damaged or mismatching checkpoint; mismatches are listed.
     """
     path = _existing(checkpoint)
-    if path.is_dir():
-        model = _load_folder(path, architecture)
-        if kwargs:
-            raise InputError(
-                f"model.kwargs={kwargs}: {path} already says how its {model.architecture} is built; "
-                f"leave model.kwargs out."
-            )
+    if _is_ours(path):
+        model = _load_folder(path, architecture, entry)
         assert model.architecture is not None
         replaced = classes is not None and (model.neck is not None or list(classes) != _classes_of(model))
         if classes is not None and replaced:
             model.backbone.reset_classifier(len(classes))
-        return model.backbone, model.architecture, model.model_kwargs, replaced
-    if architecture is None:
-        raise InputError(f"{path}: a state dict needs model.architecture=TIMM_NAME.")
+        kwargs = _folder_kwargs(model, kwargs, path) | {"num_classes": model.backbone.num_classes}
+        return _with_kwargs(model, kwargs), model.architecture, kwargs, replaced
+    architecture = _architecture(path, architecture)
     if classes is not None:
         kwargs = {**kwargs, "num_classes": len(classes)}
     backbone = create_backbone(architecture, **kwargs)
-    return backbone, architecture, kwargs, _load_matching(backbone, _read_state(path), path)
+    return backbone, architecture, kwargs, _load_matching(backbone, read_state(path, entry))
 
 
 @dataclass(frozen=True)
@@ -100,45 +108,42 @@ class ReidStart:
 
 
 def load_reid_start(
-    checkpoint: str | Path, architecture: str | None, identities: Sequence[str] | None, **kwargs: Any
+    checkpoint: str | Path,
+    architecture: str | None,
+    identities: Sequence[str] | None,
+    *,
+    entry: str | None = None,
+    **kwargs: Any,
 ) -> ReidStart:
     """Read the start of a re-identification run from a checkpoint of one's own.
 
     Args:
         checkpoint: a folder that dynavit wrote, for classification or re-identification, or a state
             dict; classifiers are left out.
-        architecture: timm name; needed for a state dict, checked against a folder.
         identities: names of the training identities; None for those of the checkpoint.
-        kwargs: for timm, with a state dict; with a folder drop rates may differ from it, and ``img_size``
-            and ``patch_stride``, for which position embeddings are resampled.
+        architecture, entry, kwargs: as for :func:`load_backbone`.
+
+    Warns:
+        UserWarning: what was taken of a file that holds more than these weights.
 
     Raises:
         InputError: missing, damaged or mismatching checkpoint; mismatches are listed.
     """
     path = _existing(checkpoint)
-    if not path.is_dir():
-        if architecture is None:
-            raise InputError(f"{path}: a state dict needs model.architecture=TIMM_NAME.")
+    if not _is_ours(path):
+        architecture = _architecture(path, architecture)
         kwargs = {**kwargs, "num_classes": 0}
         backbone = create_backbone(architecture, **kwargs)
-        _load_matching(backbone, _read_state(path), path)
+        _load_matching(backbone, read_state(path, entry))
         return ReidStart(backbone, architecture, kwargs)
-    model = _load_folder(path, architecture)
+    model = _load_folder(path, architecture, entry)
     assert model.architecture is not None
-    if not kwargs.keys() <= {*_GRID, *_RATES}:
-        raise InputError(
-            f"model.kwargs={kwargs}: {path} already says how its {model.architecture} is built; give "
-            f"{', '.join((*_GRID, *_RATES))} at most."
-        )
     same = identities is None or list(identities) == _classes_of(model)
     neck = None if model.neck is None or not same else model.neck.state_dict()
     side = None if model.side is None else model.side.state_dict()
     model.backbone.reset_classifier(0)
-    kwargs = {**model.model_kwargs, **kwargs, "num_classes": 0}
-    backbone = model.backbone
-    if any(kwargs.get(key) != model.model_kwargs.get(key) for key in (*_GRID, *_RATES)):
-        backbone = _regridded(backbone, model.architecture, kwargs)
-    return ReidStart(backbone, model.architecture, kwargs, neck, side, model.metadata)
+    kwargs = _folder_kwargs(model, kwargs, path) | {"num_classes": 0}
+    return ReidStart(_with_kwargs(model, kwargs), model.architecture, kwargs, neck, side, model.metadata)
 
 
 def _existing(checkpoint: str | Path) -> Path:
@@ -151,14 +156,78 @@ def _existing(checkpoint: str | Path) -> Path:
     return path
 
 
-def _load_folder(path: Path, architecture: str | None) -> PrunedViT:
+def _is_ours(path: Path) -> bool:
+    """Whether this is a folder that dynavit wrote, or one that is meant to be: not one of the Hugging Face Hub."""
+    if not path.is_dir():
+        return False
+    config = _config_of(path)
+    return (
+        config is None
+        or "keep_ratios" in config
+        or not {"model_type", "architectures", "pretrained_cfg"} & config.keys()
+    )
+
+
+def _config_of(folder: Path) -> dict[str, Any] | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # whose reader says what is wrong
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _architecture(path: Path, architecture: str | None) -> str:
+    if architecture is not None:
+        return architecture
+    named = (_config_of(path) or {}).get("architecture")
+    hint = f" Its config.json says {printable(named)!r}." if isinstance(named, str) else ""
+    raise InputError(f"{path}: a state dict needs model.architecture=TIMM_NAME.{hint}")
+
+
+def _load_folder(path: Path, architecture: str | None, entry: str | None) -> PrunedViT:
+    if entry is not None:
+        raise InputError(f"model.entry={entry}: {path} is a folder that dynavit wrote, with one set of weights.")
     model = load(path)
-    if architecture not in (None, model.architecture):
+    if architecture is not None and architecture.partition(".")[0] != str(model.architecture).partition(".")[0]:
         raise InputError(
             f"model.architecture={architecture} but {path} holds a {model.architecture}: leave "
             f"model.architecture out, or start from another checkpoint."
         )
+    check_numbers(model.state_dict(), path)
     return model
+
+
+def _folder_kwargs(model: PrunedViT, kwargs: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return what the backbone is to be built with: as it was saved, but for its grid and its drop rates."""
+    saved = model.model_kwargs
+    other = {
+        key: value
+        for key, value in kwargs.items()
+        if key not in (*_GRID, *_RATES, "num_classes") and not (key in saved and _plain(saved[key]) == _plain(value))
+    }
+    if other:
+        listing = ", ".join(f"{key}={value}" for key, value in other.items())
+        raise InputError(
+            f"model.kwargs: {listing}, but {path} already says how its {model.architecture} is built; give other "
+            f"{', '.join((*_GRID, *_RATES))} at most."
+        )
+    return {**saved, **kwargs}
+
+
+def _plain(value: Any) -> Any:
+    """Return sizes as pairs, however they were written."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return (value, value) if type(value) is int else value
+
+
+def _with_kwargs(model: PrunedViT, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Return the model's backbone, with another grid or other drop rates if they differ."""
+    saved, backbone = model.model_kwargs, model.backbone
+    if all(_plain(kwargs.get(key)) == _plain(saved.get(key)) for key in (*_GRID, *_RATES)):
+        return backbone
+    assert model.architecture is not None
+    return _regridded(backbone, model.architecture, kwargs)
 
 
 def _classes_of(model: PrunedViT) -> list[str]:
@@ -168,7 +237,8 @@ def _classes_of(model: PrunedViT) -> list[str]:
 def _regridded(old: Any, architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return the same backbone for another image size or stride."""
     new: Any = create_backbone(architecture, **kwargs)
-    new.reset_classifier(0, old.global_pool)
+    if new.global_pool != old.global_pool:
+        new.reset_classifier(old.num_classes, old.global_pool)
     state = old.state_dict()
     if "pos_embed" in state:
         state["pos_embed"] = resample_abs_pos_embed(
@@ -187,51 +257,84 @@ def _regridded(old: Any, architecture: str, kwargs: Mapping[str, Any]) -> nn.Mod
     return new
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        state: Any
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: model.checkpoint names a folder or a state dict.") from None
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} is no readable state dict ({reason}).") from None
-    for wrapper in ("state_dict_ema", "state_dict", "model", "module"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no state dict: expected a mapping of names to tensors.")
-    # resampling positions in half precision would round them once more
-    half = (torch.float16, torch.bfloat16)
-    state = {name: value.float() if value.dtype in half else value for name, value in state.items()}
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def _load_matching(backbone: Any, state: dict[str, Tensor], path: Path) -> bool:
+def _load_matching(backbone: Any, state: StateDict) -> bool:
     """Load everything but a head of other classes; returns whether the head was left new."""
-    try:
-        state = checkpoint_filter_fn(state, cast(VisionTransformer, backbone))
-    except RuntimeError as error:  # positions of a grid that cannot be guessed
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} does not fit the architecture: its tensors cannot be resampled ({reason}).") from None
     own = backbone.state_dict()
-    head = {name for name in state if name.startswith("head")}
+    try:
+        fitted, problems, replaced = _matched(backbone, own, state)
+    except InputError:
+        fitted, problems, replaced = _matched_by_timm(backbone, own, state)
+        if any(problems.values()):
+            raise
+    if any(problems.values()):
+        by_timm = _matched_by_timm(backbone, own, state)
+        if not any(by_timm[1].values()):
+            fitted, problems, replaced = by_timm
+    if any(problems.values()):
+        hint = pooling_hint(problems["missing"], problems["unknown"], "model.kwargs.")
+        told = "; ".join(f"{kind}: {listed(sorted(names))}" for kind, names in problems.items() if names)
+        raise InputError(f"{state.where} does not fit the architecture. {told}.{hint}")
+    backbone.load_state_dict(in_full_precision(fitted, own), strict=False)
+    if (note := fitted.note()) is not None:
+        warnings.warn(note, stacklevel=4)
+    return replaced
+
+
+_Match = tuple[StateDict, dict[str, list[str]], bool]
+
+
+def _matched(backbone: Any, own: Mapping[str, Tensor], state: StateDict) -> _Match:
+    """Bring published names and other prefixes to timm's, then compare."""
+    state, _, problems = to_timm(state, own)
+    ours = {name: value for name, value in state.tensors.items() if name.startswith("backbone.")}
+    left = ("predictors.*",) if len(ours) < len(state.tensors) else ()  # DynamicViT's, which belong to its stages
+    tensors = {name.removeprefix("backbone."): value for name, value in ours.items()}
+    fitted, more, replaced = _matched_by_timm(
+        backbone, own, replace(state, tensors=tensors, left_out=(*state.left_out, *left))
+    )
+    return (
+        fitted,
+        {
+            **more,
+            "twice there": problems["twice there"],
+            "missing": more["missing"] + problems["missing"],
+            "unknown": more["unknown"] + problems["unknown"],
+            "other shape": more["other shape"] + problems["of another shape"],
+        },
+        replaced,
+    )
+
+
+def _matched_by_timm(backbone: Any, own: Mapping[str, Tensor], state: StateDict) -> _Match:
+    """Resample positions, as timm does, and compare names and shapes; what is of another head is taken out."""
+    # resampling positions in half precision would round them once more
+    half = {name: value.float() if value.is_floating_point() else value for name, value in state.tensors.items()}
+    try:
+        tensors = dict(checkpoint_filter_fn(half, cast(VisionTransformer, backbone)))
+    except (
+        RuntimeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        TypeError,
+        KeyError,
+    ) as error:  # a grid nobody can guess
+        reason = printable(error)
+        raise InputError(
+            f"{state.where} does not fit the architecture: its tensors cannot be resampled ({reason})."
+        ) from None
+    head = {name for name in tensors if name.startswith("head")}
+    given = bool(head)
     if backbone.num_classes > 0:  # one that fits, or that the architecture does not know, is no other head
-        head = {name for name in head if name in own and state[name].shape != own[name].shape}
+        head = {name for name in head if name in own and tensors[name].shape != own[name].shape}
     for name in head:
-        del state[name]
+        del tensors[name]
     shapes = [
         f"{name} {tuple(value.shape)} != {tuple(own[name].shape)}"
-        for name, value in state.items()
+        for name, value in tensors.items()
         if name in own and value.shape != own[name].shape
     ]
-    missing = sorted(name for name in own.keys() - state.keys() if not name.startswith("head"))
-    problems = {"missing": missing, "unknown": sorted(state.keys() - own.keys()), "other shape": shapes}
-    if any(problems.values()):
-        listed = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in problems.items() if names)
-        raise InputError(f"{path} does not fit the architecture. {listed}.")
-    backbone.load_state_dict(state, strict=False)
-    return bool(head) or not any(name.startswith("head") for name in state)
+    missing = [name for name in own.keys() - tensors.keys() if not name.startswith("head")]
+    problems = {"missing": missing, "unknown": list(tensors.keys() - own.keys()), "other shape": shapes}
+    left = ("head of other classes",) if head else ()
+    return replace(state, tensors=tensors, left_out=(*state.left_out, *left)), problems, bool(head) or not given

@@ -73,7 +73,8 @@ def hard_topk(logits: Tensor, alive: Tensor, k: int | Tensor) -> Tensor:
         chosen = torch.arange(logits.shape[1], device=logits.device) < k.reshape(-1, 1)
         chosen = chosen.expand(logits.shape)
         return torch.zeros_like(alive).scatter(1, order, chosen) & alive
-    return torch.zeros_like(alive).scatter(1, order[:, :k], True) & alive
+    chosen = torch.ones_like(order[:, :k], dtype=torch.bool)  # torch.jit.trace cannot scatter a Python bool
+    return torch.zeros_like(alive).scatter(1, order[:, :k], chosen) & alive
 
 
 def above(logits: Tensor, alive: Tensor, threshold: float) -> Tensor:

@@ -539,19 +539,22 @@ def test_paths_that_hold_nothing(tmp_path: Path) -> None:
         convert(tmp_path, "vit_tiny_patch16_224")
 
 
-def test_several_sets_of_weights_are_chosen_from(tmp_path: Path) -> None:
-    """DeiT's training checkpoints: which of the two its users want, nobody can guess."""
+def test_of_several_sets_the_average_is_taken_unless_told(tmp_path: Path) -> None:
+    """As timm does; what was taken and what else there is, is said."""
     plain, average = small(num_classes=5).state_dict(), small(num_classes=6).state_dict()
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": plain, "model_ema": average, "epoch": 3, "args": Namespace(lr=1e-3), "scaler": {}}, path)
-    with pytest.raises(InputError, match="choose with entry='model' or 'model_ema'"):
-        convert(path, "vit_tiny_patch16_224", **TINY)
+    with pytest.warns(UserWarning, match=r"taken from 'model_ema'; also there: 'model' .*left out: epoch, args, scal"):
+        assert convert(path, "vit_tiny_patch16_224", **TINY).num_classes == 6
     for entry, num_classes in (("model", 5), ("model_ema", 6)):
-        assert convert(path, "vit_tiny_patch16_224", entry=entry, **TINY).num_classes == num_classes
+        with pytest.warns(UserWarning, match=f"taken from '{entry}'"):
+            assert convert(path, "vit_tiny_patch16_224", entry=entry, **TINY).num_classes == num_classes
     with pytest.raises(InputError, match=r"entry='ema': .* it has 'model' or 'model_ema'"):
         convert(path, "vit_tiny_patch16_224", entry="ema", **TINY)
     with pytest.raises(InputError, match="entry='model': the checkpoint is one plain state dict"):
         convert(plain, "vit_tiny_patch16_224", entry="model", **TINY)
+    with pytest.raises(InputError, match="several sets of weights: choose with entry='first' or 'second'"):
+        convert({"first": plain, "second": average}, "vit_tiny_patch16_224", **TINY)
 
 
 @pytest.mark.parametrize("content", [{}, {"model": {}}, {"epoch": 3}, [torch.ones(2)], {"model": {"blocks.0": "text"}}])

@@ -89,17 +89,29 @@ def test_settings_can_be_replaced_while_loading(folder: Path) -> None:
         dynavit.load(folder, keep_ratio=2.0)
 
 
-def test_wrapped_backbone_needs_its_origin(
-    tmp_path: Path, backbone_of: Callable[..., nn.Module], images_for: Images
+def test_a_wrapped_model_of_timm_needs_no_description(
+    tmp_path: Path, family: str, images_for: Images, backbone_of: Callable[..., Any]
 ) -> None:
-    backbone = backbone_of("vit")
+    """Name and arguments are read off it, and off its shapes."""
+    backbone = backbone_of(family)
+    model = dynavit.prune(backbone).eval()
+    model.save_pretrained(tmp_path)
+    loaded = dynavit.load(tmp_path)
+    assert torch.equal(loaded(images_for(model)), model(images_for(model)))
+    assert loaded.architecture is not None
+    config = loaded.backbone.pretrained_cfg
+    assert all(config[key] == backbone.pretrained_cfg[key] for key in ("mean", "std", "crop_pct", "interpolation"))
+
+
+def test_a_model_from_elsewhere_needs_its_origin(tmp_path: Path) -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
+    backbone = VisionTransformer(img_size=64, depth=3, embed_dim=24, num_heads=2)
     with pytest.raises(InputError, match=r"architecture='timm_name'.*dynavit\.prune"):
         dynavit.prune(backbone).save_pretrained(tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
-    kwargs = {"img_size": (64, 96), "depth": 6, "embed_dim": 48, "num_heads": 3}
-    model = dynavit.prune(backbone, architecture="vit_tiny_patch16_224", model_kwargs=kwargs).eval()
-    model.save_pretrained(tmp_path)
-    assert torch.equal(dynavit.load(tmp_path)(images_for(model)), model(images_for(model)))
+    dynavit.prune(backbone, architecture="vit_tiny_patch16_224").save_pretrained(tmp_path)
+    assert dynavit.load(tmp_path).adapter.depth == 3
 
 
 def test_refused_or_interrupted_saves_leave_the_previous_files(
@@ -119,7 +131,8 @@ def test_refused_or_interrupted_saves_leave_the_previous_files(
     other.model_kwargs["norm_layer"] = nn.LayerNorm
     with pytest.raises(InputError, match="no plain data"):
         other.save_pretrained(folder)
-    other.architecture = None
+    del other.model_kwargs["norm_layer"]
+    other.architecture, other.backbone.pretrained_cfg = None, {}
     with pytest.raises(InputError, match="origin is unknown"):
         other.save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

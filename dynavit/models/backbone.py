@@ -1,0 +1,81 @@
+"""Making timm models, with errors that say what to do."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import timm
+from timm.models.naflexvit import NaFlexVit
+from torch import nn
+
+from dynavit.errors import InputError, did_you_mean
+from dynavit.models.patches import OverlappingPatchEmbed
+
+
+def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Create a timm model, with overlapping patches where ``patch_stride`` is given.
+
+    Raises:
+        InputError: unknown name or impossible value.
+    """
+    try:
+        source, name = timm.models.parse_model_name(architecture)
+    except (ValueError, AssertionError) as error:  # names a source that timm does not know, or looks like a path
+        raise InputError(f"{architecture!r} is no timm model name. {error}") from None
+    if source is None and not timm.is_model(name.partition(".")[0]):
+        hint = did_you_mean(architecture, timm.list_models())
+        if "/" in architecture:
+            hint = f" A model of the Hugging Face Hub is written 'hf-hub:{architecture}'."
+        raise InputError(f"timm has no model {architecture!r}.{hint} timm.list_models('*vit*') lists what there is.")
+    for key in {"img_size", "patch_size", "patch_stride"} & kwargs.keys():
+        if isinstance(kwargs[key], list):  # as JSON and YAML hand it over
+            kwargs[key] = tuple(kwargs[key])
+    options = {key: value for key, value in kwargs.items() if key != "patch_stride"}
+    if kwargs.get("patch_stride") is not None:
+        options["embed_layer"] = partial(OverlappingPatchEmbed, stride=kwargs["patch_stride"])
+    try:
+        backbone: Any = timm.create_model(architecture, pretrained=pretrained, **options)
+    except InputError:
+        raise
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"timm cannot create {architecture} with {kwargs}: {reason}") from error
+    except OSError as error:  # its weights could not be fetched
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"the weights of {architecture} could not be downloaded ({reason}): connect, start from a file "
+            f"(model.checkpoint=FILE in a configuration), or from nothing (pretrained=False, model.pretrained=false)."
+        ) from error
+    if isinstance(backbone, NaFlexVit):
+        _remember_size(backbone, kwargs.get("img_size"))
+        return backbone
+    embed = getattr(backbone, "patch_embed", None)
+    if isinstance(embed, OverlappingPatchEmbed):
+        return backbone
+    size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
+    padded = getattr(embed, "dynamic_img_pad", False)
+    if size is not None and patch is not None and not padded and any(s % p for s, p in zip(size, patch, strict=True)):
+        # timm leaves out the rest of the image without a word
+        raise InputError(
+            f"img_size={tuple(size)} is no multiple of the patch size {tuple(patch)} of {architecture}: choose one "
+            f"that is, or pass dynamic_img_size=True, dynamic_img_pad=True."
+        )
+    return backbone
+
+
+def _remember_size(backbone: Any, size: int | tuple[int, int] | None) -> None:
+    """Make an image size that was asked for the one that data are brought to; NaFlexVit takes any and forgets it."""
+    if size is None:
+        return
+    height, width = (size, size) if isinstance(size, int) else size
+    rows, columns = backbone.embeds.patch_size
+    if height % rows or width % columns:
+        raise InputError(
+            f"img_size={(height, width)} is no multiple of the patch size {(rows, columns)}: choose one that is."
+        )
+    channels = backbone.pretrained_cfg["input_size"][0]
+    backbone.pretrained_cfg = backbone.default_cfg = {
+        **backbone.pretrained_cfg,
+        "input_size": (channels, height, width),
+    }
