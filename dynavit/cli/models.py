@@ -29,7 +29,10 @@ def _train(options: argparse.Namespace) -> None:
     try:
         trainer.fit()
     except Diverged as error:
-        raise InputError(f"stopped, {error} The last good checkpoint is in {trainer.config.run_dir}.") from None
+        run_dir = trainer.config.run_dir
+        saved = (run_dir / "model.safetensors").exists()
+        kept = f"The last good checkpoint is in {run_dir}." if saved else f"Nothing was saved in {run_dir} yet."
+        raise InputError(f"stopped, {error} {kept}") from None
 
 
 def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

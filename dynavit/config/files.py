@@ -21,6 +21,7 @@ from dynavit.errors import InputError, did_you_mean
 from dynavit.files import write_text
 
 _MAX_BYTES = 1_000_000  # a configuration has a few thousand
+_HEADER = "# Written by dynavit: every setting of this run.\n"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -82,7 +83,15 @@ def save_config(config: Config, path: str | Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_text(path, _HEADER + OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def is_saved_config(path: Path) -> bool:
+    """Whether :func:`save_config` wrote a file; another one that is called alike may be somebody else's."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_HEADER)) == _HEADER.encode()
 
 
 def changed_keys(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
