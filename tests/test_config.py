@@ -1,9 +1,14 @@
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dynavit.config import Config, load_config, save_config
+from dynavit.config import Config, ModelConfig, load_config, save_config
+from dynavit.config.checks import check
+from dynavit.config.limits import check_value
+from dynavit.config.schema import Setting, settings
 from dynavit.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -67,12 +72,38 @@ def test_what_is_saved_loads_as_the_same(load: Callable[..., Config], tmp_path: 
         (["modell.stages=[1]"], r"unknown key 'modell'.*Did you mean 'model'"),
         (["train.epochs=many"], r"train.epochs.*many.*Expected int"),
         (["train.epochs=0"], r"train.epochs=0.*above 0"),
-        (["data.workers=-1"], r"data.workers=-1.*negative"),
-        (["model.keep_ratio=0"], r"keep ratio 0.*\(0, 1\]"),
-        (["model.keep_ratios=[0.5,1.5]"], r"keep ratio 1.5"),
-        (["evaluate.keep_ratios=[2.0]"], r"keep ratio 2"),
+        (["data.workers=-1"], r"data.workers=-1: lies in \[0, 1024\]"),
+        (["model.keep_ratio=0"], r"model.keep_ratio=0.0: lies in \(0, 1\]"),
+        (["model.keep_ratios=[0.5,1.5]"], r"model.keep_ratios=\[0.5, 1.5\]: 1.5"),
+        (["evaluate.keep_ratios=[2.0]"], r"evaluate.keep_ratios=\[2.0\]"),
         (["model.stages=3"], r"model.stages.*Expected list\[int\]"),
-        (["model.selector=topk"], r"model.selector.*Expected dict"),
+        (["model.selector=3"], r"model.selector=3: Expected dict"),
+        (["model.selector=[topk]"], r"model.selector=\['topk'\]: Expected dict"),
+        (["model.stages[0]=3"], r"model.stages=.*Expected list\[int\]"),
+        (["model.stages=[[1]]"], r"model.stages=\[\[1\]\]: Expected list\[int\]"),
+        (["model.stages=[true]"], r"model.stages\[0\].*'True'.*Expected list\[int\]"),
+        (["model=null"], r"model=None: Expected a section"),
+        (["data=[]"], r"data=\[\]: Expected a section"),
+        (["optimizer.lr=a: b"], r"optimizer.lr=.*Expected float; put text that holds ': ' in quotes"),
+        (["data.augmentation={a: [}"], r"data.augmentation=.*no YAML.*quotes"),
+        (["data.root=${"], r"data.root=\$\{.*key.subkey=value"),
+        (["data.root=${oc.env:NO_SUCH_VARIABLE}"], r"data.root=.*NO_SUCH_VARIABLE.*not found"),
+        (["data.root=${data.root}"], r"data.root=.*Recursive"),
+        (["a..b=1"], r"'a..b=1': overrides are written"),
+        (["=1"], r"'=1': overrides are written"),
+        (["seed=99999999999999999999999"], r"seed=99999999999999999999999: lies in"),
+        (["seed=true"], r"seed=true.*Expected int"),
+        (["optimizer.layer_decay=-1"], r"optimizer.layer_decay=-1.0: lies in \(0, 1\]"),
+        (["optimizer.layer_decay=2"], r"optimizer.layer_decay=2.0"),
+        (["evaluate.batch_sizes=[0]"], r"evaluate.batch_sizes=\[0\]"),
+        (["data.std=[1,0,1]"], r"data.std=\[1.0, 0.0, 1.0\]: 0.0"),
+        (["model.placement=besides"], r"model.placement='besides'"),
+        (["name=/"], r"name='/'.*output_dir"),
+        (["name=.."], r"name='..'"),
+        (["name=a/b"], r"name='a/b'"),
+        (["name='  '"], r"name='  '"),
+        (["name=" + 300 * "x"], r"name='xxx"),
+        (["data.root=a\0b"], r"data.root='a\\x00b'.*NUL"),
         (["model.selector.name=3"], r"model.selector.*needs a name"),
         (["train=3"], r"train.*Expected"),
         (["task=clasify"], r"task='clasify'.*Did you mean 'classify'"),
@@ -101,3 +132,118 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(InputError, match=r"model.architecture is missing"):
         load_config(tmp_path / "empty.yaml")
+
+
+NUMBERS = [entry for entry in settings(Config()) if "int" in entry.type or "float" in entry.type]
+
+
+def test_every_number_says_what_it_may_be() -> None:
+    assert len(NUMBERS) > 40
+    assert [entry.key for entry in NUMBERS if entry.within is None] == []
+    for entry in settings(Config()):  # and its default is such a number
+        check_value(entry.key, entry.value, entry.within, entry.choices)
+
+
+@pytest.mark.parametrize("entry", NUMBERS, ids=lambda entry: entry.key)
+def test_no_number_is_infinite(entry: Setting) -> None:
+    for number in (math.nan, math.inf, -math.inf):
+        config = Config(model=ModelConfig(architecture="test_vit"))
+        section, _, name = entry.key.rpartition(".")
+        node = getattr(config, section) if section else config
+        setattr(node, name, [number] if entry.type.startswith("list") else number)
+        with pytest.raises(InputError, match=rf"^{re.escape(entry.key)}=.*{number}"):
+            check(config)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.kwargs.mlp_ratio=.nan",
+        "model.kwargs={deep: {deeper: [1, -.inf]}}",
+        "model.selector.tau=.inf",
+        "data.augmentation={hflip: .nan}",
+        "data.options.fraction=.nan",
+        "optimizer.options={betas: [0.9, .nan]}",
+    ],
+)
+def test_nor_one_inside_free_options(load: Callable[..., Config], override: str) -> None:
+    with pytest.raises(InputError, match=r"^[a-z._]+=.*must be a finite number"):
+        load("", override)
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("data.root=/photos/a: b", "/photos/a: b"),
+        ("data.root=/photos #1", "/photos #1"),
+        ("data.root=[x]", "[x]"),
+        ("data.root=2024_01_01", "2024_01_01"),
+        ("data.root=007", "007"),
+        ("data.root='quoted: text'", "quoted: text"),
+        ("data.root=a=b", "a=b"),
+        ("data.root=null", None),
+        ("data.root=", None),
+    ],
+)
+def test_text_on_the_command_line_is_taken_as_it_stands(load: Callable[..., Config], override: str, text: str) -> None:
+    assert load("", override).data.root == text
+
+
+def test_parts_may_be_given_by_their_name(load: Callable[..., Config], tmp_path: Path) -> None:
+    assert load("", "model.selector=ste").model.selector == {"name": "ste"}
+    assert load("", "model.selector=ste", "model.selector.tau=2").model.selector == {"name": "ste", "tau": 2}
+    path = tmp_path / "short.yaml"
+    path.write_text("model: {architecture: test_vit, scorer: linear, selector: {name: topk, tau: 2}}")
+    assert load_config(path).model.scorer == {"name": "linear"}
+    # the options of the one in the file are not those of another
+    assert load_config(path, ["model.selector=ste"]).model.selector == {"name": "ste"}
+    assert load_config(path, ["model.selector.name=ste"]).model.selector == {"name": "ste", "tau": 2}
+
+
+def test_environment_variables_and_other_settings_stand_in(
+    load: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHOTOS", "/photos")
+    config = load("data: {root: '${oc.env:PHOTOS}/train'}", "name=${data.name}")
+    assert (config.data.root, config.name) == ("/photos/train", "folder")
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{new}: &{new} [{','.join(9 * ['*' + old])}]\n" for old, new in zip("abcdef", "bcdefg", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"model: {architecture: x}\nmodel: {architecture: y}", "duplicate key model"),
+        (b"data:\n  root: a: b", r"mapping values.*': ' in quotes"),
+        (b"model:\n\tarchitecture: x", "line 2"),
+        (b"name: caf\xe9", "UTF-8"),
+        (b"\0\1", "not valid YAML"),
+        (b"3", "holds no settings"),
+        (b"model: 3", "model=3: Expected a section"),
+        (b"data: {mean: {a: 1}}", r"data.mean=.*Expected list"),
+        (b"data: {root: {a: 1}}", r"data.root=.*quotes"),
+        (b"1: 2", "unknown key '1'"),
+        (b"null: 2", "NoneType"),
+        (b"name: !!python/object/apply:os.getpid []", "not valid YAML"),
+        (b"data: {options: {d: !!set {a, b}}}", "set"),
+        (BOMB.encode(), "limit"),
+        (b"a: &a [*a]", "recursive"),
+        (b"[" * 3000, "not valid YAML"),
+        (b"# x\n" * 600_000, "MB"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=said) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_and_devices_are_no_configuration(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(InputError, match="is no file"):
+            load_config(path)

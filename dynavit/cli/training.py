@@ -44,7 +44,9 @@ def _train(options: argparse.Namespace) -> None:
     try:
         train(config, options.resume)
     except Diverged as error:
-        raise InputError(f"stopped, {error} The last good checkpoint is in {config.run_dir}.") from None
+        saved = (config.run_dir / "model.safetensors").exists()
+        kept = f"The last good checkpoint is in {config.run_dir}." if saved else "Nothing was saved yet."
+        raise InputError(f"stopped, {error} {kept}") from None
 
 
 def add_settings(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,12 +56,13 @@ def add_settings(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _settings(options: argparse.Namespace) -> None:
-    from dynavit.config.describe import find_settings, settings
+    from dynavit.config.describe import described
 
-    for setting in find_settings(options.key) if options.key else settings():
-        about = f"\n    {setting.about}" if setting.about else ""
-        default = "null" if setting.default is None else setting.default
-        print(f"{setting.key}={default}  ({setting.kind}){about}")
+    for setting, about in described(options.key):
+        value = "null" if setting.value is None else setting.value
+        limits = f", in {setting.within}" if setting.within else ""
+        limits += f", one of {', '.join(setting.choices)}" if setting.choices else ""
+        print(f"{setting.key}={value}  ({setting.type}{limits})" + (f"\n    {about}" if about else ""))
 
 
 def add_configs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

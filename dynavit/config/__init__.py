@@ -3,7 +3,7 @@
 Only the command line and the engine read it; everything else takes plain arguments.
 """
 
-from dynavit.config.files import changed_keys, load_config, save_config
+from dynavit.config.files import changed_keys, is_saved_config, load_config, save_config
 from dynavit.config.schema import (
     Config,
     DataConfig,
@@ -25,6 +25,7 @@ __all__ = [
     "ScheduleConfig",
     "TrainConfig",
     "changed_keys",
+    "is_saved_config",
     "load_config",
     "save_config",
 ]

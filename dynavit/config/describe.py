@@ -1,65 +1,46 @@
-"""Every setting with its type, its default, and what the schema says of it."""
+"""Every setting with what the schema says of it."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-from dynavit.config import schema
+from dynavit.config.schema import Config, Setting, settings
 from dynavit.errors import InputError, did_you_mean
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting: ``key.subkey``, the type as written, the default, and its documentation."""
+def described(key: str | None = None) -> list[tuple[Setting, str]]:
+    """Return settings, with their defaults, and their documentation, in the order of the schema.
 
-    key: str
-    kind: str
-    default: Any
-    about: str
-
-
-def settings() -> list[Setting]:
-    """Return every setting, in the order of the schema."""
-    return list(_of(schema.Config(), ""))
-
-
-def find_settings(key: str) -> list[Setting]:
-    """Return the setting of this key, or those below it.
+    Args:
+        key: of one setting, or of a part, such as ``train``; None for all.
 
     Raises:
         InputError: there is none.
 
     Example:
-        >>> [setting.default for setting in find_settings("train.epochs")]
-        [30]
+        >>> [(setting.value, about) for setting, about in described("train.accumulation_steps")]
+        [(1, '')]
     """
-    everything = settings()
+    about = dict(_documentation(Config(), ""))
+    everything = settings(Config())
+    if key is None:
+        return [(setting, about[setting.key]) for setting in everything]
     found = [setting for setting in everything if setting.key == key or setting.key.startswith(f"{key}.")]
     if not found:
         keys = [setting.key for setting in everything]
         same = [name for name in keys if name.rpartition(".")[2] == key]
         hint = f" Did you mean {same[0]!r}?" if same else did_you_mean(key, keys)
         raise InputError(f"there is no setting {key!r}.{hint} `dynavit settings` lists all.")
-    return found
+    return [(setting, about[setting.key]) for setting in found]
 
 
-def _of(node: Any, prefix: str) -> Iterator[Setting]:
-    about = _documentation(type(node))
-    for entry in fields(node):
-        value = getattr(node, entry.name)
-        if is_dataclass(value):
-            yield from _of(value, f"{prefix}{entry.name}.")
-        else:
-            yield Setting(prefix + entry.name, str(entry.type), value, about.get(entry.name, ""))
-
-
-def _documentation(kind: type) -> dict[str, str]:
-    """Return what stands below the fields of a class; what follows several is of all of them."""
-    (tree,) = ast.parse(inspect.getsource(kind)).body
+def _documentation(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield what stands below the fields of a class; what follows several is of all of them."""
+    (tree,) = ast.parse(inspect.getsource(type(node))).body
     assert isinstance(tree, ast.ClassDef)
     about: dict[str, str] = {}
     waiting: list[str] = []
@@ -67,7 +48,11 @@ def _documentation(kind: type) -> dict[str, str]:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             waiting.append(statement.target.id)
         elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and waiting:
-            text = " ".join(str(statement.value.value).split())
-            about |= dict.fromkeys(waiting, text)
+            about |= dict.fromkeys(waiting, " ".join(str(statement.value.value).split()))
             waiting = []
-    return about
+    for entry in fields(node):
+        value = getattr(node, entry.name)
+        if is_dataclass(value):
+            yield from _documentation(value, f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, about.get(entry.name, "")

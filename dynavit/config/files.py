@@ -11,76 +11,132 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dynavit.config.checks import check
+from dynavit.config.overrides import expand_names, parse_overrides
 from dynavit.config.recipes import find_config
-from dynavit.config.schema import Config, leaves
+from dynavit.config.schema import Config, leaves, settings
 from dynavit.errors import InputError, did_you_mean
+from dynavit.files import write_text
+
+_MAX_BYTES = 1_000_000  # a configuration has a few thousand
+_HEADER = "# Written by dynavit: every setting of this run.\n"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, or a shipped configuration by its name, and apply ``key.subkey=value`` overrides.
+
+    ``${oc.env:NAME}`` stands for an environment variable, and ``${key.subkey}`` for another setting.
 
     Raises:
         InputError: a missing or malformed file, an unknown key (the nearest is named), a value of the
             wrong type or out of range.
     """
     path = find_config(path)
-    for override in overrides:
-        if "=" not in override:
-            raise InputError(f"{override!r}: overrides are written key.subkey=value.")
+    given, named = parse_overrides(overrides)
+    loaded = _read(path)
+    expand_names(loaded)
+    _refuse_other_shapes(loaded, f"{path}: ")
+    _refuse_other_shapes(given)
     try:
-        loaded = OmegaConf.load(path)
-        if not OmegaConf.is_dict(loaded):
-            raise InputError(f"{path} holds no settings: expected 'key: value' lines.")
-        merged = OmegaConf.merge(OmegaConf.structured(Config), loaded, OmegaConf.from_dotlist(list(overrides)))
+        for key in named:  # another part, so the options of the one in the file are not its own
+            OmegaConf.update(loaded, key, {}, merge=False)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), loaded, given)
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         raise InputError(f"{path}: {_unknown_key(str(error.full_key))}") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {_wrong_value(error, overrides)}") from None
-    except InputError:
-        raise
-    except Exception as error:  # YAML's own errors have no common base in OmegaConf's interface
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     assert isinstance(config, Config)
     check(config)
     return config
 
 
+def _read(path: Path) -> DictConfig:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path} has {path.stat().st_size / 1e6:.0f} MB: it is no configuration.")
+        loaded = OmegaConf.load(path)
+    except OSError as error:
+        if error.errno is None:  # OmegaConf's, for a file that is one number
+            raise InputError(f"{path} holds no settings: expected 'key: value' lines.") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
+    except InputError:
+        raise
+    except Exception as error:  # YAML's own errors have no common base in OmegaConf's interface
+        reason = " ".join(str(error).split())
+        hint = " Put text that holds ': ' in quotes." if "mapping values" in reason else ""
+        raise InputError(f"{path} is not valid YAML: {reason}.{hint}") from None
+    if not isinstance(loaded, DictConfig):
+        raise InputError(f"{path} holds no settings: expected 'key: value' lines.")
+    return loaded
+
+
 def save_config(config: Config, path: str | Path) -> None:
-    """Write the complete configuration as YAML."""
-    OmegaConf.save(OmegaConf.structured(config), path)
+    """Write the complete configuration as YAML.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    write_text(path, _HEADER + OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-_MAY_CHANGE = ("name", "output_dir", "train.epochs", "train.log_steps", "train.checkpoint_steps", "data.workers")
+def is_saved_config(path: Path) -> bool:
+    """Whether :func:`save_config` wrote a file; another one that is called alike may be somebody else's."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_HEADER)) == _HEADER.encode()
 
 
 def changed_keys(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
-    """Return key, old and new value of settings that differ and must not when a run is resumed."""
+    """Return key, old and new value of all settings that differ."""
     values = dict(leaves(now))
-    return [
-        (key, old, values[key])
-        for key, old in leaves(before)
-        if old != values[key] and key not in _MAY_CHANGE and not key.startswith("evaluate.")
-    ]
+    return [(key, old, values[key]) for key, old in leaves(before) if old != values[key]]
+
+
+def _refuse_other_shapes(tree: DictConfig, where: str = "") -> None:
+    """Refuse one value where a list or ``key: value`` pairs belong, and the reverse; OmegaConf names no key then."""
+    given: Any = OmegaConf.to_container(tree, resolve=False)
+    sections = {entry.name for entry in fields(Config()) if is_dataclass(getattr(Config(), entry.name))}
+    for section in sections & given.keys():
+        if not isinstance(given[section], dict) and not _stands_in(given[section]):
+            raise InputError(f"{where}{section}={given[section]!r}: Expected a section of key: value pairs.")
+    for entry in settings(Config()):
+        parent, _, name = entry.key.rpartition(".")
+        part = given.get(parent) if parent else given
+        value = part.get(name) if isinstance(part, dict) else None
+        if value is None or _stands_in(value):
+            continue
+        shown = f"{where}{entry.key}={value!r}"
+        if entry.type.startswith("list") and not (isinstance(value, list) and not any(map(_holds, value))):
+            example = "[3, 6, 9]" if "int" in entry.type else "[0.7, 0.5]"
+            raise InputError(f"{shown}: Expected {entry.type}, such as {entry.key}={example}.")
+        if entry.type.startswith("dict") and not isinstance(value, dict):
+            raise InputError(f"{shown}: Expected {entry.type}, such as {entry.key}={{key: value}}.")
+        if not entry.type.startswith(("list", "dict")) and _holds(value):
+            raise InputError(f"{shown}: Expected {entry.type}; put text that holds ': ' in quotes.")
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, list | dict)
+
+
+def _stands_in(value: Any) -> bool:
+    """Whether a value stands for another one, as in ``${data.root}``."""
+    return isinstance(value, str) and "${" in value
 
 
 def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
     reason = str(error.msg or error).splitlines()[0].rstrip(".")
-    if not error.full_key:  # a whole section was given something else
-        return f"{reason}, in {' '.join(overrides) or 'the file'}. Expected key: value pairs below a section."
-    node: Any = Config()
-    expected = ""
-    for part in str(error.full_key).split("."):
-        name = part.partition("[")[0]
-        if not is_dataclass(node) or name not in {entry.name for entry in fields(node)}:
-            break
-        expected = {entry.name: str(entry.type) for entry in fields(node)}[name]
-        node = getattr(node, name)
-    return f"{error.full_key}: {reason}. Expected {expected}."
+    key = str(error.full_key or "")
+    given = next((override for override in reversed(overrides) if override.startswith(f"{key}=")), key)
+    expected = {entry.key: entry.type for entry in settings(Config())}.get(key.partition("[")[0], "key: value pairs")
+    return f"{given or 'settings'}: {reason}. Expected {expected}."
 
 
 def _unknown_key(full_key: str) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from dynavit.config.limits import Interval, setting
+
 
 @dataclass
 class ModelConfig:
@@ -23,29 +25,29 @@ class ModelConfig:
     ones first if null."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Everything else that timm.create_model takes."""
-    stages: list[int] | None = None
+    stages: list[int] | None = setting(None, within="[0, inf)")
     """Prune at these blocks (0-based); quarter, half and three quarters of the depth if null."""
-    keep_ratio: float = 0.7
+    keep_ratio: float = setting(0.7, within="(0, 1]")
     """r keeps r, r^2, r^3 ... of the original patches over the stages."""
-    keep_ratios: list[float] | None = None
+    keep_ratios: list[float] | None = setting(None, within="(0, 1]")
     """One ratio a stage, in place of keep_ratio."""
-    selector: dict[str, Any] = field(default_factory=lambda: {"name": "topk"})
-    scorer: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
+    selector: dict[str, Any] = setting(lambda: {"name": "topk"}, named="topk")
+    scorer: dict[str, Any] = setting(lambda: {"name": "mlp"}, named="mlp")
     """What gives tokens their logits: mlp, linear, or one that learns nothing, such as class_attention."""
-    reducer: dict[str, Any] = field(default_factory=lambda: {"name": "drop"})
+    reducer: dict[str, Any] = setting(lambda: {"name": "drop"}, named="drop")
     """What becomes of tokens not kept: drop, fuse, squeeze, aggregate; or merge, which needs no scorer."""
-    placement: str = "before"
+    placement: str = setting("before", choices=("before", "inside"))
     """Prune before a stage's block, or inside it, between its attention and its MLP."""
-    count_rule: str = "original"
+    count_rule: str = setting("original", choices=("original", "linear", "current"))
     """original: ratios of the original patches, r, r^2, r^3 ...; linear: r is what the last stage leaves;
     current: ratios of the tokens that a stage finds."""
-    embedding: str = "after"
+    embedding: str = setting("after", choices=("after", "before"), task="reid")
     """Re-identification: the embedding is taken after or before the batch norm of the neck."""
-    side: dict[str, Any] | None = None
+    side: dict[str, Any] | None = setting(None, task="reid")
     """Re-identification: camera and view embedding, such as {scale: 3.0}; needs cameras in the data."""
-    execution: str = "auto"
+    execution: str = setting("auto", choices=("auto", "mask", "gather"))
     """auto, mask or gather while training; see the README."""
-    mask_form: str = "key"
+    mask_form: str = setting("key", choices=("key", "identity"))
     """key or identity: how the mask enters attention while training."""
 
 
@@ -58,27 +60,27 @@ class DataConfig:
     Re-identification: quickstart-reid, folder, market1501, dukemtmc, msmt17, cuhk03np or veri776."""
     root: str | None = None
     train_split: str = "train"
-    validation_split: str = "val"
+    validation_split: str = setting("val", task="classify")
     download: bool = False
-    corrupt: str = "stop"
+    corrupt: str = setting("stop", choices=("stop", "skip"))
     """stop or skip: what to do about images that cannot be read."""
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of the data set."""
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    mean: list[float] | None = setting(None, within="(-inf, inf)")
+    std: list[float] | None = setting(None, within="(0, inf)")
     interpolation: str | None = None
-    crop_pct: float | None = None
+    crop_pct: float | None = setting(None, within="(0, 1]", task="classify")
     """Preprocessing; what the backbone's weights expect if null. The size is the model's img_size."""
     augmentation: dict[str, Any] | None = None
     """Arguments of timm's training transform (re-identification: flip, pad, erase); null trains on the
     evaluation transform."""
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    batch_size: int = 64
+    mixup: float = setting(0.0, within="[0, 1000]", task="classify")
+    cutmix: float = setting(0.0, within="[0, 1000]", task="classify")
+    batch_size: int = setting(64, within="(0, inf)")
     """Images a step and process."""
-    images_per_identity: int = 4
+    images_per_identity: int = setting(4, within="(0, inf)", task="reid")
     """Re-identification: K of a batch's P x K images, P = batch_size / K identities."""
-    workers: int = 2
+    workers: int = setting(2, within="[0, 1024]")
 
 
 @dataclass
@@ -87,15 +89,16 @@ class OptimizerConfig:
 
     name: str = "adamw"
     """Any optimiser of timm.optim."""
-    lr: float = 1e-3
+    lr: float = setting(1e-3, within="(0, inf)")
     """Peak learning rate of the predictors."""
-    backbone_lr_scale: float = 1.0
+    backbone_lr_scale: float = setting(1.0, within="[0, inf)")
     """The backbone learns at lr times this."""
-    layer_decay: float | None = None
-    weight_decay: float = 0.05
+    layer_decay: float | None = setting(None, within="(0, 1]")
+    """The learning rate of each block of the backbone is that of the next one times this."""
+    weight_decay: float = setting(0.05, within="[0, inf)")
     """Backbone matrices only."""
-    warmup_epochs: float = 0.0
-    final_lr_scale: float = 0.0
+    warmup_epochs: float = setting(0.0, within="[0, inf)")
+    final_lr_scale: float = setting(0.0, within="[0, inf)")
     """The cosine ends at lr times this."""
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -104,61 +107,61 @@ class OptimizerConfig:
 class TrainConfig:
     """How long and how."""
 
-    epochs: int = 30
-    dense_epochs: int | None = None
+    epochs: int = setting(30, within="(0, inf)")
+    dense_epochs: int | None = setting(None, within="[0, inf)")
     """Where the start has weights but does not know the classes yet, a dense model is fine-tuned first, for so many
     epochs; as many as epochs if null, none if 0."""
-    steps_per_epoch: int | None = None
+    steps_per_epoch: int | None = setting(None, within="(0, inf)")
     """Batches an epoch; the whole data set if null. Required for streams of unknown length."""
-    mixed_precision: str = "no"
+    mixed_precision: str = setting("no", choices=("no", "bf16", "fp16"))
     """no, bf16 or fp16."""
-    accumulation_steps: int = 1
-    clip_grad_norm: float | None = 1.0
+    accumulation_steps: int = setting(1, within="(0, inf)")
+    clip_grad_norm: float | None = setting(1.0, within="(0, inf)")
     """For backbone and predictors separately."""
-    ema_decay: float | None = None
-    freeze: str = "none"
+    ema_decay: float | None = setting(None, within="(0, 1)")
+    freeze: str = setting("none", choices=("none", "backbone"))
     """none or backbone."""
-    freeze_epochs: int = 0
+    freeze_epochs: int = setting(0, within="[0, inf)")
     """Keep the backbone still for the first epochs."""
-    sync_batchnorm: bool = False
+    sync_batchnorm: bool = setting(False, task="reid")
     """Re-identification on several GPUs: batch norm statistics over all processes, not each one's own."""
     compile: bool = False
     grad_checkpointing: bool = False
-    checkpoint_steps: int | None = None
+    checkpoint_steps: int | None = setting(None, within="(0, inf)")
     """Also save the state every so many steps, beside every epoch."""
-    log_steps: int = 50
+    log_steps: int = setting(50, within="(0, inf)")
 
 
 @dataclass
 class LossConfig:
     """Weights of the losses beside cross-entropy."""
 
-    label_smoothing: float = 0.0
-    identity: float = 1.0
+    label_smoothing: float = setting(0.0, within="[0, 1)")
+    identity: float = setting(1.0, within="[0, inf)", task="reid")
     """Re-identification: cross-entropy over the training identities."""
-    metric: dict[str, Any] = field(default_factory=lambda: {"name": "triplet"})
+    metric: dict[str, Any] = setting(lambda: {"name": "triplet"}, task="reid", named="triplet")
     """Re-identification: triplet (margin, soft_margin, distance, normalize), or any loss of
     pytorch-metric-learning with its parameters."""
-    metric_weight: float = 1.0
-    center: float = 0.0
+    metric_weight: float = setting(1.0, within="[0, inf)", task="reid")
+    center: float = setting(0.0, within="[0, inf)", task="reid")
     """Re-identification: weight of a centre loss beside the metric loss; 5e-4 is usual."""
-    metric_across_processes: bool = False
+    metric_across_processes: bool = setting(False, task="reid")
     """Mine triplets in the batches of all processes together, not in each one's own."""
-    keep_ratio: float = 2.0
+    keep_ratio: float = setting(2.0, within="[0, inf)")
     """For selectors whose count is only expected; left out for those with a fixed k."""
-    budget: str = "probabilities"
+    budget: str = setting("probabilities", choices=("probabilities", "decisions", "latency"))
     """What the keep-ratio loss looks at: probabilities, decisions (the sampled ones, as DynamicViT), or
     latency (expected time of the blocks, measured on this machine)."""
     reward: str = "likelihood"
     """What selectors that learn from a reward maximise: likelihood, correct, rank1 (re-identification), or
     your own package.module:function of (output, targets) -> (B,)."""
-    reward_samples: int = 4
+    reward_samples: int = setting(4, within="[2, inf)")
     """Selections tried for each image and step, to compare their rewards."""
-    policy_gradient: float = 1.0
+    policy_gradient: float = setting(1.0, within="[0, inf)")
     """Weight of that."""
-    logit_distillation: float = 0.0
-    token_distillation: float = 0.0
-    distillation_temperature: float = 1.0
+    logit_distillation: float = setting(0.0, within="[0, inf)")
+    token_distillation: float = setting(0.0, within="[0, inf)")
+    distillation_temperature: float = setting(1.0, within="(0, inf)")
     teacher: str = "start"
     """start: the frozen starting model, run densely; or a folder that dynavit wrote."""
 
@@ -167,11 +170,11 @@ class LossConfig:
 class ScheduleConfig:
     """What moves with the optimiser steps beside the learning rate."""
 
-    temperature_start: float = 1.0
-    temperature_end: float = 1.0
-    temperature_kind: str = "exponential"
+    temperature_start: float = setting(1.0, within="(0, inf)")
+    temperature_end: float = setting(1.0, within="(0, inf)")
+    temperature_kind: str = setting("exponential", choices=("exponential", "cosine", "linear"))
     """exponential, cosine or linear."""
-    keep_ratio_warmup_epochs: float = 0.0
+    keep_ratio_warmup_epochs: float = setting(0.0, within="[0, inf)")
     """Go from ratio 1 to the target over the first epochs."""
 
 
@@ -179,16 +182,16 @@ class ScheduleConfig:
 class EvaluateConfig:
     """What tools/evaluate.py does unless told otherwise."""
 
-    keep_ratios: list[float] = field(default_factory=lambda: [1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 32])
-    rounds: int = 7
+    keep_ratios: list[float] = setting(lambda: [1.0, 0.9, 0.8, 0.7, 0.6, 0.5], within="(0, 1]")
+    batch_sizes: list[int] = setting(lambda: [1, 32], within="[1, 65536]")
+    rounds: int = setting(7, within="(0, inf)")
     """Timing rounds; medians over rounds are reported."""
-    rerank: bool = False
+    rerank: bool = setting(False, task="reid")
     """Re-identification: also report k-reciprocal re-ranking (map_reranked, rank1_reranked)."""
     adaptive: bool = False
     """Also evaluate with as many tokens as each image needs: thresholds on the scores, calibrated so that on average
     over training images as many are kept as the keep ratio says."""
-    calibration_images: int = 512
+    calibration_images: int = setting(512, within="(0, inf)")
     """Training images, without augmentation, that thresholds are calibrated on."""
 
 
@@ -196,12 +199,12 @@ class EvaluateConfig:
 class Config:
     """A run."""
 
-    task: str = "classify"
+    task: str = setting("classify", choices=("classify", "reid"))
     """classify or reid."""
     name: str = "run"
     output_dir: str | None = None
     """Where the run is written; checkpoints/<name> if null."""
-    seed: int = 0
+    seed: int = setting(0, within="[0, 4294967296)")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -216,10 +219,31 @@ class Config:
         return Path(self.output_dir or f"checkpoints/{self.name}")
 
 
-def leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return every setting as ``(key.subkey, value)``."""
-    found: list[tuple[str, Any]] = []
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a configuration, with what it may be; see :func:`~dynavit.config.limits.setting`."""
+
+    key: str
+    value: Any
+    type: str
+    within: Interval | None = None
+    choices: tuple[str, ...] | None = None
+    task: str | None = None
+    named: str | None = None
+
+
+def settings(node: Any, prefix: str = "") -> list[Setting]:
+    """Return every setting of a configuration, or of a part of it."""
+    found: list[Setting] = []
     for entry in fields(node):
-        value = getattr(node, entry.name)
-        found += leaves(value, f"{prefix}{entry.name}.") if is_dataclass(value) else [(prefix + entry.name, value)]
+        key, value = prefix + entry.name, getattr(node, entry.name)
+        if is_dataclass(value):
+            found += settings(value, f"{key}.")
+        else:
+            found.append(Setting(key, value, str(entry.type), **entry.metadata))
     return found
+
+
+def leaves(node: Any) -> list[tuple[str, Any]]:
+    """Return every setting as ``(key.subkey, value)``."""
+    return [(entry.key, entry.value) for entry in settings(node)]

@@ -17,9 +17,9 @@ import PIL
 from PIL import Image
 from tqdm import tqdm
 
+from dynavit.data.pictures import read_picture
 from dynavit.data.samples import UNREADABLE
-from dynavit.data.sources import load_image, printable
-from dynavit.data.transforms import to_rgb
+from dynavit.data.sources import printable
 from dynavit.errors import InputError
 from dynavit.files import write_text
 
@@ -89,7 +89,7 @@ def inspect_files(
 
 def _decode(path: Path) -> tuple[int, int] | str:
     try:
-        return to_rgb(load_image(path)).size
+        return read_picture(path).size
     except UNREADABLE as error:
         return _reason(error, path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from dynavit.engine.checkpoint import saving
 from dynavit.errors import InputError
+from dynavit.files import write_text
 from dynavit.losses import keep_ratio_loss, latency_loss
 from dynavit.metrics.latency import block_latency
 from dynavit.models import PrunedViT, Trace
@@ -54,13 +55,21 @@ def measured_table(model: PrunedViT, path: Path, batch_size: int, accelerator: A
     if accelerator.is_main_process:  # which alone sees the file where machines share none
         if not path.exists():
             table = block_latency(model, None, batch_size, rounds=5)
-            with saving(path.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps({"seconds_per_image": table.tolist(), "batch_size": batch_size}))
-        values = json.loads(path.read_text())["seconds_per_image"]
+            write_text(path, json.dumps({"seconds_per_image": table.tolist(), "batch_size": batch_size}))
+        values = _read_times(path)
     (values,) = broadcast_object_list([values])
     if len(values) != rows * columns + 1:
         raise InputError(
             f"{path} has the times of {len(values) - 1} tokens, the model has {rows * columns}: remove the file."
         )
     return torch.tensor(values)
+
+
+def _read_times(path: Path) -> list[float]:
+    try:
+        times = json.loads(path.read_text())["seconds_per_image"]
+        if not all(isinstance(time, float) and 0 <= time < math.inf for time in times):
+            raise ValueError("times are numbers, not negative")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} holds no times of blocks ({error!r}): remove the file.") from None
+    return list(times)

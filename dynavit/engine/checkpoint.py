@@ -11,15 +11,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Protocol
 
 from accelerate import Accelerator
+from accelerate.utils import load
 from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 
-from dynavit.config import Config, changed_keys, load_config
 from dynavit.errors import InputError
 
-_ABOUT = "about.json"
+STATE, PREVIOUS, PARTIAL = "state", "state.previous", "state.partial"
+_MARKER, _ABOUT, _PARTS, _EMA = ".dynavit", "about.json", "training.json", "ema.safetensors"
+_IMAGES = "images"  # their number may change, as when one that could not be read is removed
+
+
+class Stateful(Protocol):
+    """What moves while training; its state is plain data: numbers by name."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Restore it."""
 
 
 @dataclass
@@ -51,41 +65,6 @@ class Progress:
             setattr(self, name, value)
 
 
-def refuse_to_overwrite(run_dir: Path, resume: bool, epochs: int) -> None:
-    """Refuse to start a run where there is something to lose.
-
-    Args:
-        run_dir: its folder, which holds no state to resume from.
-        resume: whether an interrupted start may be begun again.
-        epochs: how many its metrics tell of.
-
-    Raises:
-        InputError: the folder holds a run or a model.
-    """
-    elsewhere = "choose another place with output_dir=FOLDER or name=NAME."
-    has_model = (run_dir / "model.safetensors").exists()
-    if not resume and (has_model or (run_dir / "config.yaml").exists()):
-        raise InputError(f"{run_dir} already holds a run: continue it with --resume, or {elsewhere}")
-    # a run killed at the end of its first epoch has no state yet; anything more is somebody's model
-    if has_model and epochs != 1:
-        raise InputError(f"{run_dir} holds a model but no state to resume from: {elsewhere}")
-
-
-def refuse_another_configuration(run_dir: Path, config: Config) -> None:
-    """Refuse to resume a run with settings that would change what it computes.
-
-    Raises:
-        InputError: naming them, with their old and new values.
-    """
-    changes = changed_keys(load_config(run_dir / "config.yaml"), config)
-    if changes:
-        listed = ", ".join(f"{key}={now!r} (was {old!r})" for key, old, now in changes)
-        raise InputError(
-            f"{run_dir} was started with another configuration: {listed}. Resume with that of the run, or choose "
-            f"another place with output_dir=FOLDER or name=NAME."
-        )
-
-
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
     """Turn what goes wrong while writing into one clear message.
@@ -105,59 +84,127 @@ def saving(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def save_state(accelerator: Accelerator, run_dir: Path, about: Mapping[str, Any]) -> None:
-    """Save everything registered with the accelerator; the previous state stays beside it.
+def begin_state(run_dir: Path) -> None:
+    """Make the folder that the next state is written to; what an interrupted save left there is removed.
+
+    Raises:
+        InputError: it holds what this module did not write.
+    """
+    partial = run_dir / PARTIAL
+    if partial.exists():
+        if not is_state(partial):
+            raise InputError(f"{partial} was not written by dynavit: move it away.")
+        shutil.rmtree(partial)
+    partial.mkdir()
+    (partial / _MARKER).touch()
+
+
+def save_state(
+    accelerator: Accelerator, run_dir: Path, about: Mapping[str, Any], parts: Mapping[str, Stateful], ema: Any = None
+) -> None:
+    """Save a run's state beside the previous one: what accelerate prepared, and what else belongs to it.
+
+    Nothing of it is a pickle that would be trusted when it is read again.
 
     Args:
+        accelerator: which prepared model, optimiser and loaders.
+        run_dir: the run's folder.
         about: what a state's meaning depends on, checked on resume.
+        parts: what moves while training, by name; their states are plain data.
+        ema: module of averaged weights, or None.
     """
-    partial = run_dir / "state.partial"
+    partial = run_dir / PARTIAL
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        begin_state(run_dir)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        if ema is not None:
+            save_model(ema, str(partial / _EMA))
+        (partial / _PARTS).write_text(json.dumps({name: part.state_dict() for name, part in parts.items()}))
         (partial / _ABOUT).write_text(json.dumps(about))
-        state, previous = run_dir / "state", run_dir / "state.previous"
+        state, previous = run_dir / STATE, run_dir / PREVIOUS
         if state.exists():
-            shutil.rmtree(previous, ignore_errors=True)
+            if previous.exists():
+                shutil.rmtree(previous)
             state.replace(previous)
         partial.replace(state)
     accelerator.wait_for_everyone()
 
 
+def is_state(folder: Path) -> bool:
+    """Whether this module wrote a folder, or began to."""
+    return folder.is_dir() and ((folder / _MARKER).exists() or (folder / _ABOUT).exists() or not any(folder.iterdir()))
+
+
 def find_state(run_dir: Path) -> Path | None:
     """Return the newest complete state of a run, or None."""
     # between the two renames of save_state only the previous one exists
-    return next((path for name in ("state", "state.previous") if (path := run_dir / name).is_dir()), None)
+    return next((path for name in (STATE, PREVIOUS) if (path := run_dir / name).is_dir()), None)
 
 
-def load_state(accelerator: Accelerator, state: Path, about: Mapping[str, Any]) -> None:
-    """Restore what :func:`save_state` saved.
+def load_state(
+    accelerator: Accelerator, state: Path, about: Mapping[str, Any], parts: Mapping[str, Stateful], ema: Any = None
+) -> dict[str, Any]:
+    """Restore what :func:`save_state` saved; returns what it was told about it.
 
     Raises:
         InputError: the state was written under other circumstances, or is damaged; the previous one is
             offered.
     """
-    previous = state.with_name("state.previous")
+    previous = state.with_name(PREVIOUS)
     offer = (
         f" Remove {state} to resume from {previous.name}."
         if previous.is_dir() and state != previous
-        else f" Remove {state} to start again."
+        else " Start again in another output_dir."
     )
+    if (state / "custom_checkpoint_0.pkl").exists() and not (state / _PARTS).exists():
+        raise InputError(
+            f"{state} was written by an earlier version of dynavit, in a form that could run code when it is read. "
+            f"Start from the run's weights with model.checkpoint={state.parent}, in another output_dir."
+        )
     try:
         found = json.loads((state / _ABOUT).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{state} cannot be read ({error}).{offer}") from None
-    for key, value in about.items():
-        if found.get(key) != value:
+        if not isinstance(found, dict):
+            raise ValueError(f"{_ABOUT} holds no object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{state} is damaged ({error}).{offer}") from None
+    for key in about.keys() - {_IMAGES}:
+        if found.get(key) != about[key]:
             raise InputError(
-                f"{state} was written with other {key}: {found.get(key)!r}, now {value!r}. Resume as the run was "
+                f"{state} was written with other {key}: {found.get(key)!r}, now {about[key]!r}. Resume as the run was "
                 f"started, or choose another output_dir."
             )
     try:
-        accelerator.load_state(str(state))
+        states = json.loads((state / _PARTS).read_text())
+        if not _alike(states, {name: part.state_dict() for name, part in parts.items()}):
+            raise ValueError(f"{_PARTS} holds something else")
+        accelerator.load_state(str(state), load_kwargs={"weights_only": True})
+        # accelerate passes over random states that it cannot read, without a word
+        load(state / f"random_states_{accelerator.process_index}.pkl", weights_only=True)
+        if ema is not None:
+            load_model(ema, str(state / _EMA), device="cpu")
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
     except Exception as error:  # whatever safetensors, pickle or torch say of a damaged file
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{state} is damaged ({reason}).{offer}") from error
+        raise InputError(f"{state} is damaged ({_reason(error)}).{offer}") from error
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, without torch's advice to trust the file."""
+    if isinstance(error, UnpicklingError):
+        return "one of its files is cut, or holds more than numbers and could run code"
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _alike(found: Any, pattern: Any) -> bool:
+    """Whether plain data have the names and types of the pattern; an empty one takes any floats by name."""
+    if not isinstance(pattern, dict):
+        return type(found) is type(pattern)
+    if not isinstance(found, dict):
+        return False
+    if not pattern:
+        return all(isinstance(value, float) for value in found.values())
+    return found.keys() == pattern.keys() and all(_alike(found[name], part) for name, part in pattern.items())

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dynavit.files import write_text
+
 
 class MetricsFile:
     """``metrics.jsonl``: one JSON object a line, in the order of training steps."""
@@ -23,19 +25,20 @@ class MetricsFile:
     def rows(self) -> list[dict[str, Any]]:
         """Return all complete rows; a line that a kill cut short does not count."""
         rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except ValueError:
                 break
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                break
+            rows.append(row)
         return rows
 
     def cut_back(self, step: int) -> None:
         """Forget everything after an optimiser step, when a run resumes from there."""
         kept = [row for row in self.rows() if row["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 class Diverged(RuntimeError):
@@ -64,6 +67,7 @@ class DivergenceGuard:
         self.mean = 0.0
         self.first = math.inf
         self.bad_gradients = 0
+        self.healthy = 0
 
     def check(self, loss: float, gradients: Mapping[str, float], lr: float) -> None:
         """Look at one optimiser step.
@@ -78,6 +82,7 @@ class DivergenceGuard:
             self.first = self.mean
         finite = all(math.isfinite(norm) for norm in gradients.values())
         self.bad_gradients = 0 if finite else self.bad_gradients + 1
+        self.healthy += finite and math.isfinite(loss)
 
         norms = ", ".join(f"{part} {norm:.2g}" for part, norm in gradients.items())
         if finite and any(norm > self.gradient_limit for norm in gradients.values()):
@@ -97,16 +102,30 @@ class DivergenceGuard:
 
     def state_dict(self) -> dict[str, float]:
         """Return what a resumed run needs to judge alike."""
-        return {"steps": self.steps, "mean": self.mean, "first": self.first, "bad": self.bad_gradients}
+        return {
+            "steps": self.steps,
+            "mean": self.mean,
+            "first": self.first,
+            "bad": self.bad_gradients,
+            "healthy": self.healthy,
+        }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restore :meth:`state_dict`."""
         self.steps, self.bad_gradients = int(state["steps"]), int(state["bad"])
-        self.mean, self.first = state["mean"], state["first"]
+        self.mean, self.first, self.healthy = state["mean"], state["first"], int(state["healthy"])
 
     def _advice(self, seen: str, norms: str, lr: float) -> str:
         precision = " fp16 overflows easily: try train.mixed_precision=bf16." if self.patience > 3 else ""
-        return (
-            f"{seen} (gradient norms: {norms}; learning rate {lr:.2g}). The likely cause is a learning rate "
-            f"that is too high: lower optimizer.lr or raise optimizer.warmup_epochs.{precision}"
-        )
+        if self.healthy:
+            cause = (
+                "The likely cause is a learning rate that is too high: lower optimizer.lr or raise "
+                "optimizer.warmup_epochs."
+            )
+        else:
+            cause = (
+                "No step was sound, from the first on, so the learning rate is not the cause: look at the weights it "
+                "starts from (model.checkpoint), the preprocessing (data.mean, data.std), the images, and the weights "
+                "of losses."
+            )
+        return f"{seen} (gradient norms: {norms}; learning rate {lr:.2g}). {cause}{precision}"

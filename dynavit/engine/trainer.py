@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast
+from accelerate.utils import ProjectConfiguration, broadcast, broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
 from dynavit.config import Config, save_config
 from dynavit.engine.announce import announce, warn_of_normalised_logits
-from dynavit.engine.checkpoint import (
-    Progress,
-    find_state,
-    load_state,
-    refuse_another_configuration,
-    refuse_to_overwrite,
-    save_state,
-    saving,
-)
+from dynavit.engine.checkpoint import Progress, Stateful, begin_state, load_state, save_state, saving
+from dynavit.engine.folder import check_folder, describe_changes, refuse_fewer_epochs
+from dynavit.engine.lock import locked
 from dynavit.engine.logbook import Logbook
 from dynavit.engine.monitor import DivergenceGuard, MetricsFile
 from dynavit.engine.optimization import clip_by_part, set_learning_rates
@@ -49,14 +44,10 @@ class Trainer:
     """
 
     def __init__(self, config: Config, resume: bool = False) -> None:
-        self.config = config
+        self.config, self.resume = config, resume
         train, run_dir = config.train, config.run_dir
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
-        self.state = find_state(run_dir) if resume else None
-        if self.state is None:
-            refuse_to_overwrite(run_dir, resume, epochs=len(self.metrics.rows()))
-        else:
-            refuse_another_configuration(run_dir, config)
+        self.state = check_folder(config, resume)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=train.mixed_precision,
@@ -71,26 +62,62 @@ class Trainer:
         self.progress = Progress()
         half_precision = train.mixed_precision == "fp16"
         self.guard = DivergenceGuard(self.setup.task.chance_loss(len(self.setup.classes)), half_precision)
-        self.accelerator.register_for_checkpointing(self.progress, self.guard)
-        if self.ema is not None:
-            self.accelerator.register_for_checkpointing(self.ema)
+        self.parts: dict[str, Stateful] = {"progress": self.progress, "guard": self.guard}
         # what the configuration does not say, but the meaning of a state depends on
-        self.about = {"classes": list(self.setup.classes), "processes": self.accelerator.num_processes}
+        images = None if self.batches.streams else len(self.setup.data.train)
+        classes, processes = list(self.setup.classes), self.accelerator.num_processes
+        self.about = {"classes": classes, "processes": processes, "images": images}
 
     def fit(self) -> dict[str, float]:
-        """Train to the last epoch and return the last validation metrics."""
+        """Train to the last epoch and return the last validation metrics.
+
+        Raises:
+            InputError: another process trains in the run's folder, or its state cannot be resumed from.
+            Diverged: the loss or the gradients are beyond repair.
+        """
+        with self._alone():
+            if self.state is not None:
+                self._restore(self.state)
+            if self.state is None or self.progress.epoch < self.config.train.epochs:
+                self._train()
+        rows = self.metrics.rows()
+        return {name: value for name, value in rows[-1].items() if name.startswith("val/")} if rows else {}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the run's folder, and look again at what is in it: another process may have trained there."""
+        with ExitStack() as stack:
+            found: list[Any] = [None, None]
+            if self.accelerator.is_main_process:
+                try:
+                    stack.enter_context(locked(self.config.run_dir))
+                    found[0] = check_folder(self.config, self.resume)
+                except InputError as error:
+                    found[1] = str(error)
+            self.state, refused = broadcast_object_list(found)
+            if refused is not None:
+                raise InputError(refused)
+            yield
+
+    def _restore(self, state: Path) -> None:
+        config, progress, say = self.config, self.progress, self.accelerator.print
+        found = load_state(self.accelerator, state, self.about, self.parts, self.ema)
+        refuse_fewer_epochs(config, progress)
+        if progress.epoch == config.train.epochs:
+            say(
+                f"{config.run_dir} is finished: its {progress.epoch} epochs are done. To train longer, give more "
+                f"epochs with train.epochs=N --resume."
+            )
+            return
+        for line in describe_changes(config, self.schedules, progress.step):
+            say(line)
+        if found.get("images") != self.about["images"]:
+            say(f"The training images are {self.about['images']}; they were {found.get('images')}.")
+
+    def _train(self) -> None:
         config, accelerator, progress = self.config, self.accelerator, self.progress
-        run_dir = config.run_dir
-        if self.state is not None:
-            load_state(accelerator, self.state, self.about)
         if accelerator.is_main_process:
-            try:
-                run_dir.mkdir(parents=True, exist_ok=True)
-                save_config(config, run_dir / "config.yaml")
-            except OSError as error:
-                raise InputError(
-                    f"{run_dir} is not writable ({error.strerror}): choose another place with output_dir=FOLDER."
-                ) from None
+            save_config(config, config.run_dir / "config.yaml")
             self.metrics.cut_back(progress.step)
         self.logbook = Logbook(accelerator, progress.step, self.setup.preprocessing)
         # without a terminal there is no progress bar
@@ -101,8 +128,6 @@ class Trainer:
             metrics = self._validate()
             self._finish_epoch(metrics)
         accelerator.end_training()
-        rows = self.metrics.rows()
-        return {name: value for name, value in rows[-1].items() if name.startswith("val/")} if rows else {}
 
     def _step_lines(self) -> StepLines:
         train = self.config.train
@@ -147,7 +172,7 @@ class Trainer:
                 self.lines.step(progress.step, epoch, float(losses["loss"]), self._learning_rate())
             if due and progress.batch < self.batches.length:
                 with saving(self.config.run_dir):
-                    save_state(self.accelerator, self.config.run_dir, self.about)
+                    self._save_state()
         bar.close()
         if recent:  # a stream that ended early
             self._account(recent)
@@ -224,13 +249,17 @@ class Trainer:
         self.logbook.scalars(progress.step, logged)
         with saving(run_dir):
             if accelerator.is_main_process:
+                begin_state(run_dir)  # which tells a run that dies here from one whose state was removed
                 self.metrics.append(row)
                 with self._deployed() as model:
                     model.save_pretrained(run_dir)
                     if improved:
                         model.save_pretrained(run_dir / "best")
-            save_state(accelerator, run_dir, self.about)
+            self._save_state()
         accelerator.print(f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  {task.describe(metrics)}")
+
+    def _save_state(self) -> None:
+        save_state(self.accelerator, self.config.run_dir, self.about, self.parts, self.ema)
 
     @contextmanager
     def _deployed(self) -> Iterator[PrunedViT]:

@@ -14,7 +14,7 @@ from PIL import Image
 import dynavit
 from dynavit.cli import main
 from dynavit.config import Config
-from dynavit.config.describe import find_settings, settings
+from dynavit.config.describe import described
 from dynavit.config.recipes import find_config, recipes, summary
 from dynavit.config.schema import leaves
 
@@ -86,15 +86,15 @@ def test_shipped_configurations_are_found_by_name_from_anywhere(
 
 
 def test_every_setting_is_listed_and_nearly_all_are_explained() -> None:
-    listed = settings()
-    assert [(setting.key, setting.default) for setting in listed] == leaves(Config())
-    assert [setting.key for setting in find_settings("schedule")] == [
+    listed = described()
+    assert [(setting.key, setting.value) for setting, _ in listed] == leaves(Config())
+    assert [setting.key for setting, _ in described("schedule")] == [
         key for key, _ in leaves(Config()) if key.startswith("schedule.")
     ]
-    (std,) = find_settings("data.std")  # documented together with those around it
-    assert std.about.startswith("Preprocessing")
+    ((_, about),) = described("data.std")  # documented together with those around it
+    assert about.startswith("Preprocessing")
     with pytest.raises(dynavit.InputError, match=r"Did you mean 'train\.epochs'"):
-        find_settings("epochs")
+        described("epochs")
 
 
 @pytest.mark.slow

@@ -122,6 +122,8 @@ class ClassificationObjective(Objective):
 def _mixup(data: DataConfig, loss: LossConfig, num_classes: int) -> Mixup | None:
     if not (data.mixup or data.cutmix):
         return None
+    if data.batch_size % 2:
+        raise InputError(f"data.batch_size={data.batch_size}: mixup and cutmix need an even number.")
     return Mixup(
         mixup_alpha=data.mixup, cutmix_alpha=data.cutmix, label_smoothing=loss.label_smoothing, num_classes=num_classes
     )
