@@ -4,6 +4,7 @@ Only the command line and the engine read it; everything else takes plain argume
 """
 
 from dynavit.config.files import changed_keys, load_config, save_config
+from dynavit.config.overrides import named_settings
 from dynavit.config.schema import (
     Config,
     DataConfig,
@@ -26,5 +27,6 @@ __all__ = [
     "TrainConfig",
     "changed_keys",
     "load_config",
+    "named_settings",
     "save_config",
 ]

@@ -20,31 +20,32 @@ from dynavit.config.schema import Config, leaves
 from dynavit.errors import InputError, did_you_mean
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, or a shipped configuration by its name, and apply ``key.subkey=value`` overrides.
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, a shipped configuration by its name or none, and apply ``key.subkey=value`` overrides.
 
     Raises:
         InputError: a missing or malformed file, an unknown key (the nearest is named), a value of the
             wrong type or out of range.
     """
-    path = find_config(path)
+    path = None if path is None else find_config(path)
+    where = "the command line" if path is None else path
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override!r}: overrides are written key.subkey=value.")
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.create() if path is None else OmegaConf.load(path)
         if not OmegaConf.is_dict(loaded):
             raise InputError(f"{path} holds no settings: expected 'key: value' lines.")
         merged = OmegaConf.merge(OmegaConf.structured(Config), loaded, OmegaConf.from_dotlist(list(overrides)))
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        raise InputError(f"{path}: {_unknown_key(str(error.full_key))}") from None
+        raise InputError(f"{where}: {_unknown_key(str(error.full_key))}") from None
     except OmegaConfBaseException as error:
-        raise InputError(f"{path}: {_wrong_value(error, overrides)}") from None
+        raise InputError(f"{where}: {_wrong_value(error, overrides)}") from None
     except InputError:
         raise
     except Exception as error:  # YAML's own errors have no common base in OmegaConf's interface
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     assert isinstance(config, Config)
     check(config)
     return config

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from dynavit.engine.checkpoint import saving
 from dynavit.errors import InputError
+from dynavit.files import write_text
 from dynavit.losses import keep_ratio_loss, latency_loss
 from dynavit.metrics.latency import block_latency
 from dynavit.models import PrunedViT, Trace
@@ -54,9 +54,7 @@ def measured_table(model: PrunedViT, path: Path, batch_size: int, accelerator: A
     if accelerator.is_main_process:  # which alone sees the file where machines share none
         if not path.exists():
             table = block_latency(model, None, batch_size, rounds=5)
-            with saving(path.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps({"seconds_per_image": table.tolist(), "batch_size": batch_size}))
+            write_text(path, json.dumps({"seconds_per_image": table.tolist(), "batch_size": batch_size}))
         values = json.loads(path.read_text())["seconds_per_image"]
     (values,) = broadcast_object_list([values])
     if len(values) != rows * columns + 1:

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dynavit.config import Config, load_config
+from dynavit.config import Config, load_config, named_settings
 from dynavit.data.samples import UNREADABLE
 from dynavit.data.transforms import Transform, create_transforms, to_pixels, to_rgb
 from dynavit.engine.build import resolve_preprocessing
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, load
 
+CONFIG_FILE, MODEL_FILE = "config.yaml", "config.json"
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
@@ -30,7 +31,7 @@ class Run:
     Attributes:
         path: its folder.
         model: in eval mode, on ``device``.
-        config: the configuration it was trained with; None where the folder has none.
+        config: the configuration it was trained with; None where the folder has none and no data were named.
         preprocessing: image size, mean, std, interpolation, crop fraction.
         class_names: names of the classes, or their numbers.
     """
@@ -77,10 +78,11 @@ def open_run(
         path: the folder.
         keep_ratio: in place of the one trained with.
         device: name for torch; CUDA if there is one and None is given.
-        overrides: ``key.subkey=value`` settings in place of those in the folder's ``config.yaml``.
+        overrides: ``key.subkey=value`` settings in place of those in the folder's ``config.yaml``, or, where it has
+            none, of the defaults. The ``config.yaml`` of ``RUN/best`` is that of ``RUN``.
 
     Raises:
-        InputError: no such folder, or no model in it.
+        InputError: no such folder, no model in it, or an impossible setting.
     """
     path = Path(path)
     if not path.is_dir():
@@ -90,12 +92,14 @@ def open_run(
         _require_stages(model, path)
         model.set_keep_ratio(keep_ratio)
     chosen = choose_device(device)
-    config = load_config(path / "config.yaml", overrides) if (path / "config.yaml").exists() else None
+    given = {key for override in overrides for key in named_settings(override)}
+    settings, is_written = _configuration(path, model, overrides)
     metadata = model.metadata
+    preprocessing = resolve_preprocessing(settings.data, model.backbone, squash=model.neck is not None)
     if "preprocessing" in metadata:
-        preprocessing = metadata["preprocessing"]
-    else:
-        preprocessing = resolve_preprocessing((config or Config()).data, model.backbone, squash=model.neck is not None)
+        kept = {key: value for key, value in preprocessing.items() if f"data.{key}" in given}
+        preprocessing = {**metadata["preprocessing"], **kept}
+    config = settings if is_written or given & {"data.root", "data.name"} else None
     names = metadata.get("class_names") or [str(number) for number in range(model.num_classes)]
     return Run(path, model.to(chosen), config, preprocessing, tuple(names), chosen)
 
@@ -157,3 +161,25 @@ def choose_device(name: str | None) -> torch.device:
 def _require_stages(model: PrunedViT, path: Path) -> None:
     if not model.stages:
         raise InputError(f"{path} holds a dense model without pruning stages, so it has no keep ratio to set.")
+
+
+def _configuration(path: Path, model: PrunedViT, overrides: Sequence[str]) -> tuple[Config, bool]:
+    """Return the settings of a model's training, or the defaults, and whether they were written there."""
+    file = path / CONFIG_FILE
+    above = path.resolve().parent
+    if not file.is_file() and _same_model(path, above):  # as a training keeps its best model
+        file = above / CONFIG_FILE
+    if file.is_file():
+        return load_config(file, overrides), True
+    task = "classify" if model.neck is None else "reid"
+    config = load_config(None, [f"task={task}", f"model.architecture={model.architecture}", *overrides])
+    config.name = path.resolve().name
+    return config, False
+
+
+def _same_model(path: Path, other: Path) -> bool:
+    """Whether two folders hold the same model, but for its weights."""
+    try:
+        return (path / MODEL_FILE).read_bytes() == (other / MODEL_FILE).read_bytes()
+    except OSError:
+        return False
