@@ -22,16 +22,17 @@ Row = Mapping[str, Any]
 # the wide forms count as the plain ones in East Asian spreadsheets, and spaces before are dropped in some
 _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 _GUARDED = re.compile(rf"'(?={_FORMULA.pattern})")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_ESCAPE = re.compile(r"\\u(d[89a-f][0-9a-f]{2}|005c)")
-_LIKE_AN_ESCAPE = re.compile(r"\\(?=u(?:d[89a-f][0-9a-f]{2}|005c))")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-f]{4})|U000([0-9a-f]{5}))")
+_LIKE_AN_ESCAPE = re.compile(r"\\(?=u[0-9a-f]{4}|U000[0-9a-f]{5})")
+_JOINERS = "\u200c\u200d"  # some scripts spell with them
 
 
-def csv_text(rows: Sequence[Row]) -> str:
+def csv_text(rows: Sequence[Row], terminal: bool = False) -> str:
     r"""Return rows as CSV with ``\n`` line ends; a column for every name, in the order in which names first come.
 
     Args:
         rows: of numbers, text and None, which leaves a cell empty, as a missing name does.
+        terminal: what :func:`printable` escapes is escaped, too, so that a row is one line; :func:`read_csv` undoes it.
 
     Example:
         >>> print(csv_text([{"image": "=1+1.jpg", "change": -0.5}]), end="")
@@ -39,7 +40,8 @@ def csv_text(rows: Sequence[Row]) -> str:
         '=1+1.jpg,-0.5
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return "".join(_line(cells) for cells in [names, *([row.get(name) for name in names] for row in rows)])
+    lines: list[list[Any]] = [names, *([row.get(name) for name in names] for row in rows)]
+    return "".join(_line([_cell(cell, terminal) for cell in line]) for line in lines)
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> None:
@@ -82,28 +84,38 @@ def printable(text: object) -> str:
         a\x1b[31m\nb
     """
     return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
-        else character
-        for character in str(text)
+        character.encode("unicode_escape").decode() if _commands(character) else character for character in str(text)
     )
 
 
 def _line(cells: Sequence[Any]) -> str:
     # with this line end the module quotes both of its characters
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\r\n").writerow(map(_cell, cells))
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _cell(value: Any) -> Any:
+def _commands(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
+
+
+def _cell(value: Any, terminal: bool) -> Any:
     if not isinstance(value, str):
         return value
     text = _LIKE_AN_ESCAPE.sub(r"\\u005c", value)
-    text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    text = "".join(
+        _escape(ord(character))
+        if (_commands(character) if terminal else "\ud800" <= character <= "\udfff")
+        else character
+        for character in text
+    )
     return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _escape(number: int) -> str:
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def _plain(cell: str) -> str:
     cell = cell[1:] if _GUARDED.match(cell) else cell
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), cell)
+    return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), cell)

@@ -171,11 +171,7 @@ def _predict(options: argparse.Namespace) -> None:
     else:
         rows = label_images(run, options.images, options.batch_size, report)
     if output is None:
-        # the file keeps every name as it is, the terminal must not obey it
-        shown = [
-            {key: printable(value) if isinstance(value, str) else value for key, value in row.items()} for row in rows
-        ]
-        print(csv_text(shown), end="")
+        print(csv_text(rows, terminal=True), end="")
     elif embeddings_only:
         write_embeddings(output, names, embeddings)
         print(f"{len(names)} embeddings of {embeddings.shape[1]} numbers in {printable(output)}")

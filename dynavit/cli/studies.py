@@ -92,9 +92,8 @@ def _study(options: argparse.Namespace) -> None:
     require_folder(output)
     report = report_stability if options.study == "stability" else report_selection
     print(report(output, seeds, options.steps, variants))
-    print(
-        f"\nWritten to {printable(output)}: {options.study}.md, {options.study}.json, {options.study}.csv, {options.study}.png"
-    )
+    files = ", ".join(f"{options.study}.{kind}" for kind in ("md", "json", "csv", "png"))
+    print(f"\nWritten to {printable(output)}: {files}")
 
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -31,8 +31,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _RUNS = ("inference", "training, mask", "training, gather")
 _SELECTOR_KEEPS = 0.7
 _LEGEND = (
-    "ms: per image, the time of a batch over its size. oracle: what pruning could save at best, the same blocks on as few "
-    "tokens without choosing them; over oracle: how much longer the pruned model takes than that. speedup: over dense."
+    "ms: per image, the time of a batch over its size. oracle: what pruning could save at best, the same blocks on as "
+    "few tokens without choosing them. over oracle: how much longer the pruned model takes than that."
 )
 
 
