@@ -59,9 +59,9 @@ def _methods(options: argparse.Namespace) -> None:
 
     if options.no_timing:
         refuse(options, "with --no-timing speed is not measured", "rounds")
+    require_folder(options.output)
     shipped = [path for name, path in recipes().items() if name.startswith("methods/")]
     methods = read_methods(options.configs or shipped)
-    require_folder(options.output)
     device = choose_device(options.device)
     subject = open_subject(
         options.checkpoint,

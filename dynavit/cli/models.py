@@ -49,15 +49,25 @@ def _evaluate(options: argparse.Namespace) -> None:
     from dynavit.engine.run import open_run
     from dynavit.report.table import explain, format_table
 
-    honour(options.overrides, TO_EVALUATE)
+    idle: dict[str, str] = {}
     if options.no_timing:
-        refuse(options, "with --no-timing speed is not measured", "batch_sizes")
+        refuse(options, untimed := "with --no-timing speed is not measured", "batch_sizes")
+        idle |= {"evaluate.rounds": untimed, "evaluate.batch_sizes": untimed}
+    if options.keep_ratios is not None:
+        idle["evaluate.keep_ratios"] = "--keep-ratios says it already"
+    if options.batch_sizes is not None:
+        idle["evaluate.batch_sizes"] = "--batch-sizes says it already"
+    honour(options.overrides, TO_EVALUATE, idle)
     if options.output is not None or Path(options.run_dir).is_dir():
         require_folder(options.output or options.run_dir)
     run = open_run(options.run_dir, device=options.device, overrides=options.overrides)
     if not run.model.stages:
-        refuse(options, "a dense model has no stages to prune at", "keep_ratios", "adaptive")
+        refuse(options, why := "a dense model has no stages to prune at", "keep_ratios", "adaptive")
+        honour(options.overrides, TO_EVALUATE, {"evaluate.keep_ratios": why, "evaluate.adaptive": why})
         print(f"{printable(run.path)} holds a dense model: it has no pruning stages, so there is one row.")
+    if not (options.adaptive or (run.config is not None and run.config.evaluate.adaptive)):
+        unread = "training images are read with --adaptive only"
+        honour(options.overrides, TO_EVALUATE, {"evaluate.calibration_images": unread, "data.train_split": unread})
     batch_sizes = [] if options.no_timing else options.batch_sizes
     rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output, options.adaptive or None)
     metric = "map" if run.is_reid else "top1"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dynavit.errors import InputError
 
@@ -17,12 +17,13 @@ TO_EVALUATE = (*TO_EXPORT, "data.train_split", "data.batch_size", "data.workers"
 """Also, how it is judged."""
 
 
-def honour(overrides: Sequence[str], honoured: Sequence[str]) -> None:
+def honour(overrides: Sequence[str], honoured: Sequence[str], idle: Mapping[str, str] | None = None) -> None:
     """Refuse settings that would change nothing; those that do not exist are left to be refused by name.
 
     Args:
         overrides: ``key.subkey=value``.
         honoured: keys, or whole sections.
+        idle: of those, keys that do nothing this time, and why.
 
     Raises:
         InputError: naming the key, and what to do.
@@ -31,6 +32,8 @@ def honour(overrides: Sequence[str], honoured: Sequence[str]) -> None:
 
     for override in overrides:
         for key in named_settings(override):
+            if idle and key in idle:
+                raise InputError(f"{override}: {idle[key]}; leave it out.")
             if key not in honoured and key.partition(".")[0] not in honoured:
                 raise InputError(f"{override}: {_advice(key, honoured)}.")
 
