@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dynavit.errors import InputError
@@ -20,19 +20,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         InputError: the file cannot be written, or ``path`` is a folder.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")  # the ending tells some writers the format
+    path, real = Path(path), Path(os.path.realpath(path))  # a link stays one
+    partial = real.with_name(f".{real.stem}.partial{real.suffix}")  # the ending tells some writers the format
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file.")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        real.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.chmod(0o666 & ~_umask())
-        partial.replace(path)
+        partial.replace(real)
     except OSError as error:
-        raise InputError(f"{path} could not be written: {error.strerror or error}.") from error
+        raise InputError(f"{path} could not be written: {_reason(error)}.") from error
     finally:
-        if partial.exists():
+        with suppress(OSError):  # it is not there any more, or never was
             partial.unlink()
 
 
@@ -46,22 +46,60 @@ def write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
+def write_together(folder: str | Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files that belong together: all aside first, and then each in its place.
+
+    Args:
+        folder: made if missing.
+        files: what to write by name; text as :func:`write_text` writes it.
+
+    Raises:
+        InputError: one of them cannot be written; then all that stood there before stays.
+    """
+    with ExitStack() as stack:
+        for name, content in files.items():
+            partial = stack.enter_context(replacing(Path(folder) / name))
+            partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
+
+
+def require_folder(folder: str | Path) -> None:
+    """Find out before the work whether files can be written into a folder, which may not be there yet.
+
+    Raises:
+        InputError: they cannot, or it is no folder.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(f"{folder} is a file: give the name of a folder.")
+    require_writable(Path(folder) / ".results")
+
+
 def require_writable(path: str | Path) -> None:
-    """Find out before the work whether its result can be written.
+    """Find out before the work whether its result can be written; nothing is left behind.
 
     Raises:
         InputError: it cannot.
     """
-    path = Path(path)
+    path, real = Path(path), Path(os.path.realpath(path))
+    made: list[Path] = []
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.stem}.probe{path.suffix}")
+        made = [parent for parent in real.parents if not parent.exists()]
+        real.parent.mkdir(parents=True, exist_ok=True)
+        probe = real.with_name(f".{real.stem}.probe{real.suffix}")
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise InputError(f"{path} cannot be written: {_reason(error)}.") from error
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it could not be made
+                folder.rmdir()
+
+
+def _reason(error: OSError) -> str:
+    # of making a folder where a file is
+    return "a part of its path is a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
 
 
 def _umask() -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from dynavit import __version__
 from dynavit.cli import data, methods, models, studies, training
+from dynavit.cli.arguments import check_counts
 from dynavit.errors import InputError
+from dynavit.tables import printable
 
 COMMANDS = (
     data.add_check,
@@ -31,7 +35,10 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 2, with one line on standard error, for bad input."""
-    parser = argparse.ArgumentParser(
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a terminal that knows few characters
+            stream.reconfigure(errors="backslashreplace")
+    parser: argparse.ArgumentParser = _Parser(
         prog="dynavit", description="Make Vision Transformers cheaper by dropping tokens while they run."
     )
     parser.add_argument("--version", action="version", version=f"dynavit {__version__}")
@@ -44,15 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(message)}\n"
     threading.excepthook = _report_thread
     try:
+        check_counts(options)
         options.run(options)
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; continue a training with --resume", file=sys.stderr)
@@ -60,9 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with the arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {printable(message)}; see {self.prog} --help\n")
+
+
 def _one_line(error: Exception) -> str:
     """Return the message; torch wraps one from a data worker into that worker's traceback."""
-    return str(error).strip().rpartition("\n")[2].removeprefix("dynavit.errors.InputError: ")
+    text = str(error).strip()
+    if text.startswith("Caught "):
+        text = text.rpartition("dynavit.errors.InputError: ")[2].strip()
+    return printable(text)
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dynavit.errors import InputError
+from dynavit.tables import printable
 
 RUN_HELP = "folder of a trained model, such as checkpoints/quickstart"
 
@@ -42,7 +47,7 @@ def numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
             numbers = [kind(part) for part in text.split(",") if part.strip()]
         except ValueError:
             numbers = []
-        if not numbers or min(numbers) <= 0:
+        if not numbers or not all(0 < number < math.inf for number in numbers):
             raise argparse.ArgumentTypeError(f"{text!r}: numbers above 0 with commas between them, such as 1,8")
         return numbers
 
@@ -60,7 +65,40 @@ def mapping(text: str) -> dict[str, object]:
     return value
 
 
+def refuse(options: argparse.Namespace, reason: str, *names: str) -> None:
+    """Refuse options that were given where they would do nothing.
+
+    Raises:
+        InputError: naming the first of them and the reason.
+    """
+    for name in names:
+        if getattr(options, name) not in (None, False):
+            raise InputError(f"--{name.replace('_', '-')}: {reason}; leave it out.")
+
+
+def check_counts(options: argparse.Namespace) -> None:
+    """Refuse numbers of things below 1.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name in ("batch_size", "rounds", "img_size", "calibration_images"):
+        value = getattr(options, name, None)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')}={value}: give a whole number of 1 or more.")
+
+
+def check_suffix(output: Path, *suffixes: str) -> None:
+    """Refuse a name of a result with another ending.
+
+    Raises:
+        InputError: naming those that are possible.
+    """
+    if output.suffix.lower() not in suffixes:
+        raise InputError(f"--output {output}: the name must end in {' or '.join(suffixes)}.")
+
+
 def report(problems: Sequence[str]) -> None:
     """Say on standard error what is left out."""
     for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
+        print(f"warning: {printable(problem)}", file=sys.stderr)

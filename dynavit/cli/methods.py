@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dynavit.cli.arguments import add_device, command, numbers
+from dynavit.cli.arguments import add_device, command, numbers, refuse
+from dynavit.files import require_folder
+from dynavit.tables import printable
 
 
 def add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,7 +40,7 @@ def add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--calibration-images", type=int, default=512, metavar="N",
         help="training images that thresholds are set on (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="how often speed is measured (default: 7)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="how often speed is measured (default: 7)")
     parser.add_argument("--no-timing", action="store_true", help="do not measure speed")
     parser.add_argument(
         "--output", type=Path, default=Path("checkpoints/methods"), metavar="DIR", help="(default: %(default)s)"
@@ -55,6 +57,9 @@ def _methods(options: argparse.Namespace) -> None:
     from dynavit.engine.subject import open_subject
     from dynavit.report.methods import format_methods, write_methods
 
+    if options.no_timing:
+        refuse(options, "with --no-timing speed is not measured", "rounds")
+    require_folder(options.output)
     shipped = [path for name, path in recipes().items() if name.startswith("methods/")]
     methods = read_methods(options.configs or shipped)
     device = choose_device(options.device)
@@ -66,6 +71,7 @@ def _methods(options: argparse.Namespace) -> None:
         root=options.root,
         img_size=options.img_size,
         limit=options.limit,
+        say=lambda line: print(printable(line)),
     )
     left_out: list[str] = []
     rows = compare_methods(
@@ -74,7 +80,7 @@ def _methods(options: argparse.Namespace) -> None:
         options.keep_ratios,
         batch_size=options.batch_size,
         calibration_images=options.calibration_images,
-        rounds=0 if options.no_timing else max(options.rounds, 1),
+        rounds=0 if options.no_timing else options.rounds or 7,
         say=left_out.append,
     )
     about = {
@@ -84,7 +90,7 @@ def _methods(options: argparse.Namespace) -> None:
         "speedup": "over the dense model, timed in turns with the methods of each budget; median over the rounds",
         "left_out": "; ".join(line.rstrip(".").replace(" is left out", "", 1) for line in left_out) or "nothing",
     }
-    print("\n".join(left_out))
-    print(f"\n{about['model']}; {about['images']}; {about['measured_on']}\n")
+    print("\n".join(map(printable, left_out)))
+    print(f"\n{printable(about['model'])}; {about['images']}; {about['measured_on']}\n")
     print(format_methods(rows))
-    print(f"\nWritten to {options.output}: {', '.join(write_methods(rows, about, options.output))}")
+    print(f"\nWritten to {printable(options.output)}: {', '.join(write_methods(rows, about, options.output))}")

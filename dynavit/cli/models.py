@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from dynavit.cli.arguments import RUN_HELP, add_device, add_overrides, command, numbers, report
+from dynavit.cli.arguments import (
+    RUN_HELP,
+    add_device,
+    add_overrides,
+    check_suffix,
+    command,
+    numbers,
+    refuse,
+    report,
+)
+from dynavit.cli.overrides import TO_EVALUATE, TO_EXPORT, TO_READ_IMAGES, honour
 from dynavit.errors import InputError
+from dynavit.files import replacing, require_folder, require_writable
+from dynavit.tables import csv_text, printable
 
 
 def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,14 +49,31 @@ def _evaluate(options: argparse.Namespace) -> None:
     from dynavit.engine.run import open_run
     from dynavit.report.table import explain, format_table
 
+    idle: dict[str, str] = {}
+    if options.no_timing:
+        refuse(options, untimed := "with --no-timing speed is not measured", "batch_sizes")
+        idle |= {"evaluate.rounds": untimed, "evaluate.batch_sizes": untimed}
+    if options.keep_ratios is not None:
+        idle["evaluate.keep_ratios"] = "--keep-ratios says it already"
+    if options.batch_sizes is not None:
+        idle["evaluate.batch_sizes"] = "--batch-sizes says it already"
+    honour(options.overrides, TO_EVALUATE, idle)
+    if options.output is not None or Path(options.run_dir).is_dir():
+        require_folder(options.output or options.run_dir)
     run = open_run(options.run_dir, device=options.device, overrides=options.overrides)
     if not run.model.stages:
-        print(f"{run.path} holds a dense model: it has no pruning stages, so there is one row.")
+        refuse(options, why := "a dense model has no stages to prune at", "keep_ratios", "adaptive")
+        honour(options.overrides, TO_EVALUATE, {"evaluate.keep_ratios": why, "evaluate.adaptive": why})
+        print(f"{printable(run.path)} holds a dense model: it has no pruning stages, so there is one row.")
+    if not (options.adaptive or (run.config is not None and run.config.evaluate.adaptive)):
+        unread = "training images are read with --adaptive only"
+        honour(options.overrides, TO_EVALUATE, {"evaluate.calibration_images": unread, "data.train_split": unread})
     batch_sizes = [] if options.no_timing else options.batch_sizes
     rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output, options.adaptive or None)
     metric = "map" if run.is_reid else "top1"
     print(f"{format_table(rows, metric)}\n\n{explain(rows, metric)}")
-    print(f"\nWritten to {options.output or run.path}: report.html, evaluation.json, evaluation.csv, pareto.png")
+    written = printable(options.output or run.path)
+    print(f"\nWritten to {written}: report.html, evaluation.json, evaluation.csv, pareto.png")
 
 
 def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,7 +85,7 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--images", metavar="DIR", help="check with these images (default: the validation data of the run)"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: RUN_DIR/model.onnx)")
+    parser.add_argument("--output", type=Path, metavar="FILE.onnx", help="(default: RUN_DIR/model.onnx)")
     add_overrides(parser)
 
 
@@ -65,12 +93,16 @@ def _export(options: argparse.Namespace) -> None:
     from dynavit.engine.exporter import export_run
     from dynavit.engine.run import open_run
 
+    honour(options.overrides, TO_EXPORT if options.images is None else TO_READ_IMAGES)
+    output: Path = options.output or Path(options.run_dir) / "model.onnx"
+    check_suffix(output, ".onnx")
+    if options.output is not None or Path(options.run_dir).is_dir():
+        require_writable(output)
     run = open_run(options.run_dir, options.keep_ratio, "cpu", options.overrides)
-    output: Path = options.output or run.path / "model.onnx"
     print("Exporting; this takes from half a minute to a few minutes ...")
     checked, retrieval = export_run(run, output, options.images)
     print(
-        f"Written: {output} ({output.stat().st_size / 1e6:.1f} MB), opset 20, any batch size, keep ratios "
+        f"Written: {printable(output)} ({output.stat().st_size / 1e6:.1f} MB), opset 20, any batch size, keep ratios "
         f"{', '.join(f'{ratio:g}' for ratio in run.model.keep_ratios) or '1 (dense)'}."
     )
     print(
@@ -100,19 +132,21 @@ def _visualize(options: argparse.Namespace) -> None:
     from dynavit.engine.results import draw_kept_tokens
     from dynavit.engine.run import list_images, open_run, read_images
 
+    output: Path = options.output or Path(options.run_dir) / "kept_tokens"
+    if options.output is not None or Path(options.run_dir).is_dir():
+        require_folder(output)
     run = open_run(options.run_dir, options.keep_ratio, options.device)
     if not run.model.stages:
         raise InputError(f"{run.path} holds a dense model: every token is kept, so there is nothing to draw.")
-    output: Path = options.output or run.path / "kept_tokens"
-    output.mkdir(parents=True, exist_ok=True)
     page = 0
     for paths, images, problems in read_images(run, list_images(options.images), batch_size=8):
         report(problems)
         if paths:
             page += 1
-            picture = draw_kept_tokens(run, images, [path.name for path in paths])
-            picture.save(output / f"kept_tokens_{page:03}.png")
-    print(f"{page} picture(s) of up to 8 images each written to {output}")
+            picture = draw_kept_tokens(run, images, [printable(path.name) for path in paths])
+            with replacing(output / f"kept_tokens_{page:03}.png") as partial:
+                picture.save(partial)
+    print(f"{page} picture(s) of up to 8 images each written to {printable(output)}")
 
 
 def add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -132,25 +166,25 @@ def _predict(options: argparse.Namespace) -> None:
     from dynavit.engine.predictor import embed_images, label_images, nearest_images, write_embeddings, write_rows
     from dynavit.engine.run import open_run
 
+    output: Path | None = options.output
+    if output is not None:
+        if output.suffix.lower() not in (".csv", ".json", ".npz"):
+            raise InputError(f"--output {output}: the name must end in .csv or .json, or in .npz for embeddings.")
+        require_writable(output)
     run = open_run(options.run_dir, options.keep_ratio, options.device)
-    output, suffixes = options.output, (".csv", ".json", ".npz") if run.is_reid else (".csv", ".json")
-    if output is not None and output.suffix not in suffixes:
-        raise InputError(f"--output {output}: the name must end in {', '.join(suffixes[:-1])} or {suffixes[-1]}.")
-    batch_size = max(options.batch_size, 1)
+    embeddings_only = output is not None and output.suffix.lower() == ".npz"
+    if embeddings_only and not run.is_reid:
+        raise InputError(f"--output {output}: a classifier gives no embeddings; the name must end in .csv or .json.")
     if run.is_reid:
-        names, embeddings = embed_images(run, options.images, batch_size, report)
-        rows = nearest_images(names, embeddings) if output is None or output.suffix != ".npz" else []
+        names, embeddings = embed_images(run, options.images, options.batch_size, report)
+        rows = [] if embeddings_only else nearest_images(names, embeddings)
     else:
-        rows = label_images(run, options.images, batch_size, report)
-        names = [row["image"] for row in rows]
+        rows = label_images(run, options.images, options.batch_size, report)
     if output is None:
-        write_rows(sys.stdout, rows, ".csv")
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".npz":
+        print(csv_text(rows, terminal=True), end="")
+    elif embeddings_only:
         write_embeddings(output, names, embeddings)
-        print(f"{len(names)} embeddings of {embeddings.shape[1]} numbers in {output}")
-        return
-    with output.open("w", newline="") as file:
-        write_rows(file, rows, output.suffix)
-    print(f"{len(rows)} images {'matched' if run.is_reid else 'labelled'} in {output}")
+        print(f"{len(names)} embeddings of {embeddings.shape[1]} numbers in {printable(output)}")
+    else:
+        write_rows(output, rows)
+        print(f"{len(rows)} images {'matched' if run.is_reid else 'labelled'} in {printable(output)}")

@@ -6,8 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from dynavit.cli.arguments import add_device, command, mapping, numbers
+from dynavit.cli.arguments import add_device, check_suffix, command, mapping, numbers, refuse
 from dynavit.errors import InputError
+from dynavit.files import require_folder, require_writable, write_text
+from dynavit.tables import printable
 
 
 def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,12 +17,10 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     summary = "what pruning saves on this machine, and what selectors cost; needs no data and no trained model"
     parser = command(commands, "benchmark", _benchmark, summary)
     parser.add_argument("--backbone", default="deit_small_patch16_224", metavar="NAME", help="(default: %(default)s)")
-    parser.add_argument("--keep-ratios", type=numbers(float), default=[0.7], metavar="0.7,0.5", help="(default: 0.7)")
+    parser.add_argument("--keep-ratios", type=numbers(float), metavar="0.7,0.5", help="(default: 0.7)")
     parser.add_argument("--batch-sizes", type=numbers(int), metavar="1,8,32", help="(default: 1,8,32; selectors: 256)")
-    parser.add_argument(
-        "--dtypes", default="float32", metavar="float32,bfloat16", help="float16, too (default: %(default)s)"
-    )
-    parser.add_argument("--selector", default="topk", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--dtypes", metavar="float32,bfloat16", help="float16, too (default: float32)")
+    parser.add_argument("--selector", metavar="NAME", help="(default: topk)")
     parser.add_argument("--training", action="store_true", help="time training steps, masked and gathered")
     parser.add_argument("--selectors", action="store_true", help="time every selector against one block instead")
     parser.add_argument("--model-kwargs", type=mapping, metavar="JSON", help="for timm, as '{\"img_size\": 384}'")
@@ -39,8 +39,11 @@ def _benchmark(options: argparse.Namespace) -> None:
     )
     from dynavit.engine.run import choose_device
 
-    if options.output is not None and options.output.suffix != ".json":
-        raise InputError(f"--output {options.output}: the name must end in .json.")
+    if options.selectors:
+        refuse(options, "means nothing with --selectors", "keep_ratios", "dtypes", "selector", "training")
+    if options.output is not None:
+        check_suffix(options.output, ".json")
+        require_writable(options.output)
     device = choose_device(options.device)
     common = {"device": device, "rounds": options.rounds, "model_kwargs": options.model_kwargs}
     print(f"{options.backbone}, random weights; {machine(device)}\n")
@@ -50,19 +53,18 @@ def _benchmark(options: argparse.Namespace) -> None:
     else:
         rows = benchmark_models(
             options.backbone,
-            options.keep_ratios,
+            options.keep_ratios or [0.7],
             options.batch_sizes or [1, 8, 32],
-            [name.strip() for name in options.dtypes.split(",")],
-            selector=options.selector,
+            [name.strip() for name in (options.dtypes or "float32").split(",")],
+            selector=options.selector or "topk",
             training=options.training,
             **common,
         )
         print(format_models(rows))
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         measured = {"backbone": options.backbone, "machine": machine(device), "rows": rows}
-        options.output.write_text(json.dumps(measured, indent=2) + "\n")
-        print(f"\nWritten: {options.output}")
+        write_text(options.output, json.dumps(measured, indent=2) + "\n")
+        print(f"\nWritten: {printable(options.output)}")
 
 
 def add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,9 +89,11 @@ def _study(options: argparse.Namespace) -> None:
         raise InputError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2.") from None
     variants = options.variants and [name.strip() for name in options.variants.split(",")]
     output: Path = options.output or Path("checkpoints") / f"study-{options.study}"
+    require_folder(output)
     report = report_stability if options.study == "stability" else report_selection
     print(report(output, seeds, options.steps, variants))
-    print(f"\nWritten to {output}: {options.study}.md, {options.study}.json, {options.study}.csv, {options.study}.png")
+    files = ", ".join(f"{options.study}.{kind}" for kind in ("md", "json", "csv", "png"))
+    print(f"\nWritten to {printable(output)}: {files}")
 
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -105,15 +109,20 @@ def _compare(options: argparse.Namespace) -> None:
     from dynavit.config import load_config
     from dynavit.engine.monitor import MetricsFile
     from dynavit.engine.tasks import create_task
+    from dynavit.report.figures import require_format
     from dynavit.report.losses import plot_losses
 
+    require_format(options.output)
+    require_writable(options.output)
+    for path in options.run_dirs:
+        if not (path / "config.yaml").is_file():
+            raise InputError(f"{path} is no folder of a training: it has no config.yaml.")
     metrics = {create_task(load_config(path / "config.yaml")).metric for path in options.run_dirs}
     if len(metrics) > 1:
         raise InputError(f"runs of different tasks have different metrics: {', '.join(sorted(metrics))}.")
-    runs = {path.name: MetricsFile(path / "metrics.jsonl").rows() for path in options.run_dirs}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    runs = {printable(path.name): MetricsFile(path / "metrics.jsonl").rows() for path in options.run_dirs}
     plot_losses(runs, options.output, metrics.pop())
-    print(f"Written: {options.output}")
+    print(f"Written: {printable(options.output)}")
 
 
 def add_lists(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -60,7 +60,7 @@ def _settings(options: argparse.Namespace) -> None:
 
     for setting, about in described(options.key):
         value = "null" if setting.value is None else setting.value
-        limits = f", in {setting.within}" if setting.within else ""
+        limits = f", {setting.within}" if setting.within else ""
         limits += f", one of {', '.join(setting.choices)}" if setting.choices else ""
         print(f"{setting.key}={value}  ({setting.type}{limits})" + (f"\n    {about}" if about else ""))
 

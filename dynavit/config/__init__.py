@@ -4,6 +4,7 @@ Only the command line and the engine read it; everything else takes plain argume
 """
 
 from dynavit.config.files import changed_keys, is_saved_config, load_config, save_config
+from dynavit.config.overrides import named_settings
 from dynavit.config.schema import (
     Config,
     DataConfig,
@@ -27,5 +28,6 @@ __all__ = [
     "changed_keys",
     "is_saved_config",
     "load_config",
+    "named_settings",
     "save_config",
 ]

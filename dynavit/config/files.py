@@ -25,8 +25,8 @@ _MAX_BYTES = 1_000_000  # a configuration has a few thousand
 _HEADER = "# Written by dynavit: every setting of this run.\n"
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, or a shipped configuration by its name, and apply ``key.subkey=value`` overrides.
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, a shipped configuration by its name or none, and apply ``key.subkey=value`` overrides.
 
     ``${oc.env:NAME}`` stands for an environment variable, and ``${key.subkey}`` for another setting.
 
@@ -34,11 +34,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         InputError: a missing or malformed file, an unknown key (the nearest is named), a value of the
             wrong type or out of range.
     """
-    path = find_config(path)
+    path = None if path is None else find_config(path)
+    where = "the command line" if path is None else path
     given, named = parse_overrides(overrides)
-    loaded = _read(path)
+    loaded = OmegaConf.create() if path is None else _read(path)
     expand_names(loaded)
-    _refuse_other_shapes(loaded, f"{path}: ")
+    _refuse_other_shapes(loaded, f"{where}: ")
     _refuse_other_shapes(given)
     try:
         for key in named:  # another part, so the options of the one in the file are not its own
@@ -46,9 +47,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         merged = OmegaConf.merge(OmegaConf.structured(Config), loaded, given)
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        raise InputError(f"{path}: {_unknown_key(str(error.full_key))}") from None
+        raise InputError(f"{where}: {_unknown_key(str(error.full_key))}") from None
     except OmegaConfBaseException as error:
-        raise InputError(f"{path}: {_wrong_value(error, overrides)}") from None
+        raise InputError(f"{where}: {_wrong_value(error, overrides)}") from None
     assert isinstance(config, Config)
     check(config)
     return config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -13,6 +13,7 @@ from dynavit.errors import InputError
 
 _NULLS = ("", "~", "null", "Null", "NULL")  # as YAML has it
 _TEXTS = {entry.key for entry in settings(Config()) if entry.type in ("str", "str | None")}
+_KEYS = {entry.key for entry in settings(Config())}
 _NAMED = [entry.key for entry in settings(Config()) if entry.named]
 
 
@@ -41,6 +42,28 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
             raise InputError(f"{override!r}: overrides are written key.subkey=value ({_one_line(error)}).") from None
         named += expand_names(tree)
     return tree, named
+
+
+def named_settings(override: str) -> list[str]:
+    """Return the keys of settings that a word gives a value, however it is written; unknown ones are left out.
+
+    Raises:
+        InputError: it is no override.
+
+    Example:
+        >>> named_settings("data={root: images, batch_size: 8}")
+        ['data.root', 'data.batch_size']
+    """
+    return list(_known(parse_overrides([override])[0]))
+
+
+def _known(given: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for name in given:
+        key = f"{prefix}{name}"
+        if key in _KEYS:
+            yield key
+        elif isinstance(given[name], Mapping):
+            yield from _known(given[name], f"{key}.")
 
 
 def expand_names(tree: DictConfig) -> list[str]:

@@ -30,6 +30,10 @@ Variants = dict[str, Callable[[], object]]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _RUNS = ("inference", "training, mask", "training, gather")
 _SELECTOR_KEEPS = 0.7
+_LEGEND = (
+    "ms: per image, the time of a batch over its size. oracle: what pruning could save at best, the same blocks on as "
+    "few tokens without choosing them. over oracle: how much longer the pruned model takes than that."
+)
 
 
 def benchmark_models(
@@ -275,7 +279,7 @@ def format_models(rows: Sequence[Row]) -> str:
                     f"{row['dtype']}, batch {row['batch_size']}, keep ratio {row['keep_ratio']:g}: the stage before "
                     f"block {block} {verdict}: with it the model runs {gain:.2f}x [{least:.2f}, {largest:.2f}] as fast."
                 )
-    return "\n".join([aligned(lines, left=range(2)), *(["", *remarks] if remarks else [])])
+    return "\n".join([aligned(lines, left=range(2)), "", _LEGEND, *(["", *remarks] if remarks else [])])
 
 
 def format_selectors(rows: Sequence[Row]) -> str:
@@ -286,4 +290,4 @@ def format_selectors(rows: Sequence[Row]) -> str:
         times = [significant(row["ms"][name]) for name in ("selector", "block")]
         size = [str(row["batch_size"]), str(row["tokens"])]
         lines.append([row["selector"], *size, *times, f"{percent:.2f}", f"[{low:.2f}, {high:.2f}]"])
-    return aligned(lines)
+    return f"{aligned(lines)}\n\nms: of a whole batch, forward and backward; block: one block of the backbone."

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from dynavit.config import EvaluateConfig
+from dynavit.config import Config, EvaluateConfig
 from dynavit.engine.adaptive import calibrated, check_adaptive, token_statistics
 from dynavit.engine.build import build_start, starts_trained
 from dynavit.engine.loading import first_images, make_loader, prepare_loader, random_samples
@@ -21,6 +21,7 @@ from dynavit.engine.speed import images_timed, time_models
 from dynavit.engine.tasks import Task, create_task
 from dynavit.engine.tasks.reid import ReidTask, Searchable
 from dynavit.errors import InputError
+from dynavit.files import require_folder
 from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
 from dynavit.models import PrunedViT, prune
 from dynavit.report.table import accuracy_base
@@ -70,13 +71,16 @@ def evaluate_run(
             model that does not choose tokens by scores.
     """
     if run.config is None:
-        raise InputError(f"{run.path} has no config.yaml, which says on which data to evaluate.")
+        raise InputError(
+            f"{run.path} has no config.yaml, which says on which data to evaluate: add data.root=IMAGES, a folder with "
+            f"IMAGES/{Config().data.validation_split}/CLASS, or for other layouts data.name=NAME, too."
+        )
     settings: EvaluateConfig = run.config.evaluate
     adaptive = bool(run.model.stages) and (settings.adaptive if adaptive is None else adaptive)
     if adaptive:
         check_adaptive(run.model)
     output = output or run.path
-    output.mkdir(parents=True, exist_ok=True)
+    require_folder(output)
     accelerator = Accelerator(cpu=run.device.type == "cpu")
     task = create_task(run.config)
     data = task.open_data(run.preprocessing, train=adaptive, augment=False, class_names=run.class_names)

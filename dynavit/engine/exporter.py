@@ -52,10 +52,11 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
         data = create_task(run.config).open_data(run.preprocessing, train=False)
         sample = torch.stack(first_images(data.validation, _IMAGES))
     else:
-        raise InputError(f"{run.path} has no config.yaml that names data to check with: pass --images DIR.")
+        raise InputError(
+            f"{run.path} has no config.yaml that names data to check with: pass --images DIR, or data.root=IMAGES."
+        )
     if len(sample) < 5:
         sample = sample[torch.arange(5) % len(sample)]
-    output.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "preprocessing": run.preprocessing,
         "class_names": list(run.class_names),
@@ -117,4 +118,8 @@ def _compare_searches(run: Run, exported: Callable[[Tensor], Tensor], data: Reid
             f"the versions of torch, onnx and onnxruntime."
         )
     cameras = ", told no cameras" if run.model.side is not None else ""
-    return f"{found} on {len(queries)} queries and {len(gallery)} gallery images{cameras}; the original: {original}."
+    return (
+        f"{found} on {len(queries)} queries and {len(gallery)} gallery images{cameras}; the original: {original}. "
+        f"That is on a part of the data, at most {_QUERIES} queries and {_SEARCHED:,} images of their identities, so "
+        f"it is not what evaluate measures on all."
+    )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from dynavit.engine.run import Run, list_images, read_images
 from dynavit.errors import InputError
+from dynavit.files import replacing, write_text
 from dynavit.metrics.retrieval import rank_gallery
+from dynavit.tables import write_csv
 
 Row = dict[str, Any]
 
@@ -66,16 +67,23 @@ def nearest_images(names: Sequence[str], embeddings: Tensor) -> list[Row]:
     ]
 
 
-def write_rows(file: TextIO, rows: Sequence[Row], suffix: str) -> None:
-    """Write rows as ``.json`` or else as CSV."""
-    if suffix == ".json":
-        json.dump(rows, file, indent=2)
-        return
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as JSON where the file's name ends in ``.json``, or else as CSV.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if path.suffix.lower() == ".json":
+        write_text(path, json.dumps(rows, indent=2) + "\n")
+    else:
+        write_csv(rows, path)
 
 
 def write_embeddings(path: Path, names: Sequence[str], embeddings: Tensor) -> None:
-    """Write ``.npz`` with arrays ``images`` ``(M,)`` and ``embeddings`` ``(M, D)``."""
-    np.savez(path, images=np.array(names), embeddings=embeddings.numpy())
+    """Write ``.npz`` with arrays ``images`` ``(M,)`` and ``embeddings`` ``(M, D)``.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, images=np.array(names), embeddings=embeddings.numpy())

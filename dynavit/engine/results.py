@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from dynavit.engine.run import Run
+from dynavit.files import write_together
+from dynavit.report.figures import png
 from dynavit.report.histogram import plot_token_counts
-from dynavit.report.html import write_report
+from dynavit.report.html import render_report
 from dynavit.report.pareto import plot_pareto
-from dynavit.report.rows import speed_columns, write_csv
+from dynavit.report.rows import speed_columns
 from dynavit.report.table import is_adaptive
 from dynavit.report.tokens import trace_grid
+from dynavit.selectors.registry import selector_config
+from dynavit.tables import csv_text
 
 Row = dict[str, Any]
 
@@ -35,35 +40,42 @@ def write_results(
         sample: a few images ``(B, 3, H, W)`` on which to show the tokens.
         metric: of the rows, to be shown.
         ranked: ranked lists of a re-identification model.
+
+    Raises:
+        InputError: a file cannot be written; then all that stood there before stays.
     """
-    (output / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n")
-    write_csv([_flat(row) for row in rows], output / "evaluation.csv")
-    plot_pareto(rows, output / "pareto.png", metric)
-    pictures: dict[str, Any] = {"Accuracy, MACs and speed": output / "pareto.png"}
+    files: dict[str, str | bytes] = {
+        "evaluation.json": json.dumps(rows, indent=2) + "\n",
+        "evaluation.csv": csv_text([_flat(row) for row in rows]),
+        "pareto.png": png(partial(plot_pareto, rows, metric=metric)),
+    }
+    pictures: dict[str, Any] = {"Accuracy, MACs and speed": files["pareto.png"]}
     if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
         picture = draw_kept_tokens(run, sample)
-        picture.save(output / "kept_tokens.png")
+        files["kept_tokens.png"] = png(partial(picture.save, format="PNG"))
         caption = "Tokens kept after each stage" if run.model.reducer.selects else "Patches merged into one token"
         pictures[caption] = picture
     if any(is_adaptive(row) for row in rows):
-        plot_token_counts(rows, output / "token_counts.png")
-        pictures["Tokens that images keep where each keeps as many as it needs"] = output / "token_counts.png"
+        files["token_counts.png"] = png(partial(plot_token_counts, rows))
+        pictures["Tokens that images keep where each keeps as many as it needs"] = files["token_counts.png"]
     if ranked is not None:
-        ranked.save(output / "ranked_lists.png")
+        files["ranked_lists.png"] = png(partial(ranked.save, format="PNG"))
         pictures["What is found first for some queries; dropped patches are faded"] = ranked
     assert run.config is not None
     settings = {
         "folder": str(run.path),
         "architecture": run.model.architecture,
         "stages": list(run.model.stages),
-        "selector": run.config.model.selector["name"],
+        "selector": selector_config(run.model.selector)["name"],
         **({"scorer": run.model.predictors[0].name} if run.model.predictors else {}),
         "reducer": run.model.reducer.name,
         "data": run.config.data.name,
         "device": str(run.device),
         "torch threads": torch.get_num_threads(),
     }
-    write_report(output / "report.html", f"{run.config.name}: accuracy against cost", rows, pictures, settings, metric)
+    title = f"{run.config.name}: accuracy against cost"
+    files["report.html"] = render_report(title, rows, pictures, settings, metric)
+    write_together(output, files)
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dynavit.config import Config, load_config
+from dynavit.config import Config, load_config, named_settings
 from dynavit.data.files import NO_FILE, describe_skipped, find_images, image_endings
 from dynavit.data.pictures import UNREADABLE, convert_picture, read_picture
 from dynavit.data.transforms import Preparation, apply_transform, create_transforms, to_pixels
@@ -25,6 +25,7 @@ from dynavit.models.hub import WEIGHTS
 from dynavit.models.state_dicts import check_numbers
 
 _NEEDED, _KNOWN = ("image_size", "mean", "std"), tuple(inspect.signature(create_transforms).parameters)[:-1]
+CONFIG_FILE, MODEL_FILE = "config.yaml", "config.json"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Run:
     Attributes:
         path: its folder.
         model: in eval mode, on ``device``.
-        config: the configuration it was trained with; None where the folder has none.
+        config: the configuration it was trained with; None where the folder has none and no data were named.
         preprocessing: image size, mean, std, interpolation, crop fraction.
         preparation: what turns a picture into a tensor, made of the preprocessing.
         class_names: names of the classes, or their numbers.
@@ -79,10 +80,12 @@ def open_run(
         path: the folder.
         keep_ratio: in place of the one trained with.
         device: name for torch; CUDA if there is one and None is given.
-        overrides: ``key.subkey=value`` settings in place of those in the folder's ``config.yaml``.
+        overrides: ``key.subkey=value`` settings in place of those in the folder's ``config.yaml``, or, where it has
+            none, of the defaults. The ``config.yaml`` of ``RUN/best`` is that of ``RUN``.
 
     Raises:
-        InputError: no such folder, no model in it, or one that is broken or whose weights are not finite.
+        InputError: no such folder, no model in it, one that is broken or whose weights are not finite, or an
+            impossible setting.
     """
     path = Path(path)
     if not path.is_dir():
@@ -93,20 +96,24 @@ def open_run(
         _require_stages(model, path)
         model.set_keep_ratio(keep_ratio)
     chosen = choose_device(device)
-    config = load_config(path / "config.yaml", overrides) if (path / "config.yaml").exists() else None
+    given = {key for override in overrides for key in named_settings(override)}
+    settings, is_written = _configuration(path, model, overrides)
     metadata = model.metadata
-    if "preprocessing" in metadata:
-        preprocessing = metadata["preprocessing"]
-        preparation = _preparation(preprocessing, model, path / "config.json")
-    else:
-        preprocessing = resolve_preprocessing((config or Config()).data, model.backbone, squash=model.neck is not None)
-        preparation = create_transforms(**preprocessing)[1]
+    preprocessing = metadata.get("preprocessing")
+    asked = [key for key in _KNOWN if f"data.{key}" in given]
+    if preprocessing is not None:
+        _check_preprocessing(preprocessing, model, path / MODEL_FILE)
+    if preprocessing is None or asked:
+        resolved = resolve_preprocessing(settings.data, model.backbone, squash=model.neck is not None)
+        preprocessing = {**(preprocessing or resolved), **{key: resolved[key] for key in asked}}
+    preparation = create_transforms(**preprocessing)[1]
+    config = settings if is_written or given & {"data.root", "data.name"} else None
     names = metadata.get("class_names") or [str(number) for number in range(model.num_classes)]
     return Run(path, model.to(chosen), config, preprocessing, preparation, tuple(names), chosen)
 
 
-def _preparation(preprocessing: Any, model: PrunedViT, file: Path) -> Preparation:
-    """Return what prepares a picture as a saved model says.
+def _check_preprocessing(preprocessing: Any, model: PrunedViT, file: Path) -> None:
+    """Refuse a saved model whose preparation of pictures cannot work.
 
     Raises:
         InputError: it says something that cannot work; the message names file and key.
@@ -131,7 +138,6 @@ def _preparation(preprocessing: Any, model: PrunedViT, file: Path) -> Preparatio
             raise InputError(f"image_size={size}: the model takes {list(model.adapter.image_size or ())} alone.")
     except InputError as error:
         raise InputError(f"{file}, metadata.preprocessing: {error} Correct it, or save the model again.") from None
-    return preparation
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -200,3 +206,25 @@ def choose_device(name: str | None) -> torch.device:
 def _require_stages(model: PrunedViT, path: Path) -> None:
     if not model.stages:
         raise InputError(f"{path} holds a dense model without pruning stages, so it has no keep ratio to set.")
+
+
+def _configuration(path: Path, model: PrunedViT, overrides: Sequence[str]) -> tuple[Config, bool]:
+    """Return the settings of a model's training, or the defaults, and whether they were written there."""
+    file = path / CONFIG_FILE
+    above = path.resolve().parent
+    if not file.is_file() and _same_model(path, above):  # as a training keeps its best model
+        file = above / CONFIG_FILE
+    if file.is_file():
+        return load_config(file, overrides), True
+    task = "classify" if model.neck is None else "reid"
+    config = load_config(None, [f"task={task}", f"model.architecture={model.architecture}", *overrides])
+    config.name = path.resolve().name
+    return config, False
+
+
+def _same_model(path: Path, other: Path) -> bool:
+    """Whether two folders hold the same model, but for its weights."""
+    try:
+        return (path / MODEL_FILE).read_bytes() == (other / MODEL_FILE).read_bytes()
+    except OSError:
+        return False

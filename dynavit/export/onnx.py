@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.errors import InputError
 from dynavit.export.verify import Verification, verify
+from dynavit.files import replacing
 
 OPSET = 20
 
@@ -45,7 +46,8 @@ def export_onnx(
         clear: ``(M,)`` bool, which images to compare; see :func:`~dynavit.export.verify.clear_choices`.
 
     Raises:
-        InputError: packages for ONNX are missing, the model has thresholds, or the exported model differs.
+        InputError: packages for ONNX are missing, the model has thresholds, the exported model differs, or the file
+            cannot be written.
     """
     if getattr(model, "thresholds", None) is not None:
         raise InputError(
@@ -59,18 +61,12 @@ def export_onnx(
     except ImportError as error:
         raise InputError(f"{error.name} is missing: pip install 'dynavit[export]'.") from None
 
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path) as partial:
         _export(model, images[:2], partial, output)
         written = onnx.load(partial)
         onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in metadata.items()})
         onnx.save(written, partial)
-
-        checked = verify(model, open_onnx(partial, output), images, batch_sizes, classifies=classifies, clear=clear)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return checked
+        return verify(model, open_onnx(partial, output), images, batch_sizes, classifies=classifies, clear=clear)
 
 
 def open_onnx(path: Path, output: str = "logits") -> Callable[[Tensor], Tensor]:

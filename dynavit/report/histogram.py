@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from dynavit.errors import InputError
+from dynavit.report.figures import Target, save_figure
 from dynavit.report.table import Row, is_adaptive, ratio_text
 
 _COLOUR, _INK, _FAINT = "#1f6feb", "#24292f", "#d0d7de"
 
 
-def plot_token_counts(rows: Sequence[Row], path: str | Path) -> None:
+def plot_token_counts(rows: Sequence[Row], path: Target) -> None:
     """Draw for each adaptive row how many images keep how many tokens after the last stage, and their mean.
 
     Args:
@@ -45,4 +45,4 @@ def plot_token_counts(rows: Sequence[Row], path: str | Path) -> None:
         axes.tick_params(labelsize=8)
     panels[0].set_ylabel("images (%)", fontsize=9)
     figure.supxlabel("tokens after the last stage; dashed: mean", fontsize=9, color=_INK)
-    figure.savefig(path)
+    save_figure(figure, path)

@@ -14,7 +14,10 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image, UnidentifiedImageError
 
 from dynavit.errors import InputError
+from dynavit.files import write_text
 from dynavit.report.table import Row, columns, explain, headline, is_adaptive, is_dense
+
+Picture = str | Path | bytes | Image.Image
 
 _KINDS = ("png", "jpeg", "webp", "gif")  # what every browser shows
 
@@ -23,17 +26,34 @@ def write_report(
     path: str | Path,
     title: str,
     rows: Sequence[Row],
-    images: Mapping[str, str | Path | Image.Image],
+    images: Mapping[str, Picture],
     settings: Mapping[str, Any],
     metric: str = "top1",
 ) -> None:
     """Write an evaluation as one self-contained HTML file.
 
     Args:
-        path: file to write.
+        path: file to write. The other arguments are those of :func:`render_report`.
+
+    Raises:
+        InputError: no row, a picture that cannot be read, or a file that cannot be written.
+    """
+    write_text(path, render_report(title, rows, images, settings, metric))
+
+
+def render_report(
+    title: str,
+    rows: Sequence[Row],
+    images: Mapping[str, Picture],
+    settings: Mapping[str, Any],
+    metric: str = "top1",
+) -> str:
+    """Return an evaluation as one self-contained page of HTML.
+
+    Args:
         title: heading.
         rows: see :mod:`dynavit.report.table`; "dense" rows are highlighted.
-        images: pictures by caption, as files or as PIL images; they are embedded.
+        images: pictures by caption, as files, the bytes of a PNG or PIL images; they are embedded.
         settings: what to know about the run; nested mappings become dotted names.
         metric: the metric to show.
 
@@ -44,7 +64,7 @@ def write_report(
     groups = [(name, list(members)) for name, members in groupby(table, key=lambda column: column.group)]
     # the environment escapes everything: titles, captions and settings come from users
     environment = Environment(loader=PackageLoader("dynavit.report", "."), autoescape=True)
-    page = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         title=title,
         headline=_typeset(headline(rows, metric)),
         explanation=_typeset(explain(rows, metric)),
@@ -58,7 +78,6 @@ def write_report(
         images={caption: _data_uri(image) for caption, image in images.items()},
         settings=_flattened(settings),
     )
-    Path(path).write_text(page, encoding="utf-8")
 
 
 def _typeset(text: str) -> str:
@@ -68,8 +87,10 @@ def _typeset(text: str) -> str:
     return "\N{EN DASH}" if text == "-" else text
 
 
-def _data_uri(image: str | Path | Image.Image) -> str:
-    if isinstance(image, Image.Image):
+def _data_uri(image: Picture) -> str:
+    if isinstance(image, bytes):
+        kind, data = "png", image
+    elif isinstance(image, Image.Image):
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)
         kind, data = "png", buffer.getvalue()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from dynavit.errors import InputError
+from dynavit.report.figures import Target, save_figure
 from dynavit.report.table import metric_name
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _STYLES = ("-", "--", "-.", ":")
 
 
-def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, metric: str) -> None:
+def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Target, metric: str) -> None:
     """Draw each run's mean training loss of every epoch, and its validation metric.
 
     Args:
@@ -50,4 +50,4 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Pat
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    save_figure(figure, path)

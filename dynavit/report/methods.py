@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dynavit.errors import InputError
-from dynavit.report.rows import speed_columns, write_csv
+from dynavit.files import write_together
+from dynavit.report.figures import Target, png, save_figure
+from dynavit.report.rows import speed_columns
 from dynavit.report.table import aligned, batch_sizes, is_dense, metric_name, signed, significant, throughput
+from dynavit.tables import csv_text
 
 Row = Mapping[str, Any]
 
@@ -69,19 +73,21 @@ def write_methods(rows: Sequence[Row], about: Mapping[str, Any], folder: Path) -
         folder: made if it is not there.
 
     Raises:
-        InputError: no row.
+        InputError: no row, or a file cannot be written; then all that stood there before stays.
     """
     _require(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "methods.json").write_text(json.dumps({**about, "rows": list(rows)}, indent=2) + "\n")
-    write_csv([_flat(row) for row in rows], folder / "methods.csv")
     lines = [f"- {name.replace('_', ' ')}: {value}\n" for name, value in about.items()]
-    (folder / "methods.md").write_text(f"{markdown_methods(rows)}\n{''.join(lines)}")
-    plot_methods(rows, folder / "methods.png")
-    return ["methods.md", "methods.json", "methods.csv", "methods.png"]
+    files: dict[str, str | bytes] = {
+        "methods.md": f"{markdown_methods(rows)}\n{''.join(lines)}",
+        "methods.json": json.dumps({**about, "rows": list(rows)}, indent=2) + "\n",
+        "methods.csv": csv_text([_flat(row) for row in rows]),
+        "methods.png": png(partial(plot_methods, rows)),
+    }
+    write_together(folder, files)
+    return list(files)
 
 
-def plot_methods(rows: Sequence[Row], path: str | Path) -> None:
+def plot_methods(rows: Sequence[Row], path: Target) -> None:
     """Draw accuracy against GMACs, one line a method, the best at the smallest budget first in the legend.
 
     Args:
@@ -126,7 +132,7 @@ def plot_methods(rows: Sequence[Row], path: str | Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynavit.errors import InputError
+from dynavit.report.figures import Target, save_figure
 from dynavit.report.table import Row, batch_sizes, is_adaptive, is_dense, metric_name, ratio_text, throughput
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _LEAST_SPAN = 4.0  # points of accuracy; less would make noise look like a resul
 _LOG_FROM = 6.0  # speeds this many times apart are drawn on a logarithmic axis
 
 
-def plot_pareto(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> None:
+def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None:
     """Draw accuracy against GMACs and, where rows were timed, against images per second.
 
     Args:
@@ -85,7 +85,7 @@ def plot_pareto(rows: Sequence[Row], path: str | Path, metric: str = "top1") -> 
             columnspacing=1.4,
             handletextpad=0.5,
         )
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _draw(axes: Axes, points: Sequence[tuple[float, Row]], metric: str, colour: str, label: str | None = None) -> None:

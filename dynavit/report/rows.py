@@ -1,21 +1,11 @@
-"""Rows of results as a file of comma-separated values."""
+"""Rows of results with plain cells."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from dynavit.report.table import throughput
-
-
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows of numbers and text; a column for every name, in the order in which names first come."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def speed_columns(row: Mapping[str, Any]) -> dict[str, float]:

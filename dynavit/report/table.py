@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dynavit.errors import InputError
+from dynavit.tables import printable
 
 Row = Mapping[str, Any]
 
@@ -122,6 +123,7 @@ def aligned(lines: Sequence[Sequence[str]], left: Container[int] = (0,), titles:
         left: numbers of the columns that are aligned to the left, the others to the right.
         titles: number of lines above the rule.
     """
+    lines = [[printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     ruled = [*lines[:titles], ["-" * width for width in widths], *lines[titles:]]
     return "\n".join(

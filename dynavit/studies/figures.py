@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from dynavit.report.figures import Target, save_figure
 from dynavit.studies.selection import SelectionRow
 from dynavit.studies.stability import StabilityRow
 
@@ -31,7 +31,7 @@ _LABEL_GAP = 0.062  # of the height
 _KINDS = {"library": ("#0072B2", "o"), "control": ("#000000", "s"), "known bad": ("#D55E00", "X")}
 
 
-def plot_stability(rows: Sequence[StabilityRow], path: Path) -> None:
+def plot_stability(rows: Sequence[StabilityRow], path: Target) -> None:
     """Draw the training loss of the runs after the backbone: the middle seed, and the range of all.
 
     Args:
@@ -57,10 +57,10 @@ def plot_stability(rows: Sequence[StabilityRow], path: Path) -> None:
     axes.set_ylabel("training loss")
     _label_ends(axes, ends)
     _finish(axes)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
-def plot_selection(rows: Sequence[SelectionRow], path: Path) -> None:
+def plot_selection(rows: Sequence[SelectionRow], path: Target) -> None:
     """Draw each row's accuracy, mean and range over the seeds, best on top.
 
     Args:
@@ -81,7 +81,7 @@ def plot_selection(rows: Sequence[SelectionRow], path: Path) -> None:
     axes.set_xlabel("accuracy (%), mean and range over the seeds")
     axes.margins(y=0.03)
     _finish(axes)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

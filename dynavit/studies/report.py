@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from dynavit.studies import selection, stability
@@ -50,14 +51,14 @@ def report_stability(
     """Run the stability study, write ``stability.{json,csv,md,png}`` to ``output``, return the table.
 
     Raises:
-        InputError: unknown variant, bad seeds or too few steps.
+        InputError: unknown variant, bad seeds, too few steps, or an output that cannot be written.
     """
     steps = 250 if steps is None else steps
     rows = run_stability(seeds, steps, variants)
     settings = {"seeds": list(seeds), "steps": steps, "learning rate": stability.LEARNING_RATE}
     columns = [*_STABILITY_COLUMNS[:1], _WHAT, *_STABILITY_COLUMNS[1:]]
-    write_results(output, "stability", columns, rows, settings, [_LEGEND, _sentence(stability.RULE)])
-    plot_stability(rows, output / "stability.png")
+    notes = [_LEGEND, _sentence(stability.RULE)]
+    write_results(output, "stability", columns, rows, settings, notes, partial(plot_stability, rows))
     return "\n\n".join([format_text(_STABILITY_COLUMNS, rows), _LEGEND, _sentence(stability.RULE)])
 
 
@@ -67,7 +68,7 @@ def report_selection(
     """Run the selection study, write ``selection.{json,csv,md,png}`` to ``output``, return the table.
 
     Raises:
-        InputError: unknown variant, bad seeds or too few steps.
+        InputError: unknown variant, bad seeds, too few steps, or an output that cannot be written.
     """
     steps = 400 if steps is None else steps
     rows = run_selection(seeds, steps, variants)
@@ -78,8 +79,7 @@ def report_selection(
         f"Left out: {', '.join(f'{name} ({reason})' for name, reason in LEFT_OUT.items())}."
     )
     columns = [*_SELECTION_COLUMNS[:1], _SELECTOR, *_SELECTION_COLUMNS[1:]]
-    write_results(output, "selection", columns, rows, settings, [note])
-    plot_selection(rows, output / "selection.png")
+    write_results(output, "selection", columns, rows, settings, [note], partial(plot_selection, rows))
     return f"{format_text(_SELECTION_COLUMNS, rows)}\n\n{note}"
 
 

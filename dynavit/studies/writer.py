@@ -1,19 +1,21 @@
-"""The results of a study as an aligned table, Markdown, CSV and JSON."""
+"""The results of a study as an aligned table, Markdown, CSV, JSON and a picture."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import torch
 
+from dynavit.files import write_together
+from dynavit.report.figures import png
 from dynavit.report.table import aligned
 from dynavit.studies.results import Spread
+from dynavit.tables import csv_text
 
 _Row = TypeVar("_Row")
 
@@ -49,8 +51,9 @@ def write_results(
     rows: Sequence[_Row],
     settings: dict[str, Any],
     notes: Sequence[str],
+    plot: Callable[[BinaryIO], None] | None = None,
 ) -> None:
-    """Write ``<name>.json`` (everything, every run), ``.csv`` (means and ranges) and ``.md`` (the table).
+    """Write ``<name>.json`` (everything, every run), ``.csv`` (means and ranges), ``.md`` (the table) and ``.png``.
 
     Args:
         folder: created if it is missing.
@@ -59,20 +62,23 @@ def write_results(
         rows: dataclasses.
         settings: how the study was run.
         notes: paragraphs below the Markdown table.
+        plot: draws the picture into an open file; without it there is none.
+
+    Raises:
+        InputError: a file cannot be written; then all that stood there before stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {**settings, "torch": torch.__version__}
     everything = {"settings": settings, "notes": list(notes), "rows": [_plain(row) for row in rows]}
-    (folder / f"{name}.json").write_text(json.dumps(everything, allow_nan=False) + "\n")
-    with (folder / f"{name}.csv").open("w", newline="") as file:
-        flat = [_flat(row) for row in rows]
-        fields = dict.fromkeys(field for row in flat for field in row)  # rows may have different numbers of stages
-        writer = csv.DictWriter(file, fieldnames=list(fields))
-        writer.writeheader()
-        writer.writerows(flat)
     told = ", ".join(f"{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in settings.items())
     paragraphs = "\n\n".join([*notes, f"Settings: {told}."])
-    (folder / f"{name}.md").write_text(f"{format_markdown(columns, rows)}\n{paragraphs}\n")
+    files: dict[str, str | bytes] = {
+        f"{name}.json": json.dumps(everything, allow_nan=False) + "\n",
+        f"{name}.csv": csv_text([_flat(row) for row in rows]),  # rows may have different numbers of stages
+        f"{name}.md": f"{format_markdown(columns, rows)}\n{paragraphs}\n",
+    }
+    if plot is not None:
+        files[f"{name}.png"] = png(plot)
+    write_together(folder, files)
 
 
 def _flat(row: Any) -> dict[str, Any]:
