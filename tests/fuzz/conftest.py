@@ -10,15 +10,12 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
+from runs import fill, train
 from safetensors.torch import save_file
 from values import CLASSIFY, REID
 
-from dynavit.config import Config, load_config
-from dynavit.engine.trainer import Trainer
-
-Train = Callable[..., Trainer]
+from dynavit.config import load_config
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,21 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no draw reach the network: names of the Hub are not found at once."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def train(config: Config, resume: bool = False) -> Trainer:
-    """Train, and leave nothing behind that the next run would find in the process."""
-    trainer = None
-    try:
-        trainer = Trainer(config, resume)
-        trainer.fit()
-        return trainer
-    finally:
-        for tracker in trainer.accelerator.trackers if trainer is not None else []:
-            tracker.finish()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        PartialState._reset_state()
 
 
 @pytest.fixture(scope="session")
@@ -77,13 +59,6 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (given / "own/model.safetensors").write_bytes(b"somebody's")
     files = {name: str(given / name) for name in ("weights.safetensors", "weights.pth", "damaged.pth")}
     return found | files | {"given": str(given)}
-
-
-def fill(text: str, paths: dict[str, str]) -> str:
-    """Put paths in the place of their ``<name>``."""
-    for name, path in paths.items():
-        text = text.replace(f"<{name}>", path)
-    return text
 
 
 @pytest.fixture

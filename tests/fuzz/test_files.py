@@ -6,24 +6,25 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import mutations
 import torch
-from conftest import fill, train
 from outcomes import Outcome, attempt, fingerprint, form_faults, report
+from PIL import Image
+from runs import fill, train
 from values import CLASSIFY
 
 import dynavit
-from dynavit.config import Config, load_config
+from dynavit.config import Config, ModelConfig, load_config
 from dynavit.engine.build import build_start
 from dynavit.engine.run import open_run
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 ONLY = [int(number) for number in os.environ.get("FUZZ_FILE", "").split(",") if number]
-KWARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def _damages() -> Iterator[Damage]:
 
 def test_damaged_files_are_read_or_refused_by_name(paths: dict[str, str], place: Callable[[str], Path]) -> None:
     given, model = Path(paths["given"]), Path(paths["model"])
+    given_settings = [f"{key}={fill(text, paths)}" for key, text in CLASSIFY.items() if key != "output_dir"]
+    config = load_config(given.parent / "model.yaml", given_settings)  # of the given model, as a user has it
     damages = list(_damages())
     assert len(damages) >= 300
     before, faults, outcomes = fingerprint(given), [], []
@@ -70,7 +73,7 @@ def test_damaged_files_are_read_or_refused_by_name(paths: dict[str, str], place:
             file = files[int(file.name) % len(files)]
         what = damage.mutate(rng, file)
         damaged = fingerprint(folder)
-        outcome = attempt(partial(_read, damage.way, file, run, paths))
+        outcome = attempt(partial(_read, damage.way, file, run, deepcopy(config)))
         found = _faults(outcome, file, what)
         if (after := fingerprint(given)) != before or (damage.way != "resume" and fingerprint(folder) != damaged):
             found.append("files changed")
@@ -85,32 +88,20 @@ def test_damaged_files_are_read_or_refused_by_name(paths: dict[str, str], place:
     assert not faults, report(faults)
 
 
-def _read(way: str, file: Path, run: Path, paths: dict[str, str]) -> None:
+def _read(way: str, file: Path, run: Path, config: Config) -> None:
     if way == "load":
         dynavit.load(run)
     elif way == "run":
         opened = open_run(run, device="cpu")
-        opened.answer(torch.zeros(1, 3, *opened.preprocessing["image_size"]))
+        opened.answer(opened.transform(Image.new("RGB", (40, 40)))[None])
     elif way == "convert":
-        dynavit.convert(file, "vit_tiny_patch16_224", **KWARGS)
-    elif way == "start":
-        build_start(_config(paths, run, f"model.checkpoint={run}", "model.architecture=null"), None)
+        dynavit.convert(file, config.model.architecture, **config.model.kwargs)
+    elif way == "resume":
+        train(replace(config, output_dir=str(run), train=replace(config.train, epochs=2)), resume=True)
     elif way == "file":
-        config = _config(paths, run, f"model.checkpoint={file}")
-        config.model.kwargs = dict(KWARGS)
-        build_start(config, ("green", "red"))
+        build_start(replace(config, model=replace(config.model, checkpoint=str(file))), ("green", "red"))
     else:
-        config = _config(paths, run, "train.epochs=2")
-        config.model.kwargs = dict(KWARGS)
-        train(config, resume=True)
-
-
-def _config(paths: dict[str, str], run: Path, *overrides: str) -> Config:
-    """Return the settings of the given model's training, as a user has them."""
-    given = [
-        f"{key}={fill(text, paths)}" for key, text in CLASSIFY.items() if key not in ("output_dir", "model.kwargs")
-    ]
-    return load_config(Path(paths["given"]).parent / "model.yaml", [*given, f"output_dir={run}", *overrides])
+        build_start(replace(config, model=ModelConfig(checkpoint=str(run))), None)
 
 
 def _faults(outcome: Outcome, file: Path, what: str) -> list[str]:

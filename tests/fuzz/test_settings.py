@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import fill, train
 from draws import KEYS, Draw, draw, names_setting
 from outcomes import Outcome, attempt, fingerprint, form_faults, report
+from runs import fill, train
 
 from dynavit.config import Config, load_config
 
@@ -83,6 +83,7 @@ def _faults(drawing: Draw, outcome: Outcome, paths: dict[str, str]) -> list[str]
     named = names_setting(message, *first) or any(
         (key in message or not drawing.wrong) and names_setting(message, key, text) for key, text in others
     )
+    named |= message.partition("=")[0] in KEYS  # one that was not drawn
     if "is not valid YAML" in message and not drawing.overrides:  # cannot say more than where
         lines = drawing.file.splitlines()
         line = next(n for n, text in enumerate(lines, 1) if text.strip().startswith(f"{first[0].rpartition('.')[2]}:"))
