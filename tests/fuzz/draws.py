@@ -102,7 +102,7 @@ def _forms(text: str) -> set[str]:
     if value is None or value in ("", []):
         forms |= {"missing", "empty", "None", "null", "''"}
     if isinstance(value, str):
-        forms |= {value[:40], repr(value)[1:-1], value.strip() or "''"}
+        forms |= {value[:40], repr(value)[1:-1], " ".join(value.split()) or "''"}
         with suppress(ValueError):
             forms |= {str(float(value)), repr(float(value))}  # 1e-3 is text to YAML, and a number to people
     if isinstance(value, int | float):

@@ -16,7 +16,7 @@ from types import FrameType
 from dynavit.engine.monitor import Diverged
 from dynavit.errors import InputError
 
-_SECONDS = 10.0  # an attempt takes 0.2; more is a hang
+_SECONDS = 20.0  # an attempt takes 0.2, ten times that on a busy machine; more is a hang
 _SHOWN = 20
 
 

@@ -65,6 +65,7 @@ def _is_long(config: Config) -> bool:
         or config.model.pretrained  # has to download
         or config.loss.budget == "latency"  # measures for more than ten seconds
         or settings.epochs > 3
+        or (settings.steps_per_epoch or 0) > 100
         or config.data.workers > 2
         or config.loss.reward_samples > 8
     )
@@ -77,7 +78,8 @@ def _faults(drawing: Draw, outcome: Outcome, paths: dict[str, str]) -> list[str]
         return []
     message = outcome.message
     settings = [(key, fill(text, paths)) for key, text in drawing.settings.items()]
-    faults = form_faults(message)
+    # a long value may make a long message
+    faults = form_faults(message if max(map(len, drawing.settings.values())) < 500 else message[:900])
     # combined at random, any of the others can be in the way; in the first one's place it must be named in full
     first, *others = settings
     named = names_setting(message, *first) or any(

@@ -240,7 +240,7 @@ WRONG: dict[str, list[str]] = {
     "model.scorer": _wrong_parts(_SCORERS),
     "model.reducer": _wrong_parts(_REDUCERS),
     "model.side": ["{}", "{cameras: 3}", "{scale: .nan}", "{scale: abc}", "{scale: null}", "{nope: 1}", "{views: -1}"],
-    "data.name": ["nope", "quickstart", "torchvision/Nope", "torchvision/", "torch/nope", "/", "market1501", "a/b"],
+    "data.name": ["nope", "torchvision/Nope", "torchvision/", "torch/nope", "/", "market1501", "a/b"],
     "data.root": ["<own>", "<own>/notes.txt", "<own>/nothing", "<people>", "<pictures>/train", "null", "~/nothing"],
     "data.train_split": ["training", "val", "../train", "/", "nope"],
     "data.validation_split": ["validation", "train", "..", "nope"],
