@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart quickstart-reid test test-slow lint type imports check dense clean
+.PHONY: setup quickstart quickstart-reid test test-slow test-fuzz lint type imports check dense clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -29,6 +29,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# two minutes at most; FUZZ_SEED=NUMBER draws others
+test-fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz tests/fuzz
 
 lint: $(READY)
 	$(BIN)/ruff check .
