@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from dynavit.data.pictures import read_picture
 from dynavit.data.samples import UNREADABLE
-from dynavit.data.sources import printable
 from dynavit.errors import InputError
 from dynavit.files import write_text
+from dynavit.tables import printable
 
 _RULES = 1  # raise it when other files can be read, so that what was found before is looked at again
 _THREADS = 4

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from dynavit.data.files import describe_skipped, find_images, is_hidden
 from dynavit.data.pictures import open_picture
-from dynavit.data.sources import LAYOUT, few, printable
+from dynavit.data.sources import LAYOUT, few
 from dynavit.errors import InputError, did_you_mean
 
 NO_CLASS = "in no class folder"

@@ -18,6 +18,7 @@ from torchvision.datasets import VisionDataset
 from dynavit.data.pictures import open_picture
 from dynavit.data.quickstart import ClutteredDigits
 from dynavit.errors import InputError, did_you_mean
+from dynavit.tables import printable
 
 LAYOUT = "expected ROOT/SPLIT/CLASS/*.jpg (or .png, .webp, ...)"
 
@@ -200,16 +201,6 @@ def few(names: Sequence[str]) -> str:
     """Join names, but not hundreds of them."""
     shown = printable(", ".join(names[:10])) or "none"
     return f"{shown} and {len(names) - 10:,} more" if len(names) > 10 else shown
-
-
-def printable(text: str) -> str:
-    r"""Write what no terminal shows as an escape, such as ``\udce9`` for a byte of another encoding.
-
-    Example:
-        >>> printable("caf\udce9")
-        'caf\\udce9'
-    """
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _line(error: Exception) -> str:

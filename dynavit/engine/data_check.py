@@ -17,12 +17,13 @@ from dynavit.data.files import describe_skipped, find_images
 from dynavit.data.inspection import Findings, inspect_files
 from dynavit.data.labelled import ImageFiles, LabelledFiles, common_classes, visible_folders
 from dynavit.data.reid import ReidData, ReidImages
-from dynavit.data.sources import few, printable
+from dynavit.data.sources import few
 from dynavit.data.splits import FRACTION, Wanted, find_splits, holds_images, split_name
 from dynavit.engine.build import build_start, resolve_preprocessing
 from dynavit.engine.tasks import create_task
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
+from dynavit.tables import printable
 
 _MOST_DECODED = 50_000
 """Files that are read to their end when a training starts; of more the headers are looked at."""
