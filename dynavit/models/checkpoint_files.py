@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dynavit.errors import InputError
+from dynavit.tables import printable
 
 _SAVE_ALONE = (
     "It has to be saved again with its weights alone, by someone who trusts it: "
@@ -125,7 +126,7 @@ def _safetensors(path: Path, size: int, length: int) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
-        reason = printable(error)
+        reason = first_line(error)
         cut = "it is cut off" if "ncomplete" in reason or "Offset" in reason else "it is damaged"
         raise InputError(f"{path} cannot be read ({cut}: {reason}): {_FETCH}") from None
 
@@ -163,7 +164,7 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise InputError(f"{path} cannot be read (it is cut off or damaged: {printable(error)}): {_FETCH}") from None
+        raise InputError(f"{path} cannot be read (it is cut off or damaged: {first_line(error)}): {_FETCH}") from None
     inner = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in inner:
         told = f"is a TorchScript archive, which is code as much as weights. {_SAVE_ALONE}"
@@ -216,17 +217,16 @@ def _refused_classes(path: Path, message: str) -> list[str]:
             names += torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # it is no zip, or damaged
         pass
-    return list(dict.fromkeys(printable(name) for name in names))
+    return list(dict.fromkeys(first_line(name) for name in names))
 
 
-def printable(value: Any, length: int = 120) -> str:
+def first_line(value: Any, length: int = 120) -> str:
     """Return the first line of a text without what a terminal would act on."""
-    line = str(value).strip().partition("\n")[0]
-    return "".join(sign if sign.isprintable() else "?" for sign in line)[:length]
+    return printable(str(value).strip().partition("\n")[0])[:length]
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
     """Write some names with commas, and how many more there are."""
-    found = [printable(name) for name in names]
+    found = [first_line(name) for name in names]
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(found[:most]) + more

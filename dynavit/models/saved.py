@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dynavit.errors import InputError
-from dynavit.models.checkpoint_files import listed, printable
+from dynavit.models.checkpoint_files import first_line, listed
 
 _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
 _OPTIONAL = {
@@ -56,10 +56,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds {', '.join(sorted(unknown))}, which this dynavit does not know.")
     wrong = [key for key, kind in _TYPES.items() if key in config and not isinstance(config[key], kind)]
     if wrong:
-        raise InputError(f"{path}: {wrong[0]}={printable(config[wrong[0]])} is damaged: save the model again.")
+        raise InputError(f"{path}: {wrong[0]}={first_line(config[wrong[0]])} is damaged: save the model again.")
     if ":" in config["architecture"]:
         raise InputError(
-            f"{path}: architecture={printable(config['architecture'])} names a place outside of the folder, which is "
+            f"{path}: architecture={first_line(config['architecture'])} names a place outside of the folder, which is "
             f"not read: write timm's own name of it there."
         )
     return config
@@ -77,7 +77,7 @@ def load_weights(model: Any, path: Path, device: str, strict: bool = True) -> No
         raise InputError(f"{path} does not exist: the folder holds no trained model.") from None
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(
-            f"{path} cannot be loaded: it is truncated or damaged ({printable(error)}). Fetch or save it again."
+            f"{path} cannot be loaded: it is truncated or damaged ({first_line(error)}). Fetch or save it again."
         ) from None
     own = model.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -86,7 +86,7 @@ def load_weights(model: Any, path: Path, device: str, strict: bool = True) -> No
         try:
             model.load_state_dict(state, strict=strict)
         except RuntimeError as error:
-            raise InputError(f"{path} cannot be loaded into {model.architecture}: {printable(error)}.") from None
+            raise InputError(f"{path} cannot be loaded into {model.architecture}: {first_line(error)}.") from None
         return
     told = [
         f"size mismatch for {name}, {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
@@ -125,7 +125,7 @@ def usable_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
-            f"map_location={name!r}: {printable(error)} Use map_location='cpu', or leave it out."
+            f"map_location={name!r}: {first_line(error)} Use map_location='cpu', or leave it out."
         ) from None
     return name
 

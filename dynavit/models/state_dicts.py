@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError, did_you_mean
-from dynavit.models.checkpoint_files import listed, printable, read_checkpoint
+from dynavit.models.checkpoint_files import first_line, listed, read_checkpoint
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "averaged_model", "teacher")
 PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "backbone", "encoder", "student")
@@ -122,7 +122,7 @@ def check_numbers(tensors: Mapping[str, Tensor], where: str | Path) -> None:
         InputError: naming the first such tensor.
     """
     for name, value in tensors.items():
-        shown = f"{where}: the weights {printable(name)!r}"
+        shown = f"{where}: the weights {first_line(name)!r}"
         if value.is_meta:
             raise InputError(f"{shown} hold no numbers: they were saved from a model on the meta device.")
         if value.is_complex() or value.is_quantized or value.layout != torch.strided:
@@ -146,7 +146,7 @@ def in_full_precision(state: StateDict, own: Mapping[str, Tensor]) -> dict[str, 
     for name, value in state.tensors.items():
         if name in own and own[name].is_floating_point() and not value.is_floating_point():
             raise InputError(
-                f"{state.where}: {printable(name)!r} holds {value.dtype}; floating-point numbers are wanted, not "
+                f"{state.where}: {first_line(name)!r} holds {value.dtype}; floating-point numbers are wanted, not "
                 f"quantised or counted ones."
             )
     full = {name: value.float() if value.is_floating_point() else value for name, value in state.tensors.items()}
@@ -165,7 +165,7 @@ def _sets(content: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, M
             return
         if depth == 0:
             raise InputError(
-                f"the checkpoint's tensors are kept by {type(bad).__name__} ({printable(bad)!r}), not by name: save "
+                f"the checkpoint's tensors are kept by {type(bad).__name__} ({first_line(bad)!r}), not by name: save "
                 f"model.state_dict()."
             )
     for key, value in content.items():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.models.backbone import create_backbone
-from dynavit.models.checkpoint_files import listed, printable
+from dynavit.models.checkpoint_files import first_line, listed
 from dynavit.models.convert import pooling_hint
 from dynavit.models.factory import load
 from dynavit.models.formats import to_timm
@@ -180,7 +180,7 @@ def _architecture(path: Path, architecture: str | None) -> str:
     if architecture is not None:
         return architecture
     named = (_config_of(path) or {}).get("architecture")
-    hint = f" Its config.json says {printable(named)!r}." if isinstance(named, str) else ""
+    hint = f" Its config.json says {first_line(named)!r}." if isinstance(named, str) else ""
     raise InputError(f"{path}: a state dict needs model.architecture=TIMM_NAME.{hint}")
 
 
@@ -319,7 +319,7 @@ def _matched_by_timm(backbone: Any, own: Mapping[str, Tensor], state: StateDict)
         TypeError,
         KeyError,
     ) as error:  # a grid nobody can guess
-        reason = printable(error)
+        reason = first_line(error)
         raise InputError(
             f"{state.where} does not fit the architecture: its tensors cannot be resampled ({reason})."
         ) from None
