@@ -19,7 +19,7 @@ from PIL.Image import Transpose
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"),
-    *(".pnm", ".avif", ".jp2", ".j2k", ".tga", ".apng", ".mpo"),
+    *(".pnm", ".avif", ".jp2", ".j2k", ".tga", ".apng"),
 )
 SYSTEM = ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

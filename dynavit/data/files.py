@@ -16,7 +16,7 @@ from dynavit.errors import InputError
 
 _ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"),
-    *(".pnm", ".avif", ".jp2", ".j2k", ".tga", ".apng", ".mpo"),
+    *(".pnm", ".avif", ".jp2", ".j2k", ".tga", ".apng"),
 )
 _OF_SYSTEMS = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"}
 
