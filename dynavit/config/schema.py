@@ -55,11 +55,14 @@ class DataConfig:
     root: str | None = None
     train_split: str = "train"
     validation_split: str = "val"
+    """Names of the splits. For data.name=folder the usual other names are found where a default is not there: training;
+    valid, validation, dev, test, testing."""
     download: bool = False
     corrupt: str = "stop"
     """stop or skip: what to do about images that cannot be read."""
     options: dict[str, Any] = field(default_factory=dict)
-    """More arguments of the data set."""
+    """More arguments of the data set. folder has validation_fraction for one folder of classes, and labels (a CSV),
+    validation_labels, images, image_column, label_column; re-identification: see dynavit.data.reid_layouts."""
     mean: list[float] | None = None
     std: list[float] | None = None
     interpolation: str | None = None
@@ -71,7 +74,7 @@ class DataConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     batch_size: int = 64
-    """Images a step and process."""
+    """Images a step and process; fewer, with a note, where the training data are fewer."""
     images_per_identity: int = 4
     """Re-identification: K of a batch's P x K images, P = batch_size / K identities."""
     workers: int = 2

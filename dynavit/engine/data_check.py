@@ -67,7 +67,7 @@ class DataReport:
             lines += [f"{len(unreadable):,} files cannot be read:", *unreadable]
         elif self.findings.decoded:
             lines.append("All files can be read.")
-        return lines
+        return [printable(line) for line in lines]
 
     def remarks(self) -> list[str]:
         """Return what deserves attention, but stops nothing."""
