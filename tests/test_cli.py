@@ -162,7 +162,7 @@ def spoil(folder: Path, how: str) -> None:
         (folder / "train" / "bird").mkdir()
         (folder / "val" / "bird").mkdir()
     elif how == "no validation":
-        (folder / "val").rename(folder / "test")
+        (folder / "val").rename(folder / "pets")
     elif how == "class missing in validation":
         (folder / "val" / "dog").rename(folder / "val" / "wolf")
     elif how == "one class":
@@ -191,7 +191,7 @@ def spoil(folder: Path, how: str) -> None:
         ("", ["optimizer.name=adamm"], "optimizer.name=adamm"),
         ("", ["data.name=torchvision/CIFAR11"], "Did you mean 'CIFAR10'"),
         ("", ["data.augmentation={hflipp: 1}"], "Did you mean 'hflip'"),
-        ("", ["data.batch_size=64"], "data.batch_size=64"),
+        ("", ["train.accumulation_steps=64"], "train.accumulation_steps=64"),
         ("", ["loss.token_distillation=1"], "loss.teacher=start"),
         ("", ["loss.logit_distillation=1", "loss.teacher=nowhere"], "nowhere"),
         ("", ["output_dir=/dev/null/run"], "/dev/null"),

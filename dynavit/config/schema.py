@@ -61,11 +61,14 @@ class DataConfig:
     root: str | None = None
     train_split: str = "train"
     validation_split: str = setting("val", task="classify")
+    """Names of the splits. For data.name=folder the usual other names are found where a default is not there: training;
+    valid, validation, dev, test, testing."""
     download: bool = False
     corrupt: str = setting("stop", choices=("stop", "skip"))
     """stop or skip: what to do about images that cannot be read."""
     options: dict[str, Any] = field(default_factory=dict)
-    """More arguments of the data set."""
+    """More arguments of the data set. folder has validation_fraction for one folder of classes, and labels (a CSV),
+    validation_labels, images, image_column, label_column; re-identification: see dynavit.data.reid_layouts."""
     mean: list[float] | None = setting(None, within="(-inf, inf)")
     std: list[float] | None = setting(None, within="(0, inf)")
     interpolation: str | None = None
@@ -77,7 +80,7 @@ class DataConfig:
     mixup: float = setting(0.0, within="[0, 1000]", task="classify")
     cutmix: float = setting(0.0, within="[0, 1000]", task="classify")
     batch_size: int = setting(64, within="(0, inf)")
-    """Images a step and process."""
+    """Images a step and process; fewer, with a note, where the training data are fewer."""
     images_per_identity: int = setting(4, within="(0, inf)", task="reid")
     """Re-identification: K of a batch's P x K images, P = batch_size / K identities."""
     workers: int = setting(2, within="[0, 1024]")

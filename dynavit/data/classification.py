@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 from dynavit.data.labelled import ImageFiles, common_classes
 from dynavit.data.quickstart import CLASS_NAMES
 from dynavit.data.samples import Samples, StreamSamples, as_label, collate
-from dynavit.data.sources import LAYOUT, Request, few, open_split
+from dynavit.data.sources import LAYOUT, Request, few, open_split, printable
 from dynavit.data.splits import Wanted, find_splits
 from dynavit.data.transforms import Transform
 from dynavit.errors import InputError
@@ -147,7 +147,7 @@ def _open_files(
     if splits.train is not None:
         train = Samples(ImageFiles(splits.train, classes), transforms[0], wanted.seed, True, corrupt)
     validation = Samples(ImageFiles(splits.validation, classes), transforms[1], wanted.seed, False, corrupt)
-    return ClassificationData(train, validation, classes, (*splits.notes, *notes))
+    return ClassificationData(train, validation, classes, tuple(printable(note) for note in (*splits.notes, *notes)))
 
 
 def _wrap(dataset: Dataset[Any], transform: Transform, seed: int, train: bool, corrupt: str) -> Dataset[Any]:

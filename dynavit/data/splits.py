@@ -192,17 +192,13 @@ def _missing(root: Path, asked: str, default: str, folders: Sequence[str], train
     key = "train_split" if default == "train" else "validation_split"
     classes = [name for name in folders if holds_images(root / name)]
     tables = sorted(path.name for path in root.glob("*.csv"))
-    if train_name is None and tables:
-        return InputError(
-            f"the folder {root / asked} does not exist; {LAYOUT}. For labels from {few(tables)} set "
-            f"data.options.labels={tables[0]}."
-        )
+    by_table = f" For labels from {few(tables)} set data.options.labels={tables[0]}." if tables else ""
     if train_name is None and classes:
         return InputError(
             f"{root} holds folders of images ({few(classes)}) and no splits: set {FRACTION} to validate on a part of "
-            f"each class, or make {root / 'train'} and {root / 'val'}."
+            f"each class, or make {root / 'train'} and {root / 'val'}.{by_table}"
         )
-    hints = []
+    hints = [by_table]
     usual = split_name(default, folders, taken=train_name)
     inside = [name for name in folders if split_name(default, visible_folders(root / name))]
     if usual is not None:

@@ -68,7 +68,7 @@ class DataReport:
             lines += [f"{len(unreadable):,} files cannot be read:", *unreadable]
         elif self.findings.decoded:
             lines.append("All files can be read.")
-        return lines
+        return [printable(line) for line in lines]
 
     def remarks(self) -> list[str]:
         """Return what deserves attention, but stops nothing."""
@@ -99,9 +99,11 @@ class DataReport:
     def unreadable_files(self) -> str:
         """Return how many files cannot be read, with the first of them."""
         listed = [f"{_named(path)} ({reason})" for path, reason in self.findings.unreadable.items()]
+        if len(listed) == 1:
+            ((path, reason),) = self.findings.unreadable.items()
+            return f"{_named(path)} cannot be read: {reason}"
         more = f", and {len(listed) - _LISTED:,} more" if len(listed) > _LISTED else ""
-        noun = "file" if len(listed) == 1 else "files"
-        return f"{len(listed):,} {noun} cannot be read: {', '.join(listed[:_LISTED])}{more}"
+        return f"{len(listed):,} files cannot be read: {', '.join(listed[:_LISTED])}{more}"
 
 
 def check_data(config: Config) -> DataReport:
@@ -182,7 +184,7 @@ def check_before_training(config: Config, data: Any, model: PrunedViT, accelerat
         problem = [_refusal(report, config.data.corrupt)]
         if problem[0] is None:
             if findings.unreadable:
-                accelerator.print(f"{report.unreadable_files()}. They are skipped (data.corrupt=skip).")
+                accelerator.print(f"{report.unreadable_files()}. What cannot be read is skipped (data.corrupt=skip).")
             else:
                 unchanged = ", unchanged since they were looked at before" if findings.remembered else ""
                 accelerator.print(f"Data check: {number:,} files, all can be read{unchanged}.")
@@ -212,7 +214,7 @@ def _refusal(report: DataReport, corrupt: str) -> str | None:
     unreadable = report.findings.unreadable
     for name, files in report.splits.items():
         if files.paths and all(path in unreadable for path in files.paths):
-            return f"not one image for {name} in {files.source} can be read; the first: {report.unreadable_files()}."
+            return f"not one image for {name} in {files.source} can be read; {report.unreadable_files()}."
     if unreadable and corrupt == "stop":
         return f"{report.unreadable_files()}. Replace or remove them, or set data.corrupt=skip."
     return None

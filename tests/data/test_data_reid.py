@@ -346,3 +346,22 @@ def test_training_images_are_reproducible() -> None:
 def test_transforms_that_cannot_be(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         create_reid_transforms(32, ZERO, ONE, **arguments)
+
+
+def test_one_camera_names_the_way_out(make: Make) -> None:
+    with pytest.raises(
+        InputError, match=r"do not count\. To let them count.*data\.name=folder.*data\.options\.pattern"
+    ):
+        load(make(*market("t1c1", "t2c1", "q1c1", "q4c1", "g1c1", "g4c1")))
+
+
+@pytest.mark.parametrize(
+    "options", [{"camera_pattern": r"(?P<camera>c\d)"}, {"pattern": r"^(?P<identity>[ab])/(?P<camera>c\d)"}]
+)
+def test_one_camera_of_own_folders(make: Make, options: dict[str, str]) -> None:
+    root = make(
+        *(f"{split}/{who}/c{1 + (who == 'b')}{split}.png" for split in ("train", "query", "gallery") for who in "ab")
+    )
+    with pytest.raises(InputError, match=r"read no cameras: leave the group camera out of data\.options\.pattern"):
+        load(root, "folder", options=options)
+    assert load(root, "folder").has_match.all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -142,3 +143,13 @@ def test_dividing_a_folder_of_classes(tmp_path: Path) -> None:
     ]
     most = split_off(read_class_folders(tmp_path), 0.99, seed=3)[0]
     assert Counter(most.names) == {"cat": 1, "dog": 1, "eel": 1}
+
+
+def test_names_that_are_no_text_can_be_printed(pets: Path) -> None:
+    os.rename(os.fsencode(pets / "train/cat"), os.fsencode(pets / "train") + b"/caf\xe9")
+    shutil.rmtree(pets / "val/cat")
+    picture(pets / "train/dog/\x1b[31m.txt")
+    data = create(pets)
+    assert r"caf\udce9" in data.summary()
+    assert "\x1b" not in data.summary()
+    data.summary().encode()

@@ -133,7 +133,9 @@ def table(root: Path, text: str, name: str = "train.csv", encoding: str = "utf-8
 )
 def test_tables_of_labels(tmp_path: Path, text: str, encoding: str) -> None:
     table(images(tmp_path, "images"), text, encoding=encoding)
-    with pytest.raises(InputError, match=r"For labels from train\.csv set data\.options\.labels=train\.csv"):
+    with pytest.raises(
+        InputError, match=r"validation_fraction=0\.2.* For labels from train\.csv set data\.options\.labels=train\.csv"
+    ):
         find(tmp_path)
     with pytest.raises(InputError, match=r"validation_fraction=0\.2, or data\.options\.validation_labels"):
         find(tmp_path, labels="train.csv")
@@ -201,6 +203,12 @@ def test_rows_that_cannot_be_meant(tmp_path: Path, rows: str, message: str) -> N
         (root / f"images/twin.{ending}").touch()
     with pytest.raises(InputError, match=message):
         find(table(root, f"id,label\n{rows}\n"), labels="train.csv", validation_fraction=0.5)
+
+
+def test_flat_images_beside_a_table(tmp_path: Path) -> None:
+    images(tmp_path, ".")
+    with pytest.raises(InputError, match=r"train does not exist.* data\.options\.labels=train\.csv"):
+        find(table(tmp_path, "id,label\n0,a\n"))
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:
