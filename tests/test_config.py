@@ -247,3 +247,16 @@ def test_folders_and_devices_are_no_configuration(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/zero")):
         with pytest.raises(InputError, match="is no file"):
             load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("data.root=caf\udce9", "data.root"), ("output_dir=\ud800", "output_dir"), ('data.options={x: ["\\xE9"]}', "")],
+)
+def test_what_yaml_cannot_hold_is_named(override: str, key: str, load: Callable[..., Config], tmp_path: Path) -> None:
+    config = load("", override)
+    if not key:  # text in a list
+        config.data.options["x"], key = ["caf\udce9"], "data.options"
+    with pytest.raises(InputError, match=rf"^{key}=.*only UTF-8"):
+        save_config(config, tmp_path / "config.yaml")
+    assert not (tmp_path / "config.yaml").exists()

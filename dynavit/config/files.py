@@ -6,6 +6,7 @@ OmegaConf.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from dynavit.errors import InputError, did_you_mean
 from dynavit.files import write_text
 
 _MAX_BYTES = 1_000_000  # a configuration has a few thousand
+_SURROGATE = re.compile("[\ud800-\udfff]|\\\\ud[89a-f]")  # of a text, or inside of a list
 _HEADER = "# Written by dynavit: every setting of this run.\n"
 
 
@@ -81,9 +83,16 @@ def save_config(config: Config, path: str | Path) -> None:
     """Write the complete configuration as YAML.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or a setting is no UTF-8, which is all that YAML holds.
     """
-    write_text(path, _HEADER + OmegaConf.to_yaml(OmegaConf.structured(config)))
+    try:
+        text = OmegaConf.to_yaml(OmegaConf.structured(config))
+    except UnicodeEncodeError:
+        key, value = next((key, value) for key, value in leaves(config) if _SURROGATE.search(str(value)))
+        raise InputError(
+            f"{key}={value}: only UTF-8 can be written to {path}; rename the file or folder, or make a link to it."
+        ) from None
+    write_text(path, _HEADER + text)
 
 
 def is_saved_config(path: Path) -> bool:

@@ -119,7 +119,7 @@ def _compare_searches(run: Run, exported: Callable[[Tensor], Tensor], data: Reid
         )
     cameras = ", told no cameras" if run.model.side is not None else ""
     return (
-        f"{found} on {len(queries)} queries and {len(gallery)} gallery images{cameras}; the original: {original}. "
-        f"That is on a part of the data, at most {_QUERIES} queries and {_SEARCHED:,} images of their identities, so "
-        f"it is not what evaluate measures on all."
+        f"{found} on {len(queries)} queries and {len(gallery)} gallery images{cameras} (a part of the data: at most "
+        f"{_QUERIES} queries and {_SEARCHED:,} images of their identities, so it is not what evaluate finds on all); "
+        f"the original: {original}."
     )

@@ -429,7 +429,7 @@ def test_the_tool_writes_what_it_prints(
         (["--checkpoint", "FILE", "--root", "PICTURES"], "needs model.architecture"),
         (["--checkpoint", "FOLDER", "--root", "PICTURES", "--limit", "1"], "--limit 1: at least 2"),
         (["--checkpoint", "FOLDER", "--root", "PICTURES", "--keep-ratios", "1.5"], r"keep ratios \[1.5\]"),
-        (["--checkpoint", "FOLDER", "--root", "PICTURES", "--batch-size", "0"], "batch size 0"),
+        (["--checkpoint", "FOLDER", "--root", "PICTURES", "--batch-size", "0"], "--batch-size=0: give a whole number"),
         (["--checkpoint", "FOLDER", "--configs", "nowhere.yaml"], "nowhere.yaml is no file"),
     ],
 )  # fmt: skip
