@@ -214,7 +214,7 @@ def _refused_classes(path: Path, message: str) -> list[str]:
     names = re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     try:
         with torch.serialization.safe_globals(_allowed()), path.open("rb") as file:
-            names += torch.serialization.get_unsafe_globals_in_checkpoint(file)  # type: ignore[arg-type]
+            names += torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # it is no zip, or damaged
         pass
     return list(dict.fromkeys(printable(name) for name in names))

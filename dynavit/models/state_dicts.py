@@ -169,10 +169,10 @@ def _sets(content: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, M
     """Yield mappings of names to tensors by their place, the outermost first."""
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return
-    if any(isinstance(value, Tensor) and value.ndim > 1 for value in content.values()):
-        if all(isinstance(name, str) for name in content):
-            yield path, content
-            return
+    named = all(isinstance(name, str) for name in content)
+    if named and any(isinstance(value, Tensor) and value.ndim > 1 for value in content.values()):
+        yield path, content
+        return
     for key, value in content.items():
         if isinstance(key, str) and not key.startswith(("optim", "lr_sched", "scheduler")):
             yield from _sets(value, f"{path}.{key}" if path else key, depth + 1)
