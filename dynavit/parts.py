@@ -33,7 +33,7 @@ class Parts(Generic[_T]):
 
         Args:
             name: of the part.
-            options: with ``module``, what :meth:`config` says of a class that is not dynavit's, for messages only.
+            options: with ``module``, where the class is from, as :func:`with_module` adds it; it is never imported.
 
         Raises:
             InputError: unknown name or option; the message lists what exists, or says what to import first.
@@ -64,8 +64,6 @@ class Parts(Generic[_T]):
     def config(self, name: str, part: _T) -> dict[str, Any]:
         """Return ``{"name": ..., option: value, ...}``, from which the part can be built again.
 
-        Of a class that is not dynavit's, ``module`` says where it is from.
-
         Raises:
             InputError: an option is not kept, or is not plain data.
         """
@@ -78,9 +76,6 @@ class Parts(Generic[_T]):
                     f"None in self.{option}."
                 )
             config[option] = value
-        module = type(part).__module__
-        if module.partition(".")[0] != "dynavit":
-            config.setdefault("module", module)
         return config
 
     def options(self, cls: type[_T]) -> list[str]:
@@ -88,6 +83,12 @@ class Parts(Generic[_T]):
         parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
         named = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         return [name for name in named if name not in self.supplied]
+
+
+def with_module(config: Mapping[str, Any], part: Any) -> dict[str, Any]:
+    """Return a part's description, of a class that is not dynavit's with the ``module`` that it is from."""
+    module = type(part).__module__
+    return dict(config) if module.partition(".")[0] == "dynavit" else {"module": module, **config}
 
 
 def _where(module: str) -> str:

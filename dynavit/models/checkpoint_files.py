@@ -184,8 +184,9 @@ def _check_zip(path: Path) -> None:
 
 def _torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_allowed()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # an open file: of a path, torch believes the ending
+        with torch.serialization.safe_globals(_allowed()), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way it likes
         # torch explains at length how to do without this safety; only what it refused is of use
         refused = _refused_classes(path, str(error))
@@ -213,8 +214,8 @@ def _allowed() -> list[Any]:
 def _refused_classes(path: Path, message: str) -> list[str]:
     names = re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     try:
-        with torch.serialization.safe_globals(_allowed()):
-            names += torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals(_allowed()), path.open("rb") as file:
+            names += torch.serialization.get_unsafe_globals_in_checkpoint(file)
     except Exception:  # it is no zip, or damaged
         pass
     return list(dict.fromkeys(first_line(name) for name in names))

@@ -16,6 +16,7 @@ from dynavit.errors import InputError
 from dynavit.files import replacing, write_text
 from dynavit.models.rebuild import Origin, describes_a_source, find_origin, structure
 from dynavit.models.saved import checked_size, load_weights, read_config, usable_device
+from dynavit.parts import with_module
 from dynavit.reducers import reducer_config
 from dynavit.scorers import scorer_config
 from dynavit.selectors.registry import selector_config
@@ -208,7 +209,7 @@ def model_config(model: _Savable) -> dict[str, Any]:
         InputError: the backbone cannot be rebuilt, or an argument is not plain data; see
             :func:`~dynavit.models.rebuild.find_origin`.
     """
-    selector = selector_config(model.selector)
+    selector = with_module(selector_config(model.selector), model.selector)  # refused before anything is built
     origin = _origin(model)
     config = {
         "architecture": origin.architecture,
@@ -217,7 +218,7 @@ def model_config(model: _Savable) -> dict[str, Any]:
         "stages": list(model.stages),
         "keep_ratios": list(model.keep_ratios),
         "selector": selector,
-        "scorer": scorer_config(model.predictors[0]) if model.predictors else model.scorer,
+        "scorer": _scorer_config(model),
         "reducer": reducer_config(model.reducer),
         "placement": model.placement,
         "count_rule": model.count_rule,
@@ -234,6 +235,12 @@ def model_config(model: _Savable) -> dict[str, Any]:
         config["side"] = model.side.options()
     _require_plain(config)
     return config
+
+
+def _scorer_config(model: _Savable) -> dict[str, Any]:
+    if not model.predictors:
+        return model.scorer
+    return with_module(scorer_config(model.predictors[0]), model.predictors[0])
 
 
 def _origin(model: _Savable) -> Origin:

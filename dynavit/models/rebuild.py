@@ -19,9 +19,11 @@ from dynavit.models.checkpoint_files import listed
 from dynavit.models.conventions import head_classes
 
 _INERT = (nn.Identity, nn.Dropout, DropPath, PatchDropout)  # in eval
-_NO_MATTER = {"training", "grad_checkpointing", "fused_attn", "num_classes", "inplace"}
+# notes that modules keep, or of which weights and shapes tell more
+_NO_MATTER = {"training", "grad_checkpointing", "fused_attn", "inplace", "num_classes", "in_chans", "init_values"}
 _LOOK = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 _TOLERANCE = 1e-4  # of the largest output
+_ATTEMPTS = 2  # one argument may hide behind another
 
 # timm's arguments that can be read off a model
 _READERS: dict[str, Callable[[Any], Any]] = {
@@ -32,15 +34,21 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "qkv_bias": lambda backbone: backbone.blocks[0].attn.qkv.bias is not None,
     "qk_norm": lambda backbone: not isinstance(backbone.blocks[0].attn.q_norm, nn.Identity),
     # a value to start from, which the weights replace
-    "init_values": lambda backbone: None if isinstance(backbone.blocks[0].ls1, nn.Identity) else 1e-5,
+    "init_values": lambda backbone: getattr(_layer_scale(backbone), "init_values", 1e-5),
     "class_token": lambda backbone: backbone.cls_token is not None,
     "reg_tokens": lambda backbone: int(backbone.num_reg_tokens),
-    "global_pool": lambda backbone: backbone.global_pool,
     "no_embed_class": lambda backbone: bool(backbone.no_embed_class),
     "pre_norm": lambda backbone: not isinstance(backbone.norm_pre, nn.Identity),
     "fc_norm": lambda backbone: not isinstance(backbone.fc_norm, nn.Identity),
     "dynamic_img_size": lambda backbone: bool(backbone.dynamic_img_size),
 }
+
+
+def _layer_scale(backbone: Any) -> Any:
+    scale = backbone.blocks[0].ls1
+    if isinstance(scale, nn.Identity):
+        raise AttributeError("no layer scale")
+    return scale
 
 
 @dataclass(frozen=True)
@@ -99,17 +107,18 @@ def find_origin(
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             rebuilt = _build(name, kwargs, backbone)
-        different = _differences(backbone, rebuilt, name)
+            different = _differences(backbone, rebuilt, name)
+            for _ in range(_ATTEMPTS):
+                if not different:
+                    break
+                kwargs = kwargs | _read_off(adapter, rebuilt)
+                try:
+                    rebuilt = _build(name, kwargs, backbone)
+                except InputError:  # not all architectures have all arguments
+                    break
+                different = _differences(backbone, rebuilt, name)
         if different:
-            more = kwargs | _read_off(adapter, rebuilt)
-            try:
-                with torch.device("meta"):
-                    rebuilt = _build(name, more, backbone)
-            except InputError:  # not all architectures have all arguments
-                _refuse(name, kwargs, different)
-            if _differences(backbone, rebuilt, name):
-                _refuse(name, kwargs, different)
-            kwargs = more
+            _refuse(name, kwargs, different)
         if run and not _same_outputs(adapter, _build(name, kwargs, backbone)):
             _refuse(name, kwargs, ["the outputs for the same input, so some module computes something else"])
     return Origin(name, kwargs, _preprocessing(backbone, rebuilt))
@@ -190,14 +199,21 @@ def _read_off(adapter: BackboneAdapter, rebuilt: Any) -> dict[str, Any]:
     """Return timm's arguments by which a backbone seems to differ from another."""
     found: dict[str, Any] = {}
     for key, read in _READERS.items():
-        try:
-            value, other = read(adapter.backbone), read(rebuilt)
-        except (AttributeError, TypeError):  # this family has no such part
-            continue
-        if value != other:
+        value = _read(read, adapter.backbone)
+        if value is not None and value != _read(read, rebuilt):
             found[key] = value
-    channels = type(adapter)(rebuilt).in_chans
-    return found if adapter.in_chans == channels else {**found, "in_chans": adapter.in_chans}
+    if {"class_token", "fc_norm"} & found.keys():  # which the default of pooling depends on
+        found["global_pool"] = adapter.backbone.global_pool
+    if adapter.in_chans != type(adapter)(rebuilt).in_chans:
+        found["in_chans"] = adapter.in_chans
+    return found
+
+
+def _read(read: Callable[[Any], Any], backbone: Any) -> Any:
+    try:
+        return read(backbone)
+    except (AttributeError, TypeError):  # this family has no such part
+        return None
 
 
 @torch.no_grad()
@@ -248,7 +264,7 @@ def _preprocessing(backbone: Any, rebuilt: Any) -> dict[str, Any]:
 
 
 def _refuse(name: str, kwargs: Mapping[str, Any], different: list[str]) -> NoReturn:
-    hint = "pass dynavit.prune the architecture= and model_kwargs= that timm made it with."
+    hint = "use timm's own parts, or pass dynavit.prune the architecture= and model_kwargs= that timm made it with."
     if any("lora" in line.lower() or "base_layer" in line for line in different):
         hint = "merge adapters such as LoRA into the weights they belong to first."
     elif all("head" in line.partition(",")[0] for line in different):

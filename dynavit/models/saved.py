@@ -16,7 +16,7 @@ from dynavit.models.checkpoint_files import first_line, listed
 _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
 _OPTIONAL = {
     *("reducer", "scorer", "placement", "count_rule", "thresholds"),
-    *("global_pool", "metadata", "num_identities", "embedding", "side"),
+    *("global_pool", "metadata", "num_identities", "embedding", "side", "preprocessing"),
 }
 
 _TYPES: dict[str, Any] = {

@@ -74,6 +74,7 @@ def read_state(checkpoint: str | Path | Mapping[str, Any], entry: str | None = N
         where, content = str(checkpoint), read_checkpoint(checkpoint)
     else:
         where, content = "the checkpoint", checkpoint
+    _refuse_numbered(content, where)
     sets = dict(_sets(content))
     if not sets:
         raise InputError(f"{where} holds no state dict: expected a mapping of names to tensors{_instead(content)}.")
@@ -154,20 +155,24 @@ def in_full_precision(state: StateDict, own: Mapping[str, Tensor]) -> dict[str, 
     return full
 
 
+def _refuse_numbered(content: Any, where: str) -> None:
+    if isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values()):
+        key = next((key for key in content if not isinstance(key, str)), None)
+        if key is not None:
+            raise InputError(
+                f"{where}: its tensors are kept by {type(key).__name__} ({first_line(key)}), not by name: save "
+                f"model.state_dict()."
+            )
+
+
 def _sets(content: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield mappings of names to tensors by their place, the outermost first."""
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return
-    if any(isinstance(value, Tensor) and value.ndim > 1 for value in content.values()):
-        bad = next((name for name in content if not isinstance(name, str)), None)
-        if bad is None:
-            yield path, content
-            return
-        if depth == 0:
-            raise InputError(
-                f"the checkpoint's tensors are kept by {type(bad).__name__} ({first_line(bad)!r}), not by name: save "
-                f"model.state_dict()."
-            )
+    named = all(isinstance(name, str) for name in content)
+    if named and any(isinstance(value, Tensor) and value.ndim > 1 for value in content.values()):
+        yield path, content
+        return
     for key, value in content.items():
         if isinstance(key, str) and not key.startswith(("optim", "lr_sched", "scheduler")):
             yield from _sets(value, f"{path}.{key}" if path else key, depth + 1)
