@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dynavit.cli.arguments import add_device, command, mapping, numbers
 from dynavit.errors import InputError
+from dynavit.files import replacing, require_writable
 
 
 def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -105,15 +106,26 @@ def _compare(options: argparse.Namespace) -> None:
     from dynavit.config import load_config
     from dynavit.engine.monitor import MetricsFile
     from dynavit.engine.tasks import create_task
-    from dynavit.report.losses import plot_losses
+    from dynavit.report.losses import FORMATS, plot_losses
 
+    output: Path = options.output
+    if output.suffix not in FORMATS:
+        raise InputError(f"--output {output}: the name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+    require_writable(output)
+    for path in options.run_dirs:
+        if not (path / "config.yaml").is_file():
+            raise InputError(f"{path} is no run: give the folder of a training, which holds config.yaml.")
     metrics = {create_task(load_config(path / "config.yaml")).metric for path in options.run_dirs}
     if len(metrics) > 1:
         raise InputError(f"runs of different tasks have different metrics: {', '.join(sorted(metrics))}.")
-    runs = {path.name: MetricsFile(path / "metrics.jsonl").rows() for path in options.run_dirs}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    plot_losses(runs, options.output, metrics.pop())
-    print(f"Written: {options.output}")
+    names = [path.resolve().name for path in options.run_dirs]
+    runs = {
+        name if names.count(name) == 1 else str(path): MetricsFile(path / "metrics.jsonl").rows()
+        for name, path in zip(names, options.run_dirs, strict=True)
+    }
+    with replacing(output) as partial:
+        plot_losses(runs, partial, metrics.pop())
+    print(f"Written: {output}")
 
 
 def add_lists(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from torch import nn
 
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models.adapters import create_adapter
-from dynavit.models.counts import CountRule
+from dynavit.models.counts import CountRule, is_number
 from dynavit.models.heads import BNNeck, EmbeddingPlace
 from dynavit.models.patches import OverlappingPatchEmbed
 from dynavit.models.pruned_vit import Placement, PrunedViT
@@ -191,6 +192,8 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
     Raises:
         InputError: unknown name or impossible value.
     """
+    if not isinstance(architecture, str) or not architecture:
+        raise InputError(f"architecture={architecture!r}: give a timm model name, such as 'deit_small_patch16_224'.")
     try:
         source, name = timm.models.parse_model_name(architecture)
     except (ValueError, AssertionError) as error:  # names a source that timm does not know, or looks like a path
@@ -201,8 +204,7 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
             hint = f" A model of the Hugging Face Hub is written 'hf-hub:{architecture}'."
         raise InputError(f"timm has no model {architecture!r}.{hint} timm.list_models('*vit*') lists what there is.")
     for key in {"img_size", "patch_size", "patch_stride"} & kwargs.keys():
-        if isinstance(kwargs[key], list):  # as JSON and YAML hand it over
-            kwargs[key] = tuple(kwargs[key])
+        kwargs[key] = _size(key, kwargs[key])
     options = {key: value for key, value in kwargs.items() if key != "patch_stride"}
     if kwargs.get("patch_stride") is not None:
         options["embed_layer"] = partial(OverlappingPatchEmbed, stride=kwargs["patch_stride"])
@@ -210,14 +212,13 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
         backbone: Any = timm.create_model(architecture, pretrained=pretrained, **options)
     except InputError:
         raise
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"timm cannot create {architecture} with {kwargs}: {reason}") from error
     except OSError as error:  # its weights could not be fetched
-        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"the weights of {architecture} could not be downloaded ({reason}): connect, or use pretrained=False."
+            f"the weights of {architecture} could not be downloaded ({_first_line(error)}): connect, or use "
+            f"pretrained=False."
         ) from error
+    except Exception as error:  # what a model says of arguments that it cannot have is of any kind
+        raise InputError(f"timm cannot create {architecture} with {kwargs}: {_first_line(error)}") from error
     if isinstance(backbone, NaFlexVit):
         _remember_size(backbone, kwargs.get("img_size"))
         return backbone
@@ -233,6 +234,19 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
             f"that is, or pass dynamic_img_size=True, dynamic_img_pad=True."
         )
     return backbone
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _size(key: str, value: Any) -> Any:
+    """Return a number of pixels, or a tuple of two; lists are as JSON and YAML hand it over."""
+    pair = list(value) if isinstance(value, list | tuple) else [value, value]
+    whole = all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in pair)
+    if value is not None and not (whole and len(pair) == 2):
+        raise InputError(f"{key}={value!r}: a number of pixels above 0, or height and width as [height, width].")
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _remember_size(backbone: Any, size: int | tuple[int, int] | None) -> None:
@@ -265,7 +279,12 @@ def _tell_unused_pixels(backbone: Any) -> None:
 
 def _created_neck(backbone: Any, num_identities: int | None, embedding: EmbeddingPlace) -> BNNeck | None:
     if num_identities is not None:
-        return BNNeck(backbone.num_features, num_identities, embedding)
+        try:
+            return BNNeck(backbone.num_features, num_identities, embedding)
+        except (RuntimeError, TypeError, OverflowError) as error:  # of torch's allocator
+            raise InputError(
+                f"num_identities={num_identities}: no memory for as many ({_first_line(error)})."
+            ) from None
     if embedding != "after":
         raise InputError(f"embedding={embedding!r} belongs to re-identification models: give num_identities as well.")
     return None
@@ -278,7 +297,12 @@ def _created_side(backbone: Any, options: Mapping[str, Any] | None) -> SideEmbed
     if not isinstance(options, Mapping) or "cameras" not in options or not options.keys() <= set(known):
         raise InputError(f"side={options!r}: give a mapping with 'cameras', and perhaps 'views' and 'scale'.")
     views, scale = options.get("views", 1), options.get("scale", 3.0)
-    return SideEmbedding(options["cameras"], views, backbone.embed_dim, scale)
+    if not is_number(scale) or not math.isfinite(scale):
+        raise InputError(f"side={dict(options)}: scale is a finite number.")
+    try:
+        return SideEmbedding(options["cameras"], views, backbone.embed_dim, scale)
+    except (RuntimeError, TypeError) as error:  # of torch's allocator
+        raise InputError(f"side={dict(options)}: no memory for as many ({_first_line(error)}).") from None
 
 
 def _created(part: Any, kind: type[nn.Module], create: Any) -> Any:
@@ -290,7 +314,7 @@ def _created(part: Any, kind: type[nn.Module], create: Any) -> Any:
 def _described(part: Any, noun: str, create: Any, otherwise: str = "") -> Any:
     if isinstance(part, str):
         return create(part)
-    if isinstance(part, Mapping) and "name" in part:
+    if isinstance(part, Mapping) and isinstance(part.get("name"), str) and all(isinstance(key, str) for key in part):
         if "dim" in part:
             raise InputError(f"{noun}={dict(part)}: the width of the tokens is the backbone's; leave out dim.")
         return create(**part)

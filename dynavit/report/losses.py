@@ -9,6 +9,7 @@ from typing import Any
 from dynavit.errors import InputError
 from dynavit.report.table import metric_name
 
+FORMATS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _STYLES = ("-", "--", "-.", ":")
 
