@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dynavit.errors import InputError
 from dynavit.files import write_text
+from dynavit.text import is_command
 
 Row = Mapping[str, Any]
 
@@ -24,7 +24,6 @@ _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 _GUARDED = re.compile(rf"'(?={_FORMULA.pattern})")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-f]{4})|U000([0-9a-f]{5}))")
 _LIKE_AN_ESCAPE = re.compile(r"\\(?=u[0-9a-f]{4}|U000[0-9a-f]{5})")
-_JOINERS = "\u200c\u200d"  # some scripts spell with them
 
 
 def csv_text(rows: Sequence[Row], terminal: bool = False) -> str:
@@ -74,29 +73,11 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     return [dict(zip(names, line, strict=True)) for line in cells]
 
 
-def printable(text: object) -> str:
-    r"""Return text in which no character moves the cursor, changes colours or turns the direction of reading.
-
-    Those become escapes; the two joiners that some scripts spell with stay.
-
-    Example:
-        >>> print(printable("a\x1b[31m\nb"))
-        a\x1b[31m\nb
-    """
-    return "".join(
-        character.encode("unicode_escape").decode() if _commands(character) else character for character in str(text)
-    )
-
-
 def _line(cells: Sequence[Any]) -> str:
     # with this line end the module quotes both of its characters
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue().removesuffix("\r\n") + "\n"
-
-
-def _commands(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
 
 
 def _cell(value: Any, terminal: bool) -> Any:
@@ -105,7 +86,7 @@ def _cell(value: Any, terminal: bool) -> Any:
     text = _LIKE_AN_ESCAPE.sub(r"\\u005c", value)
     text = "".join(
         _escape(ord(character))
-        if (_commands(character) if terminal else "\ud800" <= character <= "\udfff")
+        if (is_command(character) if terminal else "\ud800" <= character <= "\udfff")
         else character
         for character in text
     )

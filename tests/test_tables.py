@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dynavit
-from dynavit.tables import csv_text, printable, read_csv, write_csv
+from dynavit.tables import csv_text, read_csv, write_csv
+from dynavit.text import printable
 
 _AWKWARD = "'=+-@|\t\r\n\", ;\\udc9005cU\udce9\ud800\x1b\u202e\u2028\U000e0001\ufeff\uff1d"
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=())) | st.text(st.sampled_from(_AWKWARD))

@@ -14,7 +14,7 @@ from dynavit import __version__
 from dynavit.cli import data, methods, models, studies, training
 from dynavit.cli.arguments import check_counts
 from dynavit.errors import InputError
-from dynavit.tables import printable
+from dynavit.text import printable
 
 COMMANDS = (
     data.add_check,
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_counts(options)
         options.run(options)
     except (InputError, OSError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; continue a training with --resume", file=sys.stderr)
@@ -70,14 +70,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {printable(message)}; see {self.prog} --help\n")
-
-
-def _one_line(error: Exception) -> str:
-    """Return the message; torch wraps one from a data worker into that worker's traceback."""
-    text = str(error).strip()
-    if text.startswith("Caught "):
-        text = text.rpartition("dynavit.errors.InputError: ")[2].strip()
-    return printable(text)
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:

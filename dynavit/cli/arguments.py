@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dynavit.errors import InputError
-from dynavit.tables import printable
+from dynavit.text import printable
 
 RUN_HELP = "folder of a trained model, such as checkpoints/quickstart"
 

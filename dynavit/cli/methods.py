@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dynavit.cli.arguments import add_device, command, numbers, refuse
 from dynavit.files import require_folder
-from dynavit.tables import printable
+from dynavit.text import printable
 
 
 def add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -18,7 +18,8 @@ from dynavit.cli.arguments import (
 from dynavit.cli.overrides import TO_EVALUATE, TO_EXPORT, TO_READ_IMAGES, honour
 from dynavit.errors import InputError
 from dynavit.files import replacing, require_folder, require_writable
-from dynavit.tables import csv_text, printable
+from dynavit.tables import csv_text
+from dynavit.text import printable
 
 
 def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dynavit.cli.arguments import add_device, check_suffix, command, mapping, numbers, refuse
 from dynavit.errors import InputError
 from dynavit.files import require_folder, require_writable, write_text
-from dynavit.tables import printable
+from dynavit.text import printable
 
 
 def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -112,17 +112,22 @@ def _compare(options: argparse.Namespace) -> None:
     from dynavit.report.figures import require_format
     from dynavit.report.losses import plot_losses
 
-    require_format(options.output)
-    require_writable(options.output)
+    output: Path = options.output
+    require_format(output)
+    require_writable(output)
     for path in options.run_dirs:
         if not (path / "config.yaml").is_file():
-            raise InputError(f"{path} is no folder of a training: it has no config.yaml.")
+            raise InputError(f"{path} is no run: give the folder of a training, which holds config.yaml.")
     metrics = {create_task(load_config(path / "config.yaml")).metric for path in options.run_dirs}
     if len(metrics) > 1:
         raise InputError(f"runs of different tasks have different metrics: {', '.join(sorted(metrics))}.")
-    runs = {printable(path.name): MetricsFile(path / "metrics.jsonl").rows() for path in options.run_dirs}
-    plot_losses(runs, options.output, metrics.pop())
-    print(f"Written: {printable(options.output)}")
+    names = [path.resolve().name for path in options.run_dirs]
+    runs = {
+        printable(name if names.count(name) == 1 else path): MetricsFile(path / "metrics.jsonl").rows()
+        for name, path in zip(names, options.run_dirs, strict=True)
+    }
+    plot_losses(runs, output, metrics.pop())
+    print(f"Written: {printable(output)}")
 
 
 def add_lists(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -21,7 +21,7 @@ from dynavit.data.pictures import read_picture
 from dynavit.data.samples import UNREADABLE
 from dynavit.errors import InputError
 from dynavit.files import write_text
-from dynavit.tables import printable
+from dynavit.text import printable
 
 _RULES = 1  # raise it when other files can be read, so that what was found before is looked at again
 _THREADS = 4

@@ -16,7 +16,7 @@ from dynavit.data.files import describe_skipped, find_images, is_hidden
 from dynavit.data.pictures import open_picture
 from dynavit.data.sources import LAYOUT, few
 from dynavit.errors import InputError, did_you_mean
-from dynavit.tables import printable
+from dynavit.text import printable
 
 NO_CLASS = "in no class folder"
 

@@ -18,7 +18,7 @@ from torchvision.datasets import VisionDataset
 from dynavit.data.pictures import open_picture
 from dynavit.data.quickstart import ClutteredDigits
 from dynavit.errors import InputError, did_you_mean
-from dynavit.tables import printable
+from dynavit.text import printable
 
 LAYOUT = "expected ROOT/SPLIT/CLASS/*.jpg (or .png, .webp, ...)"
 

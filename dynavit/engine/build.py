@@ -125,8 +125,8 @@ def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict
         model_kwargs=kwargs,
         **parts,
     )
-    model.execution = settings.execution  # type: ignore[assignment]
-    model.mask_form = settings.mask_form  # type: ignore[assignment]
+    model.execution = settings.execution
+    model.mask_form = settings.mask_form
     return model
 
 

@@ -23,7 +23,7 @@ from dynavit.engine.build import build_start, resolve_preprocessing
 from dynavit.engine.tasks import create_task
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
-from dynavit.tables import printable
+from dynavit.text import printable
 
 _MOST_DECODED = 50_000
 """Files that are read to their end when a training starts; of more the headers are looked at."""

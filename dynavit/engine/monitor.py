@@ -41,7 +41,7 @@ class MetricsFile:
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
-class Diverged(RuntimeError):
+class Diverged(InputError):
     """Training no longer learns; the message says what was seen and what usually causes it."""
 
 

@@ -55,7 +55,7 @@ def create_optimizer(
         )
     try:
         return create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **settings.options)
-    except (ValueError, TypeError, AssertionError) as error:
+    except Exception as error:  # whatever an optimiser says of options that it cannot have
         raise InputError(f"optimizer.name={settings.name}, options={settings.options}: {error}") from None
 
 

@@ -196,7 +196,7 @@ def choose_device(name: str | None) -> torch.device:
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # some devices hold no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"--device {name}: {reason}. Use cpu, or leave it out.") from None

@@ -11,6 +11,7 @@ from torch import nn
 
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models.patches import OverlappingPatchEmbed
+from dynavit.text import first_line
 
 
 def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -19,6 +20,8 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
     Raises:
         InputError: unknown name or impossible value.
     """
+    if not isinstance(architecture, str) or not architecture:
+        raise InputError(f"architecture={architecture!r}: give a timm model name, such as 'deit_small_patch16_224'.")
     try:
         source, name = timm.models.parse_model_name(architecture)
     except (ValueError, AssertionError) as error:  # names a source that timm does not know, or looks like a path
@@ -29,8 +32,7 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
             hint = f" A model of the Hugging Face Hub is written 'hf-hub:{architecture}'."
         raise InputError(f"timm has no model {architecture!r}.{hint} timm.list_models('*vit*') lists what there is.")
     for key in {"img_size", "patch_size", "patch_stride"} & kwargs.keys():
-        if isinstance(kwargs[key], list):  # as JSON and YAML hand it over
-            kwargs[key] = tuple(kwargs[key])
+        kwargs[key] = _size(key, kwargs[key])
     options = {key: value for key, value in kwargs.items() if key != "patch_stride"}
     if kwargs.get("patch_stride") is not None:
         options["embed_layer"] = partial(OverlappingPatchEmbed, stride=kwargs["patch_stride"])
@@ -38,15 +40,13 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
         backbone: Any = timm.create_model(architecture, pretrained=pretrained, **options)
     except InputError:
         raise
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise InputError(f"timm cannot create {architecture} with {kwargs}: {reason}") from error
     except OSError as error:  # its weights could not be fetched
-        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"the weights of {architecture} could not be downloaded ({reason}): connect, start from a file "
+            f"the weights of {architecture} could not be downloaded ({first_line(error)}): connect, start from a file "
             f"(model.checkpoint=FILE in a configuration), or from nothing (pretrained=False, model.pretrained=false)."
         ) from error
+    except Exception as error:  # what a model says of arguments that it cannot have is of any kind
+        raise InputError(f"timm cannot create {architecture} with {kwargs}: {first_line(error)}") from error
     if isinstance(backbone, NaFlexVit):
         _remember_size(backbone, kwargs.get("img_size"))
         return backbone
@@ -79,3 +79,12 @@ def _remember_size(backbone: Any, size: int | tuple[int, int] | None) -> None:
         **backbone.pretrained_cfg,
         "input_size": (channels, height, width),
     }
+
+
+def _size(key: str, value: Any) -> Any:
+    """Return a number of pixels, or a tuple of two; lists are as JSON and YAML hand it over."""
+    pair = list(value) if isinstance(value, list | tuple) else [value, value]
+    whole = all(isinstance(pixels, int) and not isinstance(pixels, bool) and pixels > 0 for pixels in pair)
+    if value is not None and not (whole and len(pair) == 2):
+        raise InputError(f"{key}={value!r}: a number of pixels above 0, or height and width as [height, width].")
+    return tuple(value) if isinstance(value, list) else value

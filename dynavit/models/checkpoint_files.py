@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dynavit.errors import InputError
-from dynavit.tables import printable
+from dynavit.text import first_line
 
 _SAVE_ALONE = (
     "It has to be saved again with its weights alone, by someone who trusts it: "
@@ -219,11 +219,6 @@ def _refused_classes(path: Path, message: str) -> list[str]:
     except Exception:  # it is no zip, or damaged
         pass
     return list(dict.fromkeys(first_line(name) for name in names))
-
-
-def first_line(value: Any, length: int = 120) -> str:
-    """Return the first line of a text without what a terminal would act on."""
-    return printable(str(value).strip().partition("\n")[0])[:length]
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -6,6 +6,7 @@ Shapes: B batch, N original patches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from operator import index
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ def checked_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
         InputError: not block numbers of this backbone, in rising order.
     """
     try:
+        if any(isinstance(stage, bool) for stage in stages):
+            raise TypeError
         stages = tuple(index(stage) for stage in stages)
     except TypeError:
         raise InputError(f"stages={stages!r}: give a list of block numbers, such as (3, 6, 9).") from None
@@ -43,6 +46,10 @@ def checked_ratios(keep_ratio: float | Sequence[float], num_stages: int, rule: C
     Raises:
         InputError: a ratio outside (0, 1], rising ratios, or another number than of stages.
     """
+    several = isinstance(keep_ratio, Sequence) and not isinstance(keep_ratio, str)
+    numbers: Any = keep_ratio if several else [keep_ratio]
+    if not all(is_number(ratio) for ratio in numbers):
+        raise InputError(f"keep_ratio={keep_ratio!r}: give a number in (0, 1], or a list of them, one a stage.")
     if isinstance(keep_ratio, Sequence):
         ratios = tuple(float(ratio) for ratio in keep_ratio)
         if len(ratios) != num_stages:
@@ -53,11 +60,11 @@ def checked_ratios(keep_ratio: float | Sequence[float], num_stages: int, rule: C
     else:
         if not 0 < keep_ratio <= 1:
             raise InputError(f"keep_ratio={keep_ratio}: a keep ratio lies in (0, 1].")
-        numbers = range(1, num_stages + 1)
+        nth = range(1, num_stages + 1)
         if rule == "original":
-            ratios = tuple(float(keep_ratio) ** number for number in numbers)
+            ratios = tuple(float(keep_ratio) ** number for number in nth)
         elif rule == "linear":
-            ratios = tuple(1 - (1 - float(keep_ratio)) * number / num_stages for number in numbers)
+            ratios = tuple(1 - (1 - float(keep_ratio)) * number / num_stages for number in nth)
         else:
             ratios = (float(keep_ratio),) * num_stages
     if any(not 0 < ratio <= 1 for ratio in ratios):
@@ -67,6 +74,11 @@ def checked_ratios(keep_ratio: float | Sequence[float], num_stages: int, rule: C
             f"keep_ratios={list(ratios)}: fractions of the original patches, none larger than the one before."
         )
     return tuple(max(round(ratio, 3), 0.001) for ratio in ratios)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def checked_rule(rule: str) -> CountRule:

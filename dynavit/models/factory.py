@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from torch import nn
 from dynavit.errors import InputError
 from dynavit.models.adapters import create_adapter
 from dynavit.models.backbone import create_backbone
-from dynavit.models.counts import CountRule
+from dynavit.models.counts import CountRule, is_number
 from dynavit.models.heads import BNNeck, EmbeddingPlace
 from dynavit.models.pruned_vit import Placement, PrunedViT
 from dynavit.models.rebuild import find_origin
@@ -21,6 +22,7 @@ from dynavit.models.side import SideEmbedding
 from dynavit.reducers import Reducer, create_reducer
 from dynavit.scorers import create_scorer
 from dynavit.selectors import Selector, create_selector
+from dynavit.text import first_line
 
 DEFAULT_KEEP_RATIO = 0.7
 
@@ -201,7 +203,10 @@ def _tell_unused_pixels(backbone: Any) -> None:
 
 def _created_neck(backbone: Any, num_identities: int | None, embedding: EmbeddingPlace) -> BNNeck | None:
     if num_identities is not None:
-        return BNNeck(backbone.num_features, num_identities, embedding)
+        try:
+            return BNNeck(backbone.num_features, num_identities, embedding)
+        except (RuntimeError, TypeError, OverflowError) as error:  # of torch's allocator
+            raise InputError(f"num_identities={num_identities}: no memory for as many ({first_line(error)}).") from None
     if embedding != "after":
         raise InputError(f"embedding={embedding!r} belongs to re-identification models: give num_identities as well.")
     return None
@@ -214,7 +219,12 @@ def _created_side(backbone: Any, options: Mapping[str, Any] | None) -> SideEmbed
     if not isinstance(options, Mapping) or "cameras" not in options or not options.keys() <= set(known):
         raise InputError(f"side={options!r}: give a mapping with 'cameras', and perhaps 'views' and 'scale'.")
     views, scale = options.get("views", 1), options.get("scale", 3.0)
-    return SideEmbedding(options["cameras"], views, backbone.embed_dim, scale)
+    if not is_number(scale) or not math.isfinite(scale):
+        raise InputError(f"side={dict(options)}: scale is a finite number.")
+    try:
+        return SideEmbedding(options["cameras"], views, backbone.embed_dim, scale)
+    except (RuntimeError, TypeError) as error:  # of torch's allocator
+        raise InputError(f"side={dict(options)}: no memory for as many ({first_line(error)}).") from None
 
 
 def _created(part: Any, kind: type[nn.Module], create: Any) -> Any:
@@ -226,7 +236,7 @@ def _created(part: Any, kind: type[nn.Module], create: Any) -> Any:
 def _described(part: Any, noun: str, create: Any, otherwise: str = "") -> Any:
     if isinstance(part, str):
         return create(part)
-    if isinstance(part, Mapping) and "name" in part:
+    if isinstance(part, Mapping) and isinstance(part.get("name"), str) and all(isinstance(key, str) for key in part):
         if "dim" in part:
             raise InputError(f"{noun}={dict(part)}: the width of the tokens is the backbone's; leave out dim.")
         return create(**part)

@@ -17,20 +17,20 @@ from torch import Tensor, nn
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.models.adapters import BackboneAdapter, create_adapter
 from dynavit.models.adapters.attention import check_attention
+from dynavit.models.choice import Choice
 from dynavit.models.conventions import TimmConventions
-from dynavit.models.counts import CountRule, checked_ratios, checked_rule, checked_stages, stage_counts
+from dynavit.models.counts import CountRule, checked_ratios, checked_rule, checked_stages, is_number, stage_counts
 from dynavit.models.heads import BNNeck
 from dynavit.models.hub import HubMixin
 from dynavit.models.intermediates import Intermediates
 from dynavit.models.side import SideEmbedding
 from dynavit.models.stage import Stage
-from dynavit.models.tokens import GatheredTokens, MaskedTokens, MaskForm, Tokens
+from dynavit.models.tokens import GatheredTokens, MaskedTokens, Tokens
 from dynavit.models.trace import Trace
 from dynavit.reducers import Drop, Reducer
 from dynavit.scorers import Scorer
 from dynavit.selectors import Selector
 
-Execution = Literal["auto", "mask", "gather"]
 Placement = Literal["before", "inside"]
 
 _DROP = Drop()
@@ -61,6 +61,10 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         mask_form: "key" or "identity"; see :func:`dynavit.models.tokens.attention_mask`.
     """
 
+    execution = Choice("auto", "mask", "gather")
+    mask_form = Choice("key", "identity")
+    placement = Choice("before", "inside")
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -75,8 +79,6 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         side: SideEmbedding | None = None,
     ) -> None:
         super().__init__()
-        if placement not in ("before", "inside"):
-            raise InputError(f"placement={placement!r}: 'before' a block, or 'inside' it.")
         self.backbone: Any = backbone
         self.adapter: BackboneAdapter = create_adapter(backbone)
         self.stages = checked_stages(stages, self.adapter.depth)
@@ -94,8 +96,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         self.scorer: dict[str, Any] = {"name": "mlp"}
         self.model_kwargs: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
-        self.execution: Execution = "auto"
-        self.mask_form: MaskForm = "key"
+        self.execution = "auto"
+        self.mask_form = "key"
 
     def set_keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
         """Set which fraction of the patches remains; any time, no reload. Thresholds are given up.
@@ -133,6 +135,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         if thresholds is None:
             self.thresholds = None
             return
+        if not isinstance(thresholds, Sequence) or not all(is_number(threshold) for threshold in thresholds):
+            raise InputError(f"thresholds={thresholds!r}: give a list of numbers, one a stage.")
         if len(thresholds) != len(self.stages) or not self.stages:
             raise InputError(f"{len(thresholds)} thresholds for {len(self.stages)} stages; give one a stage.")
         if any(math.isnan(threshold) for threshold in thresholds):

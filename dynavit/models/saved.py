@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dynavit.errors import InputError
-from dynavit.models.checkpoint_files import first_line, listed
+from dynavit.models.checkpoint_files import listed
+from dynavit.text import first_line
 
 _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
 _OPTIONAL = {

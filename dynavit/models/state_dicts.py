@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError, did_you_mean
-from dynavit.models.checkpoint_files import first_line, listed, read_checkpoint
+from dynavit.models.checkpoint_files import listed, read_checkpoint
+from dynavit.text import first_line
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "averaged_model", "teacher")
 PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "backbone", "encoder", "student")

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.models.backbone import create_backbone
-from dynavit.models.checkpoint_files import first_line, listed
+from dynavit.models.checkpoint_files import listed
 from dynavit.models.convert import pooling_hint
 from dynavit.models.factory import load
 from dynavit.models.formats import to_timm
 from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.state_dicts import StateDict, check_numbers, in_full_precision, read_state
+from dynavit.text import first_line
 
 _GRID = ("img_size", "patch_stride")  # what may differ from a saved model: positions are resampled
 _RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")  # no weights depend on it

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dynavit.errors import InputError
-from dynavit.tables import printable
+from dynavit.text import printable
 
 Row = Mapping[str, Any]
 

@@ -1,0 +1,31 @@
+"""Text from elsewhere, such as file names, on a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # some scripts spell with them
+
+
+def printable(text: object) -> str:
+    r"""Return text in which no character moves the cursor, changes colours or turns the direction of reading.
+
+    Those become escapes; the two joiners that some scripts spell with stay.
+
+    Example:
+        >>> print(printable("a\x1b[31m\nb"))
+        a\x1b[31m\nb
+    """
+    return "".join(
+        character.encode("unicode_escape").decode() if is_command(character) else character for character in str(text)
+    )
+
+
+def is_command(character: str) -> bool:
+    """Whether a terminal or an editor may act on a character instead of showing it."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
+
+
+def first_line(value: object, length: int = 200) -> str:
+    """Return the first line of a text or error, at most so many characters; the name of its type if it is empty."""
+    return str(value).strip().partition("\n")[0][:length] or type(value).__name__
