@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dynavit.errors import InputError
 from dynavit.files import write_text
 
 

@@ -9,6 +9,7 @@ from dynavit.errors import InputError
 from dynavit.report.figures import Target, save_figure
 from dynavit.report.table import metric_name
 
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _STYLES = ("-", "--", "-.", ":")
 
 
