@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,12 @@ from dynavit.errors import InputError
 from dynavit.models import PrunedViT, create_model, load, prune
 from dynavit.models.adapters import create_adapter
 from dynavit.models.weights import load_backbone, load_reid_start
+
+_OWN = {
+    name
+    for name, parameter in inspect.signature(create_model).parameters.items()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,11 @@ def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str
         raise InputError(
             f"model.entry={config.model.entry}: it chooses weights in model.checkpoint, which is not given."
         )
+    if taken := [key for key in config.model.kwargs if key in _OWN]:
+        raise InputError(
+            f"model.kwargs={config.model.kwargs}: {taken[0]} is no argument of timm's; set model.{taken[0]}, or leave "
+            f"it out."
+        )
     build = _build_reid if config.task == "reid" else _build_classifier
     return build(config, classes, side)
 
@@ -60,9 +73,10 @@ def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str
 def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None) -> Start:
     settings = config.model
     if settings.checkpoint is not None:
-        backbone, architecture, kwargs, replaced = load_backbone(
-            settings.checkpoint, settings.architecture, classes, entry=settings.entry, **settings.kwargs
-        )
+        with _naming_checkpoint(settings.checkpoint):
+            backbone, architecture, kwargs, replaced = load_backbone(
+                settings.checkpoint, settings.architecture, classes, entry=settings.entry, **settings.kwargs
+            )
         trained = not replaced
     else:
         assert settings.architecture is not None
@@ -85,9 +99,10 @@ def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[
     if identities is not None:
         parts = {"num_identities": len(identities), "embedding": settings.embedding, "side": side}
     if settings.checkpoint is not None:
-        start = load_reid_start(
-            settings.checkpoint, settings.architecture, identities, entry=settings.entry, **settings.kwargs
-        )
+        with _naming_checkpoint(settings.checkpoint):
+            start = load_reid_start(
+                settings.checkpoint, settings.architecture, identities, entry=settings.entry, **settings.kwargs
+            )
         backbone, architecture, kwargs = start.backbone, start.architecture, start.model_kwargs
     else:
         assert settings.architecture is not None
@@ -107,6 +122,18 @@ def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[
         dense.metadata = dict(start.metadata)
     new = {"neck", "side"} - set(restored)
     return Start(model.train(), dense.eval().requires_grad_(False), "neck" in new, "neck" not in new, "side" in new)
+
+
+@contextmanager
+def _naming_checkpoint(path: str) -> Iterator[None]:
+    """Say of what a checkpoint is found to be which setting gave it."""
+    try:
+        yield
+    except InputError as error:
+        told = str(error)
+        if "model.checkpoint" in told:
+            raise
+        raise type(error)(f"model.checkpoint={'' if told.startswith(path) else f'{path}: '}{told}") from error
 
 
 def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict[str, Any], **parts: Any) -> PrunedViT:

@@ -24,9 +24,17 @@ class MetricsFile:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return all complete rows; a line that a kill cut short does not count."""
+        """Return all complete rows; a line that a kill cut short does not count.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
         rows = []
-        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
+        try:
+            text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror}.") from None
+        for line in text.splitlines():
             try:
                 row = json.loads(line)
             except ValueError:

@@ -30,7 +30,9 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
         hint = did_you_mean(architecture, timm.list_models())
         if "/" in architecture:
             hint = f" A model of the Hugging Face Hub is written 'hf-hub:{architecture}'."
-        raise InputError(f"timm has no model {architecture!r}.{hint} timm.list_models('*vit*') lists what there is.")
+        raise InputError(
+            f"architecture: timm has no model {architecture!r}.{hint} timm.list_models('*vit*') lists what there is."
+        )
     for key in {"img_size", "patch_size", "patch_stride"} & kwargs.keys():
         kwargs[key] = _size(key, kwargs[key])
     options = {key: value for key, value in kwargs.items() if key != "patch_stride"}
@@ -46,7 +48,7 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
             f"(model.checkpoint=FILE in a configuration), or from nothing (pretrained=False, model.pretrained=false)."
         ) from error
     except Exception as error:  # what a model says of arguments that it cannot have is of any kind
-        raise InputError(f"timm cannot create {architecture} with {kwargs}: {first_line(error)}") from error
+        raise InputError(f"timm cannot create {architecture} with kwargs {kwargs}: {first_line(error)}") from error
     if isinstance(backbone, NaFlexVit):
         _remember_size(backbone, kwargs.get("img_size"))
         return backbone

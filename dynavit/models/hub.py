@@ -183,8 +183,10 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
                 model.reset_classifier(model.num_classes, pool)  # as was done to the saved one
             if thresholds is not None and not overrides.keys() & _THRESHOLDS_ARE_OF:
                 model.set_thresholds([float(threshold) for threshold in thresholds])
-        except InputError:
-            raise
+        except InputError as error:
+            if overrides:
+                raise
+            raise type(error)(f"{where}: {error}") from error
         except Exception as error:  # values that nobody wrote on purpose fail anywhere
             if overrides:
                 raise

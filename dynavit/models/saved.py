@@ -45,6 +45,8 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: {path.parent} is no dynavit model folder.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # of JSON, or of its encoding
         raise InputError(f"{path} is not valid JSON ({error}): save the model again.") from None
     keys = config.keys() if isinstance(config, dict) else set()
