@@ -58,7 +58,8 @@ class Augmentation:
                 raise InputError(f"augmentation.{name} is a probability in 0..1, got {value!r}.")
         for name in ("scale", "ratio"):
             pair = getattr(self, name)
-            if not (isinstance(pair, Sequence) and len(pair) == 2 and 0 < pair[0] <= pair[1]):
+            numbers = isinstance(pair, Sequence) and all(isinstance(number, int | float) for number in pair)
+            if not (numbers and len(pair) == 2 and 0 < pair[0] <= pair[1]):
                 raise InputError(f"augmentation.{name} is [smallest, largest], got {pair!r}.")
         if isinstance(self.color_jitter, Sequence) and len(self.color_jitter) not in (3, 4):
             raise InputError(
@@ -133,7 +134,7 @@ def create_transforms(
     options["re_mode"] = options.pop("random_erasing_mode")
     try:
         return create_transform(**common, is_training=True, **options), evaluate
-    except (AssertionError, KeyError, ValueError) as error:  # an unknown policy, a negative strength
+    except Exception as error:  # an unknown policy, a negative strength, text for a number
         raise InputError(
             f"timm cannot build augmentation={dict(augmentation)}: {error!r}. "
             f"Policies are written like 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or '3a'."
