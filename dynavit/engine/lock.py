@@ -60,7 +60,7 @@ def refuse_if_held(run_dir: Path) -> None:
     Raises:
         InputError: naming that process.
     """
-    with suppress(FileNotFoundError, NotADirectoryError), (run_dir / LOCK).open() as file:
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), (run_dir / LOCK).open() as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
