@@ -243,6 +243,10 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: bytes, said: s
     assert "\n" not in str(caught.value)
 
 
+def test_what_only_training_needs_does_not_stop_the_rest(load: Callable[..., Config]) -> None:
+    assert load("data: {mixup: 0.8, cutmix: 1.0}", "data.batch_size=1").data.batch_size == 1
+
+
 def test_folders_and_devices_are_no_configuration(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/zero")):
         with pytest.raises(InputError, match="is no file"):

@@ -38,8 +38,6 @@ class Interval:
         low, high = self.ends
         if high < math.inf:
             return f"lies in {self.text}"
-        if low == -math.inf:
-            return "must be a finite number"
         if low == 0 and self.text[0] == "[":
             return "must not be negative"
         return f"must be {'at least' if self.text[0] == '[' else 'above'} {low:g}"

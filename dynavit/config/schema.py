@@ -69,10 +69,10 @@ class DataConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of the data set. folder has validation_fraction for one folder of classes, and labels (a CSV),
     validation_labels, images, image_column, label_column; re-identification: see dynavit.data.reid_layouts."""
-    mean: list[float] | None = setting(None, within="(-inf, inf)")
-    std: list[float] | None = setting(None, within="(0, inf)")
+    mean: list[float] | None = setting(None, within="[-1e6, 1e6]")
+    std: list[float] | None = setting(None, within="[1e-6, 1e6]")
     interpolation: str | None = None
-    crop_pct: float | None = setting(None, within="(0, 1]", task="classify")
+    crop_pct: float | None = setting(None, within="[0.1, 1]", task="classify")
     """Preprocessing; what the backbone's weights expect if null. The size is the model's img_size."""
     augmentation: dict[str, Any] | None = None
     """Arguments of timm's training transform (re-identification: flip, pad, erase); null trains on the
@@ -92,16 +92,16 @@ class OptimizerConfig:
 
     name: str = "adamw"
     """Any optimiser of timm.optim."""
-    lr: float = setting(1e-3, within="(0, inf)")
+    lr: float = setting(1e-3, within="(0, 1e6]")
     """Peak learning rate of the predictors."""
-    backbone_lr_scale: float = setting(1.0, within="[0, inf)")
+    backbone_lr_scale: float = setting(1.0, within="[0, 1e6]")
     """The backbone learns at lr times this."""
     layer_decay: float | None = setting(None, within="(0, 1]")
     """The learning rate of each block of the backbone is that of the next one times this."""
-    weight_decay: float = setting(0.05, within="[0, inf)")
+    weight_decay: float = setting(0.05, within="[0, 1e6]")
     """Backbone matrices only."""
     warmup_epochs: float = setting(0.0, within="[0, inf)")
-    final_lr_scale: float = setting(0.0, within="[0, inf)")
+    final_lr_scale: float = setting(0.0, within="[0, 1e6]")
     """The cosine ends at lr times this."""
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -164,7 +164,7 @@ class LossConfig:
     """Weight of that."""
     logit_distillation: float = setting(0.0, within="[0, inf)")
     token_distillation: float = setting(0.0, within="[0, inf)")
-    distillation_temperature: float = setting(1.0, within="(0, inf)")
+    distillation_temperature: float = setting(1.0, within="[1e-6, 1e6]")
     teacher: str = "start"
     """start: the frozen starting model, run densely; or a folder that dynavit wrote."""
 
@@ -173,8 +173,8 @@ class LossConfig:
 class ScheduleConfig:
     """What moves with the optimiser steps beside the learning rate."""
 
-    temperature_start: float = setting(1.0, within="(0, inf)")
-    temperature_end: float = setting(1.0, within="(0, inf)")
+    temperature_start: float = setting(1.0, within="[1e-6, 1e6]")
+    temperature_end: float = setting(1.0, within="[1e-6, 1e6]")
     temperature_kind: str = setting("exponential", choices=("exponential", "cosine", "linear"))
     """exponential, cosine or linear."""
     keep_ratio_warmup_epochs: float = setting(0.0, within="[0, inf)")

@@ -30,12 +30,15 @@ def check_folder(config: Config, resume: bool) -> Path | None:
             nothing says how to continue, or files that no run of dynavit wrote.
     """
     run_dir = config.run_dir
-    if not run_dir.exists():
-        return None
-    if not run_dir.is_dir():
-        raise InputError(f"{run_dir} is a file: {_ELSEWHERE}")
-    _refuse_foreign(run_dir)
-    names = {path.name for path in run_dir.iterdir()}
+    try:
+        if not run_dir.exists():
+            return None
+        if not run_dir.is_dir():
+            raise InputError(f"{run_dir} is a file: {_ELSEWHERE}")
+        names = {path.name for path in run_dir.iterdir()}
+        _refuse_foreign(run_dir, names)
+    except OSError as error:
+        raise InputError(f"{run_dir} cannot be read ({error.strerror}): {_ELSEWHERE}") from None
     has_model, state = "model.safetensors" in names, find_state(run_dir)
     if not resume and (has_model or state is not None or "config.yaml" in names):
         raise InputError(f"{run_dir} already holds a run or a model: continue it with --resume, or {_ELSEWHERE}")
@@ -52,14 +55,13 @@ def check_folder(config: Config, resume: bool) -> Path | None:
     return None
 
 
-def _refuse_foreign(run_dir: Path) -> None:
+def _refuse_foreign(run_dir: Path, names: set[str]) -> None:
     for name in (STATE, PREVIOUS, PARTIAL):
         if (run_dir / name).exists() and not is_state(run_dir / name):
             raise InputError(f"{run_dir / name} was not written by dynavit: move it away, or {_ELSEWHERE}")
-    names = sorted(path.name for path in run_dir.iterdir())
     is_run = find_state(run_dir) is not None or is_saved_config(run_dir / "config.yaml")
-    if not is_run and "model.safetensors" not in names and not set(names) <= _BEFORE_A_RUN:
-        foreign = ", ".join(name for name in names if name not in _BEFORE_A_RUN)
+    if not is_run and "model.safetensors" not in names and not names <= _BEFORE_A_RUN:
+        foreign = ", ".join(sorted(names - _BEFORE_A_RUN))
         shown = foreign if len(foreign) < 100 else f"{foreign[:100]}..."
         raise InputError(f"{run_dir} holds files that are of no dynavit run ({shown}): {_ELSEWHERE}")
 

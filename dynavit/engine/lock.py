@@ -7,9 +7,10 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from dynavit.errors import InputError
 
@@ -39,11 +40,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             # not flock, which data workers would inherit and hold on to after the death of their parent
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            holder = file.readline(200).strip()
-            raise InputError(
-                f"{run_dir} is being trained by another process{f' ({holder})' if holder else ''}: wait for it, or "
-                f"choose another place with output_dir=FOLDER."
-            ) from None
+            raise _held(run_dir, file) from None
         except OSError as error:
             warnings.warn(
                 f"{run_dir}: the file system knows no locks ({error.strerror}), so see to it that no other process "
@@ -55,3 +52,26 @@ def locked(run_dir: Path) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
             file.flush()
         yield
+
+
+def refuse_if_held(run_dir: Path) -> None:
+    """Find out before the work whether another process trains in a folder. Not for the one that holds it.
+
+    Raises:
+        InputError: naming that process.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), (run_dir / LOCK).open() as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise _held(run_dir, file) from None
+        except OSError:  # no locks here; locked() tells of that
+            return
+
+
+def _held(run_dir: Path, file: TextIO) -> InputError:
+    holder = file.readline(200).strip()
+    return InputError(
+        f"{run_dir} is being trained by another process{f' ({holder})' if holder else ''}: wait for it, or choose "
+        f"another place with output_dir=FOLDER."
+    )

@@ -198,7 +198,7 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.ones(1, device=device).item()  # some devices hold no numbers
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         raise InputError(f"--device {name}: {reason}. Use cpu, or leave it out.") from None
     return device
 

@@ -18,7 +18,7 @@ from dynavit.config import Config, save_config
 from dynavit.engine.announce import announce, warn_of_normalised_logits
 from dynavit.engine.checkpoint import Progress, Stateful, begin_state, load_state, save_state, saving
 from dynavit.engine.folder import check_folder, describe_changes, refuse_fewer_epochs
-from dynavit.engine.lock import locked
+from dynavit.engine.lock import locked, refuse_if_held
 from dynavit.engine.logbook import Logbook
 from dynavit.engine.monitor import DivergenceGuard, MetricsFile
 from dynavit.engine.optimization import clip_by_part, set_learning_rates
@@ -47,6 +47,7 @@ class Trainer:
         self.config, self.resume = config, resume
         train, run_dir = config.train, config.run_dir
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
+        refuse_if_held(run_dir)
         self.state = check_folder(config, resume)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
@@ -209,10 +210,12 @@ class Trainer:
         table = torch.stack([torch.stack([values[name].float() for name in names]) for values, _ in recent])
         # the mean over processes: all of them log the same, and stop together
         rows = [dict(zip(names, row, strict=True)) for row in self.accelerator.reduce(table, "mean").tolist()]
+        step = self.progress.step - sum(bool(norms) for _, norms in recent)
         for row, (_, norms) in zip(rows, recent, strict=True):
             if norms:
                 gradients = {part: float(norm) for part, norm in norms.items()}
-                self.guard.check(row["loss"], gradients, self._learning_rate())
+                self.guard.check(row["loss"], gradients, self.schedules.lr(step))
+                step += 1
             for name, value in row.items():
                 self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
             self.progress.count += 1

@@ -51,9 +51,11 @@ def test_the_second_process_is_refused_and_a_killed_one_lets_go(
     holder = holding(config.run_dir)
     for resume in (False, True):
         with pytest.raises(InputError, match=rf"trained by another process \(process {holder.pid} on") as caught:
-            Trainer(config, resume).fit()
+            Trainer(config, resume)
         assert socket.gethostname() in str(caught.value)
         assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="trained by another"), locked(config.run_dir):  # also where both just began
+        pass
     assert {path.name for path in config.run_dir.iterdir()} == {".lock"}
     holder.kill()
     holder.join()

@@ -23,6 +23,15 @@ def test_noisy_but_healthy_runs_go_on() -> None:
     feed(DivergenceGuard(math.log(10)), [0.01] * 30 + [1.0] * 100)
 
 
+@pytest.mark.parametrize(("loss", "gradient"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan)])
+def test_what_was_never_sound_is_not_blamed_on_the_learning_rate(loss: float, gradient: float) -> None:
+    gradients = {"backbone": gradient, "fast": 1.0}
+    with pytest.raises(Diverged, match=r"the learning rate is not the cause.*data.mean"):
+        feed(DivergenceGuard(1.0), [loss] * 3, gradients)
+    with pytest.raises(Diverged, match=r"lower optimizer.lr"):
+        feed(DivergenceGuard(1.0), [1.0] * 3 + [math.nan])
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
     with pytest.raises(Diverged, match="learning rate"):
