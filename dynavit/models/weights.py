@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,7 +47,8 @@ def load_backbone(
         The backbone, its timm name and arguments, and whether the head was replaced.
 
     Warns:
-        UserWarning: what was taken of a file that holds more than these weights.
+        UserWarning: what was taken of a file that holds more than these weights; not without ``classes``, which is
+            but a look at the backbone.
 
     Raises:
         InputError: missing, damaged or mismatching checkpoint; mismatches are listed.
@@ -66,7 +66,7 @@ def load_backbone(
     if classes is not None:
         kwargs = {**kwargs, "num_classes": len(classes)}
     backbone = create_backbone(architecture, **kwargs)
-    return backbone, architecture, kwargs, _load_matching(backbone, read_state(path, entry))
+    return backbone, architecture, kwargs, _load_matching(backbone, read_state(path, entry), classes is not None)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def load_reid_start(
         architecture = _architecture(path, architecture)
         kwargs = {**kwargs, "num_classes": 0}
         backbone = create_backbone(architecture, **kwargs)
-        _load_matching(backbone, read_state(path, entry))
+        _load_matching(backbone, read_state(path, entry), identities is not None)
         return ReidStart(backbone, architecture, kwargs)
     model = _load_folder(path, architecture, entry)
     assert model.architecture is not None
@@ -257,7 +257,7 @@ def _regridded(old: Any, architecture: str, kwargs: Mapping[str, Any]) -> nn.Mod
     return new
 
 
-def _load_matching(backbone: Any, state: StateDict) -> bool:
+def _load_matching(backbone: Any, state: StateDict, tell: bool) -> bool:
     """Load everything but a head of other classes; returns whether the head was left new."""
     own = backbone.state_dict()
     try:
@@ -275,8 +275,8 @@ def _load_matching(backbone: Any, state: StateDict) -> bool:
         told = "; ".join(f"{kind}: {listed(sorted(names))}" for kind, names in problems.items() if names)
         raise InputError(f"{state.where} does not fit the architecture. {told}.{hint}")
     backbone.load_state_dict(in_full_precision(fitted, own), strict=False)
-    if (note := fitted.note()) is not None:
-        warnings.warn(note, stacklevel=4)
+    if tell:
+        fitted.tell()
     return replaced
 
 
