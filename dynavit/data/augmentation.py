@@ -100,7 +100,7 @@ def create_augmentation(options: Mapping[str, Any], **preprocessing: Any) -> Com
     arguments["re_mode"] = arguments.pop("random_erasing_mode")
     try:
         made: Compose = create_transform(**preprocessing, is_training=True, **arguments)
-    except (AssertionError, KeyError, ValueError, TypeError) as error:  # an unknown policy, a negative strength
+    except Exception as error:  # an unknown policy, a negative strength, text for a number
         raise InputError(
             f"timm cannot build augmentation={dict(options)}: {error!r}. "
             f"Policies are written like 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or '3a'."

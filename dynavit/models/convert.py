@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -115,8 +114,7 @@ def convert(
     ]
     _refuse(problems, source, architecture)
     model.load_state_dict(in_full_precision(replace(state, tensors=weights), own), strict=False)
-    if (note := state.note()) is not None:
-        warnings.warn(note, stacklevel=2)
+    state.tell()
     parts = {"head" if name.startswith("backbone.") else name.partition(".")[0] for name in new}
     model.metadata = {"converted_from": source, "new_parts": sorted(parts)}
     return model

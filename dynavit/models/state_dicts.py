@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -53,6 +55,16 @@ class StateDict:
         if self.left_out:
             parts.append(f"left out: {listed(self.left_out, 8)}")
         return f"{self.where}: {'; '.join(parts)}."
+
+    def tell(self) -> None:
+        """Warn with the note, in the name of the code outside of this package that asked for the weights."""
+        note = self.note()
+        if note is None:
+            return
+        level, frame = 1, sys._getframe()
+        while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "dynavit":
+            level, frame = level + 1, frame.f_back
+        warnings.warn(note, stacklevel=level)
 
 
 def read_state(checkpoint: str | Path | Mapping[str, Any], entry: str | None = None) -> StateDict:

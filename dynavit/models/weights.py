@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.models.backbone import create_backbone
-from dynavit.models.checkpoint_files import listed
-from dynavit.models.convert import pooling_hint
 from dynavit.models.factory import load
-from dynavit.models.formats import to_timm
+from dynavit.models.matching import load_matching
 from dynavit.models.pruned_vit import PrunedViT
-from dynavit.models.state_dicts import StateDict, check_numbers, in_full_precision, read_state
+from dynavit.models.state_dicts import check_numbers, read_state
 from dynavit.text import first_line
 
 _GRID = ("img_size", "patch_stride")  # what may differ from a saved model: positions are resampled
@@ -49,7 +45,8 @@ def load_backbone(
         The backbone, its timm name and arguments, and whether the head was replaced.
 
     Warns:
-        UserWarning: what was taken of a file that holds more than these weights.
+        UserWarning: what was taken of a file that holds more than these weights; not without ``classes``, which is
+            but a look at the backbone.
 
     Raises:
         InputError: missing, damaged or mismatching checkpoint; mismatches are listed.
@@ -67,7 +64,7 @@ def load_backbone(
     if classes is not None:
         kwargs = {**kwargs, "num_classes": len(classes)}
     backbone = create_backbone(architecture, **kwargs)
-    return backbone, architecture, kwargs, _load_matching(backbone, read_state(path, entry))
+    return backbone, architecture, kwargs, load_matching(backbone, read_state(path, entry), classes is not None)
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ def load_reid_start(
         architecture = _architecture(path, architecture)
         kwargs = {**kwargs, "num_classes": 0}
         backbone = create_backbone(architecture, **kwargs)
-        _load_matching(backbone, read_state(path, entry))
+        load_matching(backbone, read_state(path, entry), identities is not None)
         return ReidStart(backbone, architecture, kwargs)
     model = _load_folder(path, architecture, entry)
     assert model.architecture is not None
@@ -256,86 +253,3 @@ def _regridded(old: Any, architecture: str, kwargs: Mapping[str, Any]) -> nn.Mod
             f"img_size, patch_stride: {architecture} cannot take another grid of patches ({reason} ...)."
         ) from None
     return new
-
-
-def _load_matching(backbone: Any, state: StateDict) -> bool:
-    """Load everything but a head of other classes; returns whether the head was left new."""
-    own = backbone.state_dict()
-    try:
-        fitted, problems, replaced = _matched(backbone, own, state)
-    except InputError:
-        fitted, problems, replaced = _matched_by_timm(backbone, own, state)
-        if any(problems.values()):
-            raise
-    if any(problems.values()):
-        by_timm = _matched_by_timm(backbone, own, state)
-        if not any(by_timm[1].values()):
-            fitted, problems, replaced = by_timm
-    if any(problems.values()):
-        hint = pooling_hint(problems["missing"], problems["unknown"], "model.kwargs.")
-        told = "; ".join(f"{kind}: {listed(sorted(names))}" for kind, names in problems.items() if names)
-        raise InputError(f"{state.where} does not fit the architecture. {told}.{hint}")
-    backbone.load_state_dict(in_full_precision(fitted, own), strict=False)
-    if (note := fitted.note()) is not None:
-        warnings.warn(note, stacklevel=4)
-    return replaced
-
-
-_Match = tuple[StateDict, dict[str, list[str]], bool]
-
-
-def _matched(backbone: Any, own: Mapping[str, Tensor], state: StateDict) -> _Match:
-    """Bring published names and other prefixes to timm's, then compare."""
-    state, _, problems = to_timm(state, own)
-    ours = {name: value for name, value in state.tensors.items() if name.startswith("backbone.")}
-    left = ("predictors.*",) if len(ours) < len(state.tensors) else ()  # DynamicViT's, which belong to its stages
-    tensors = {name.removeprefix("backbone."): value for name, value in ours.items()}
-    fitted, more, replaced = _matched_by_timm(
-        backbone, own, replace(state, tensors=tensors, left_out=(*state.left_out, *left))
-    )
-    return (
-        fitted,
-        {
-            **more,
-            "twice there": problems["twice there"],
-            "missing": more["missing"] + problems["missing"],
-            "unknown": more["unknown"] + problems["unknown"],
-            "other shape": more["other shape"] + problems["of another shape"],
-        },
-        replaced,
-    )
-
-
-def _matched_by_timm(backbone: Any, own: Mapping[str, Tensor], state: StateDict) -> _Match:
-    """Resample positions, as timm does, and compare names and shapes; what is of another head is taken out."""
-    # resampling positions in half precision would round them once more
-    half = {name: value.float() if value.is_floating_point() else value for name, value in state.tensors.items()}
-    try:
-        tensors = dict(checkpoint_filter_fn(half, cast(VisionTransformer, backbone)))
-    except (
-        RuntimeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-        TypeError,
-        KeyError,
-    ) as error:  # a grid nobody can guess
-        reason = first_line(error)
-        raise InputError(
-            f"{state.where} does not fit the architecture: its tensors cannot be resampled ({reason})."
-        ) from None
-    head = {name for name in tensors if name.startswith("head")}
-    given = bool(head)
-    if backbone.num_classes > 0:  # one that fits, or that the architecture does not know, is no other head
-        head = {name for name in head if name in own and tensors[name].shape != own[name].shape}
-    for name in head:
-        del tensors[name]
-    shapes = [
-        f"{name} {tuple(value.shape)} != {tuple(own[name].shape)}"
-        for name, value in tensors.items()
-        if name in own and value.shape != own[name].shape
-    ]
-    missing = [name for name in own.keys() - tensors.keys() if not name.startswith("head")]
-    problems = {"missing": missing, "unknown": list(tensors.keys() - own.keys()), "other shape": shapes}
-    left = ("head of other classes",) if head else ()
-    return replace(state, tensors=tensors, left_out=(*state.left_out, *left)), problems, bool(head) or not given
