@@ -112,7 +112,7 @@ def convert(
         for name, value in weights.items()
         if name in own and value.shape != own[name].shape
     ]
-    _refuse(problems, source, architecture)
+    _refuse(problems, state.where, source, architecture)
     model.load_state_dict(in_full_precision(replace(state, tensors=weights), own), strict=False)
     state.tell()
     parts = {"head" if name.startswith("backbone.") else name.partition(".")[0] for name in new}
@@ -156,7 +156,7 @@ def _resample_positions(weights: dict[str, Tensor], model: PrunedViT) -> None:
         weights[name] = resample_abs_pos_embed(theirs, new_size=new, old_size=[side] * 2, num_prefix_tokens=prefix)
 
 
-def _refuse(problems: Mapping[str, list[str]], source: str, architecture: str) -> None:
+def _refuse(problems: Mapping[str, list[str]], where: str, source: str, architecture: str) -> None:
     found = {kind: _grouped(name.removeprefix("backbone.") for name in names) for kind, names in problems.items()}
     listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
     if not listed:
@@ -171,7 +171,7 @@ def _refuse(problems: Mapping[str, list[str]], source: str, architecture: str) -
     elif any(name.startswith("pos_embed") for name in shapes):
         hint = " img_size=... resamples the position embeddings of a square grid."
     hint += pooling_hint(found["missing"], found["unknown"])
-    raise InputError(f"the {source} checkpoint does not fit {architecture}. {listed}.{hint}")
+    raise InputError(f"{where}, in the format {source}, does not fit {architecture}. {listed}.{hint}")
 
 
 def pooling_hint(missing: Iterable[str], unknown: Iterable[str], key: str = "") -> str:

@@ -108,7 +108,10 @@ def to_timm(state: StateDict, own: Iterable[str]) -> tuple[StateDict, str, dict[
     names = {_of_backbone(name) for name in own}
     names |= {name.replace(".qkv.", f".{part}.") for name in names for part in ("query", "key", "value")}
     state = fit_names(state, names, lambda name: _from_hf(name) or _of_backbone(name))
-    source = detect_format(state.tensors)
+    try:
+        source = detect_format(state.tensors)
+    except InputError as error:
+        raise InputError(f"{state.where}: {error}") from None
     weights, problems, dropped = _renamed(state.tensors, source)
     return replace(state, tensors=weights, left_out=(*state.left_out, *dropped)), source, problems
 

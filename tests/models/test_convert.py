@@ -382,7 +382,7 @@ def test_everything_that_does_not_fit_is_in_one_message() -> None:
         convert(state, "vit_tiny_patch16_224", **TINY)
     message = str(error.value)
     assert "\n" not in message
-    assert "the hf-vit checkpoint does not fit vit_tiny_patch16_224" in message
+    assert "in the format hf-vit, does not fit vit_tiny_patch16_224" in message
     assert "missing: blocks.{0,2}.attn.key.bias, blocks.{0,2}.attn.qkv.bias, norm.weight;" in message
     assert "unknown: vit.encoder.layer.1.adapter.down.weight;" in message
     assert "twice there: layernorm.bias;" in message
