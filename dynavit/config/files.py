@@ -150,9 +150,12 @@ def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str]) -> str
 
 
 def _unknown_key(full_key: str) -> str:
-    *parents, key = full_key.split(".")
     node: Any = Config()
-    for parent in parents:
+    parents: list[str] = []
+    key = full_key
+    while "." in key and is_dataclass(getattr(node, key.partition(".")[0], None)):
+        parent, _, key = key.partition(".")
+        parents.append(parent)
         node = getattr(node, parent)
     known = [entry.name for entry in fields(node)]
     where = f"in {'.'.join(parents)}" if parents else "at top level"

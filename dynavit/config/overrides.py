@@ -71,8 +71,9 @@ def expand_names(tree: DictConfig) -> list[str]:
     found = []
     for key in _NAMED:
         section, name = key.split(".")
-        part: Any = tree.get(section) if OmegaConf.is_dict(tree) else None
-        if OmegaConf.is_dict(part) and isinstance(part.get(name), str):
+        part: Any = None if OmegaConf.is_interpolation(tree, section) else tree.get(section)
+        named = isinstance(part, DictConfig) and not OmegaConf.is_interpolation(part, name)
+        if named and isinstance(part.get(name), str):
             part[name] = {"name": part[name]}
             found.append(key)
     return found
