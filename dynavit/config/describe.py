@@ -22,8 +22,8 @@ def described(key: str | None = None) -> list[tuple[Setting, str]]:
         InputError: there is none.
 
     Example:
-        >>> [(setting.value, about) for setting, about in described("train.accumulation_steps")]
-        [(1, '')]
+        >>> [(setting.value, about) for setting, about in described("train.mixed_precision")]
+        [('no', 'no, bf16 or fp16.')]
     """
     about = dict(_documentation(Config(), ""))
     everything = settings(Config())
@@ -39,17 +39,18 @@ def described(key: str | None = None) -> list[tuple[Setting, str]]:
 
 
 def _documentation(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    """Yield what stands below the fields of a class; what follows several is of all of them."""
+    """Yield what stands below each field of a class."""
     (tree,) = ast.parse(inspect.getsource(type(node))).body
     assert isinstance(tree, ast.ClassDef)
     about: dict[str, str] = {}
-    waiting: list[str] = []
-    for statement in tree.body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            waiting.append(statement.target.id)
-        elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and waiting:
-            about |= dict.fromkeys(waiting, " ".join(str(statement.value.value).split()))
-            waiting = []
+    for field, text in zip(tree.body, tree.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            about[field.target.id] = " ".join(str(text.value.value).split())
     for entry in fields(node):
         value = getattr(node, entry.name)
         if is_dataclass(value):

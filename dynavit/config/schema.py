@@ -32,6 +32,7 @@ class ModelConfig:
     keep_ratios: list[float] | None = setting(None, within="(0, 1]")
     """One ratio a stage, in place of keep_ratio."""
     selector: dict[str, Any] = setting(lambda: {"name": "topk"}, named="topk")
+    """What turns logits into a choice of tokens; `dynavit selectors` lists them."""
     scorer: dict[str, Any] = setting(lambda: {"name": "mlp"}, named="mlp")
     """What gives tokens their logits: mlp, linear, or one that learns nothing, such as class_attention."""
     reducer: dict[str, Any] = setting(lambda: {"name": "drop"}, named="drop")
@@ -59,31 +60,40 @@ class DataConfig:
     """Classification: quickstart, folder, torchvision/NAME, or whatever timm.data.create_dataset reads.
     Re-identification: quickstart-reid, folder, market1501, dukemtmc, msmt17, cuhk03np or veri776."""
     root: str | None = None
+    """Folder of the images."""
     train_split: str = "train"
+    """The part to train on; data.name=folder finds training, too, where there is no train."""
     validation_split: str = setting("val", task="classify")
-    """Names of the splits. For data.name=folder the usual other names are found where a default is not there: training;
-    valid, validation, dev, test, testing."""
+    """The part to validate on; for data.name=folder valid, validation, dev, test and testing are found, too, where there
+    is no val."""
     download: bool = False
+    """Fetch what is missing, where the data set knows how."""
     corrupt: str = setting("stop", choices=("stop", "skip"))
     """stop or skip: what to do about images that cannot be read."""
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of the data set. folder has validation_fraction for one folder of classes, and labels (a CSV),
     validation_labels, images, image_column, label_column; re-identification: see dynavit.data.reid_layouts."""
     mean: list[float] | None = setting(None, within="[-1e6, 1e6]")
+    """Subtracted from each channel in 0..1; what the backbone's weights expect if null."""
     std: list[float] | None = setting(None, within="[1e-6, 1e6]")
+    """Each channel is divided by it; what the backbone's weights expect if null."""
     interpolation: str | None = None
+    """nearest, bilinear, bicubic, box, hamming or lanczos; what the backbone's weights expect if null."""
     crop_pct: float | None = setting(None, within="[0.1, 1]", task="classify")
-    """Preprocessing; what the backbone's weights expect if null. The size is the model's img_size."""
+    """Part of the resized image's edge that evaluation keeps; what the backbone's weights expect if null."""
     augmentation: dict[str, Any] | None = None
     """Arguments of timm's training transform (re-identification: flip, pad, erase); null trains on the
     evaluation transform."""
     mixup: float = setting(0.0, within="[0, 1000]", task="classify")
+    """Alpha of mixup; 0 leaves it out."""
     cutmix: float = setting(0.0, within="[0, 1000]", task="classify")
+    """Alpha of CutMix; 0 leaves it out."""
     batch_size: int = setting(64, within="(0, inf)")
     """Images a step and process; fewer, with a note, where the training data are fewer."""
     images_per_identity: int = setting(4, within="(0, inf)", task="reid")
     """Re-identification: K of a batch's P x K images, P = batch_size / K identities."""
     workers: int = setting(2, within="[0, 1024]")
+    """Processes that load images; 0 loads them in the training process."""
 
 
 @dataclass
@@ -101,9 +111,11 @@ class OptimizerConfig:
     weight_decay: float = setting(0.05, within="[0, 1e6]")
     """Backbone matrices only."""
     warmup_epochs: float = setting(0.0, within="[0, inf)")
+    """The learning rate rises over the first epochs; fractions count."""
     final_lr_scale: float = setting(0.0, within="[0, 1e6]")
     """The cosine ends at lr times this."""
     options: dict[str, Any] = field(default_factory=dict)
+    """More arguments of timm's create_optimizer_v2."""
 
 
 @dataclass
@@ -111,6 +123,7 @@ class TrainConfig:
     """How long and how."""
 
     epochs: int = setting(30, within="(0, inf)")
+    """Passes over the training data."""
     dense_epochs: int | None = setting(None, within="[0, inf)")
     """Where the start has weights but does not know the classes yet, a dense model is fine-tuned first, for so many
     epochs; as many as epochs if null, none if 0."""
@@ -119,9 +132,11 @@ class TrainConfig:
     mixed_precision: str = setting("no", choices=("no", "bf16", "fp16"))
     """no, bf16 or fp16."""
     accumulation_steps: int = setting(1, within="(0, inf)")
+    """Batches whose gradients are added up for one step."""
     clip_grad_norm: float | None = setting(1.0, within="(0, inf)")
     """For backbone and predictors separately."""
     ema_decay: float | None = setting(None, within="(0, 1)")
+    """Also keep averaged weights, with this decay a step, and deploy those."""
     freeze: str = setting("none", choices=("none", "backbone"))
     """none or backbone."""
     freeze_epochs: int = setting(0, within="[0, inf)")
@@ -129,10 +144,13 @@ class TrainConfig:
     sync_batchnorm: bool = setting(False, task="reid")
     """Re-identification on several GPUs: batch norm statistics over all processes, not each one's own."""
     compile: bool = False
+    """Compile the model with torch.compile."""
     grad_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, with less memory."""
     checkpoint_steps: int | None = setting(None, within="(0, inf)")
     """Also save the state every so many steps, beside every epoch."""
     log_steps: int = setting(50, within="(0, inf)")
+    """Steps between two entries in TensorBoard, and between two lines in logs without a terminal."""
 
 
 @dataclass
@@ -140,12 +158,14 @@ class LossConfig:
     """Weights of the losses beside cross-entropy."""
 
     label_smoothing: float = setting(0.0, within="[0, 1)")
+    """Of cross-entropy."""
     identity: float = setting(1.0, within="[0, inf)", task="reid")
     """Re-identification: cross-entropy over the training identities."""
     metric: dict[str, Any] = setting(lambda: {"name": "triplet"}, task="reid", named="triplet")
     """Re-identification: triplet (margin, soft_margin, distance, normalize), or any loss of
     pytorch-metric-learning with its parameters."""
     metric_weight: float = setting(1.0, within="[0, inf)", task="reid")
+    """Re-identification: weight of the metric loss."""
     center: float = setting(0.0, within="[0, inf)", task="reid")
     """Re-identification: weight of a centre loss beside the metric loss; 5e-4 is usual."""
     metric_across_processes: bool = setting(False, task="reid")
@@ -163,8 +183,11 @@ class LossConfig:
     policy_gradient: float = setting(1.0, within="[0, inf)")
     """Weight of that."""
     logit_distillation: float = setting(0.0, within="[0, inf)")
+    """Weight of agreeing with the teacher's logits."""
     token_distillation: float = setting(0.0, within="[0, inf)")
+    """Weight of agreeing with the teacher's features of the kept tokens."""
     distillation_temperature: float = setting(1.0, within="[1e-6, 1e6]")
+    """Of the logits, in logit_distillation."""
     teacher: str = "start"
     """start: the frozen starting model, run densely; or a folder that dynavit wrote."""
 
@@ -174,7 +197,9 @@ class ScheduleConfig:
     """What moves with the optimiser steps beside the learning rate."""
 
     temperature_start: float = setting(1.0, within="[1e-6, 1e6]")
+    """Of the selector, at the first step."""
     temperature_end: float = setting(1.0, within="[1e-6, 1e6]")
+    """Of the selector, at the last step."""
     temperature_kind: str = setting("exponential", choices=("exponential", "cosine", "linear"))
     """exponential, cosine or linear."""
     keep_ratio_warmup_epochs: float = setting(0.0, within="[0, inf)")
@@ -186,7 +211,9 @@ class EvaluateConfig:
     """What tools/evaluate.py does unless told otherwise."""
 
     keep_ratios: list[float] = setting(lambda: [1.0, 0.9, 0.8, 0.7, 0.6, 0.5], within="(0, 1]")
+    """Ratios to evaluate at."""
     batch_sizes: list[int] = setting(lambda: [1, 32], within="[1, 65536]")
+    """Speed is measured at these."""
     rounds: int = setting(7, within="(0, inf)")
     """Timing rounds; medians over rounds are reported."""
     rerank: bool = setting(False, task="reid")
@@ -205,9 +232,11 @@ class Config:
     task: str = setting("classify", choices=("classify", "reid"))
     """classify or reid."""
     name: str = "run"
+    """Of the run, and of its folder in checkpoints/."""
     output_dir: str | None = None
     """Where the run is written; checkpoints/<name> if null."""
     seed: int = setting(0, within="[0, 4294967296)")
+    """Of everything random: weights, order, augmentation, selector noise."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -27,7 +27,7 @@ from dynavit.text import printable
 
 _MOST_DECODED = 50_000
 """Files that are read to their end when a training starts; of more the headers are looked at."""
-_LISTED = 10
+_LISTED = 5
 _FEW_CLASSES = 20
 _ODD_RATIO = 5
 

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from dynavit.config import Config, EvaluateConfig, LossConfig, ModelConfig, ScheduleConfig, load_config
 from dynavit.config.schema import leaves
 from dynavit.engine.build import build_start, resolve_preprocessing, starts_trained
+from dynavit.engine.folder import check_folder
 from dynavit.engine.monitor import MetricsFile
 from dynavit.engine.tasks import create_task
 from dynavit.engine.trainer import Trainer
@@ -56,6 +57,7 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
             say(f"Starts from the dense model in {folder}, which was trained on these classes with the same settings.")
         else:
             folder = dense.run_dir
+            check_folder(starting_from(config, folder), resume)  # rather now than after the dense model
             say(
                 f"No model knows these {len(classes)} classes yet: a dense one is fine-tuned first, in {folder}, to "
                 f"start from and to compare with (train.dense_epochs={dense.train.epochs}; 0 leaves it out)."

@@ -99,11 +99,11 @@ def open_run(
     given = {key for override in overrides for key in named_settings(override)}
     settings, is_written = _configuration(path, model, overrides)
     metadata = model.metadata
-    preprocessing = metadata.get("preprocessing")
+    preprocessing = metadata.get("preprocessing", {})
     asked = [key for key in _KNOWN if f"data.{key}" in given]
-    if preprocessing is not None:
+    if "preprocessing" in metadata:
         _check_preprocessing(preprocessing, model, path / MODEL_FILE)
-    if preprocessing is None or asked:
+    if not preprocessing or asked:
         resolved = resolve_preprocessing(settings.data, model.backbone, squash=model.neck is not None)
         preprocessing = {**(preprocessing or resolved), **{key: resolved[key] for key in asked}}
     preparation = create_transforms(**preprocessing)[1]

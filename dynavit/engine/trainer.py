@@ -132,7 +132,7 @@ class Trainer:
 
     def _step_lines(self) -> StepLines:
         train = self.config.train
-        images = self.config.data.batch_size * train.accumulation_steps * self.accelerator.num_processes
+        images = self.batches.batch_size * train.accumulation_steps * self.accelerator.num_processes
         return StepLines(self.accelerator.print, self.schedules.total_steps, train.log_steps, images)
 
     def _train_epoch(self) -> None:

@@ -202,7 +202,7 @@ def test_embeddings_and_endings_in_capitals(saved: Path, images: Path, tmp_path:
         (["methods", "--checkpoint", "{run}", "--calibration-images", "0"], "--calibration-images=0"),
         (["methods", "--checkpoint", "{run}", "--img-size", "-1"], "--img-size=-1"),
         (["evaluate", "{run}", "--no-timing", "--batch-sizes", "1"], "--batch-sizes: with --no-timing"),
-        (["compare", "nowhere"], "nowhere is no folder of a training"),
+        (["compare", "nowhere"], "nowhere is no run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

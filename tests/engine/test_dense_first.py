@@ -73,7 +73,7 @@ def test_an_interrupted_dense_run_is_resumed_and_never_written_over(tiny: Make, 
     train(short)
     shutil.rmtree(tmp_path / "run")
     longer = tiny(f"model.checkpoint={weights}", "train.epochs=2")
-    with pytest.raises(InputError, match=r"run-dense already holds a run: continue it with --resume"):
+    with pytest.raises(InputError, match=r"run-dense already holds a run or a model: continue it with --resume"):
         train(longer)
     train(longer, resume=True)
     metrics = (tmp_path / "run-dense/metrics.jsonl").read_text().splitlines()
@@ -97,3 +97,20 @@ def test_re_identification_too(reid: Make, tmp_path: Path) -> None:
     rows = evaluate_run(open_run(tmp_path / "run"), [0.5], [], tmp_path / "out")
     assert [row["model"] for row in rows] == ["dense", "pruned"]
     assert rows[0]["map_low"] <= rows[0]["map"] <= rows[0]["map_high"]
+
+
+def test_a_taken_folder_is_refused_before_the_dense_model_is_trained(tiny: Make, weights: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"thesis\.txt"):
+        train(tiny(f"model.checkpoint={weights}"))
+    assert not (tmp_path / "run-dense").exists()
+
+
+def test_a_finished_run_says_so(tiny: Make, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(f"model.checkpoint={weights}", "train.epochs=1")
+    train(config)
+    before = (tmp_path / "run/model.safetensors").read_bytes()
+    train(config, resume=True)
+    assert "is finished" in capsys.readouterr().out
+    assert (tmp_path / "run/model.safetensors").read_bytes() == before

@@ -124,7 +124,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tiny: Make, tmp_path: Path, ca
     capsys.readouterr()
     assert main(["train", "--config", str(tmp_path / "again.yaml"), "--resume"]) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert said == [
+    assert said[-1:] == [
         f"{config.run_dir} is finished: its 2 epochs are done. To train longer, give more epochs with train.epochs=N "
         "--resume."
     ]

@@ -181,8 +181,8 @@ def test_dynamic_image_sizes() -> None:
     ("options", "message"),
     [
         ({"patch_stride": 20}, r"patch_stride=\(20, 20\): .* from 1 to the patch size \(16, 16\)"),
-        ({"patch_stride": 0}, r"patch_stride=\(0, 0\)"),
-        ({"patch_stride": 7.5}, r"patch_stride=\(7.5, 7.5\)"),
+        ({"patch_stride": 0}, "patch_stride=0: a number of pixels above 0"),
+        ({"patch_stride": 7.5}, r"patch_stride=7\.5: a number of pixels above 0"),
         ({"patch_stride": [8, 20]}, r"patch_stride=\(8, 20\)"),
         ({"patch_stride": "8"}, "patch_stride"),
         ({"patch_stride": [4, 4, 4]}, "patch_stride"),
