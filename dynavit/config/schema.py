@@ -64,8 +64,8 @@ class DataConfig:
     train_split: str = "train"
     """The part to train on; data.name=folder finds training, too, where there is no train."""
     validation_split: str = setting("val", task="classify")
-    """The part to validate on; for data.name=folder valid, validation, dev, test and testing are found, too, where there
-    is no val."""
+    """The part to validate on; data.name=folder finds valid, validation, dev, test and testing where there is no
+    val."""
     download: bool = False
     """Fetch what is missing, where the data set knows how."""
     corrupt: str = setting("stop", choices=("stop", "skip"))
