@@ -92,7 +92,7 @@ def test_what_is_saved_loads_as_the_same(load: Callable[..., Config], tmp_path: 
         (["a..b=1"], r"'a..b=1': overrides are written"),
         (["=1"], r"'=1': overrides are written"),
         (["seed=99999999999999999999999"], r"seed=99999999999999999999999: lies in"),
-        (["seed=true"], r"seed=true.*Expected int"),
+        (["seed=true"], r"seed=True.*Expected int"),
         (["optimizer.layer_decay=-1"], r"optimizer.layer_decay=-1.0: lies in \(0, 1\]"),
         (["optimizer.layer_decay=2"], r"optimizer.layer_decay=2.0"),
         (["evaluate.batch_sizes=[0]"], r"evaluate.batch_sizes=\[0\]"),

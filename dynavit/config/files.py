@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -51,7 +52,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     except ConfigKeyError as error:
         raise InputError(f"{where}: {_unknown_key(str(error.full_key))}") from None
     except OmegaConfBaseException as error:
-        raise InputError(f"{where}: {_wrong_value(error, overrides)}") from None
+        both = OmegaConf.to_container(OmegaConf.merge(loaded, given))
+        raise InputError(f"{where}: {_wrong_value(error, both)}") from None
     assert isinstance(config, Config)
     check(config)
     return config
@@ -70,6 +72,9 @@ def _read(path: Path) -> DictConfig:
         raise InputError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
     except InputError:
         raise
+    except OmegaConfBaseException as error:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raise InputError(f"{path}: {_wrong_value(error, plain)}") from None
     except Exception as error:  # YAML's own errors have no common base in OmegaConf's interface
         reason = " ".join(str(error).split())
         hint = " Put text that holds ': ' in quotes." if "mapping values" in reason else ""
@@ -141,12 +146,14 @@ def _stands_in(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _wrong_value(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
-    reason = str(error.msg or error).splitlines()[0].rstrip(".")
+def _wrong_value(error: OmegaConfBaseException, tree: Any) -> str:
+    """Return what is wrong with a setting of a tree of plain containers, with its key and value."""
     key = str(error.full_key or "")
-    given = next((override for override in reversed(overrides) if override.startswith(f"{key}=")), key)
+    for part in re.findall(r"[^.\[\]]+", key):
+        tree = tree[int(part)] if isinstance(tree, list) else tree.get(part) if isinstance(tree, dict) else None
+    reason = " ".join(re.split(r"\n\s*full_key:", str(error.msg or error))[0].split()).rstrip(".")
     expected = {entry.key: entry.type for entry in settings(Config())}.get(key.partition("[")[0], "key: value pairs")
-    return f"{given or 'settings'}: {reason}. Expected {expected}."
+    return f"{f'{key}={tree!r}' if key else 'settings'}: {reason}. Expected {expected}."
 
 
 def _unknown_key(full_key: str) -> str:

@@ -113,7 +113,7 @@ def _torchvision_class(name: str) -> Any:
     if wanted not in known:
         nearest = did_you_mean(name.partition("/")[2], [cls.__name__ for cls in known.values()])
         raise InputError(
-            f"torchvision has no data set {name!r}.{nearest} "
+            f"data.name={name}: torchvision has no such data set.{nearest} "
             f"They are listed at https://docs.pytorch.org/vision/stable/datasets.html."
         )
     return known[wanted]

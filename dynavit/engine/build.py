@@ -138,20 +138,25 @@ def _naming_checkpoint(path: str) -> Iterator[None]:
 
 def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict[str, Any], **parts: Any) -> PrunedViT:
     settings = config.model
-    model = prune(
-        backbone,
-        stages=settings.stages,
-        keep_ratio=None if settings.keep_ratios else settings.keep_ratio,
-        keep_ratios=settings.keep_ratios,
-        selector=settings.selector,
-        scorer=settings.scorer,
-        reducer=settings.reducer,
-        placement=settings.placement,  # type: ignore[arg-type]
-        count_rule=settings.count_rule,  # type: ignore[arg-type]
-        architecture=architecture,
-        model_kwargs=kwargs,
-        **parts,
-    )
+    try:
+        model = prune(
+            backbone,
+            stages=settings.stages,
+            keep_ratio=None if settings.keep_ratios else settings.keep_ratio,
+            keep_ratios=settings.keep_ratios,
+            selector=settings.selector,
+            scorer=settings.scorer,
+            reducer=settings.reducer,
+            placement=settings.placement,  # type: ignore[arg-type]
+            count_rule=settings.count_rule,  # type: ignore[arg-type]
+            architecture=architecture,
+            model_kwargs=kwargs,
+            **parts,
+        )
+    except InputError as error:
+        # arguments of prune are settings of the model
+        told = str(error)
+        raise type(error)(f"model.{told}" if told.partition("=")[0] in _OWN else told) from error
     model.execution = settings.execution
     model.mask_form = settings.mask_form
     return model

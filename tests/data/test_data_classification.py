@@ -279,7 +279,7 @@ def test_download_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_unknown_torchvision_names_and_options(tmp_path: Path):
-    with pytest.raises(InputError, match=r"no data set 'torchvision/CIFAR11'\. Did you mean 'CIFAR1"):
+    with pytest.raises(InputError, match=r"data\.name=torchvision/CIFAR11: .* no such data set\. Did you mean 'CIFAR1"):
         create("torchvision/CIFAR11", tmp_path)
     with pytest.raises(InputError, match=r"no data\.options\.fold\. Did you mean 'folds'"):
         create("torchvision/STL10", tmp_path, options={"fold": 1})

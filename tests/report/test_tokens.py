@@ -33,11 +33,22 @@ def test_masks_may_be_tensors(image: np.ndarray) -> None:
     assert (draw_kept(torch.from_numpy(image), kept, (2, 3)) == draw_kept(image, kept.numpy(), (2, 3))).all()
 
 
+def test_patches_share_a_picture_evenly_that_they_do_not_divide(image: np.ndarray) -> None:
+    kept = np.arange(15) % 2 == 0
+    drawn = draw_kept(image, kept, (3, 5))
+    for y in range(8):
+        for x in range(12):
+            patch = (y * 3 // 8) * 5 + x * 5 // 12
+            assert (drawn[y, x] == image[y, x]).all() or not kept[patch]
+    whole = draw_groups(image, np.zeros(15, dtype=int), (3, 5))
+    assert (whole == image.mean(axis=(0, 1)).round()).all()
+
+
 def test_what_does_not_fit_is_refused(image: np.ndarray) -> None:
     with pytest.raises(InputError, match="grid of 2 x 3"):
         draw_kept(image, np.ones(5, dtype=bool), (2, 3))
     with pytest.raises(InputError, match="8x12 pixels"):
-        draw_kept(image, np.ones(15, dtype=bool), (3, 5))
+        draw_kept(image, np.ones(45, dtype=bool), (9, 5))
     with pytest.raises(InputError, match="uint8"):
         draw_kept(image.astype(np.float32), np.ones(6, dtype=bool), (2, 3))
     with pytest.raises(InputError, match="all of one size"):
