@@ -55,7 +55,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         both = OmegaConf.to_container(OmegaConf.merge(loaded, given))
         raise InputError(f"{where}: {_wrong_value(error, both)}") from None
     assert isinstance(config, Config)
-    check(config)
+    try:
+        check(config)
+    except InputError as error:
+        if overrides:
+            raise
+        raise InputError(f"{where}: {error}") from None
     return config
 
 

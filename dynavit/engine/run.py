@@ -109,6 +109,8 @@ def open_run(
     preparation = create_transforms(**preprocessing)[1]
     config = settings if is_written or given & {"data.root", "data.name"} else None
     names = metadata.get("class_names") or [str(number) for number in range(model.num_classes)]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path / MODEL_FILE}, metadata.class_names: {names!r} is no list of names.")
     return Run(path, model.to(chosen), config, preprocessing, preparation, tuple(names), chosen)
 
 

@@ -91,7 +91,7 @@ def _valid_values(key: str) -> list[Value]:
 def _parsed(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 
