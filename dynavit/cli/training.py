@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from dynavit.cli.arguments import add_overrides, command
@@ -40,7 +41,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.images is not None:
         config.data.root = options.images
         if not any(word.startswith(("name=", "output_dir=")) for word in options.overrides):
-            config.name = Path(options.images).resolve().name or config.name
+            config.name = Path(os.path.abspath(options.images)).name or config.name  # of a link, its own
     try:
         train(config, options.resume)
     except Diverged as error:
