@@ -42,6 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", sorted(path.stem for path in (ROOT / "tools").glob("*.py")))
 def test_tools_run_from_anywhere_and_explain_themselves(tool: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--help"]

@@ -63,7 +63,7 @@ def test_latency_of_known_gates() -> None:
     assert float(found) == pytest.approx(((4 - 2) / 8) ** 2 / 2)
 
 
-@pytest.mark.parametrize("budget", ["probabilities", "decisions", "latency"])
+@pytest.mark.parametrize("budget", ["probabilities", "decisions", pytest.param("latency", marks=pytest.mark.slow)])
 def test_every_budget_trains_and_moves_the_predictors(budget: str, tiny: Make) -> None:
     config = tiny(
         f"loss.budget={budget}", "model.selector.name=ste", "loss.keep_ratio=50", "train.epochs=8", "optimizer.lr=0.01"

@@ -395,7 +395,7 @@ def test_saved_and_loaded(method: str, small: Model, images_for: Images, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["evit_fuse", "squeeze", "tome", "aggregate", "random"])
-@pytest.mark.parametrize("name", ["vit", "eva02"])
+@pytest.mark.parametrize("name", ["vit", pytest.param("eva02", marks=pytest.mark.slow)])
 def test_torch_export(name: str, method: str, small: Model, images_for: Images) -> None:
     model = small(name, method)
     images = images_for(model)
