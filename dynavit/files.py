@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         InputError: the file cannot be written, or ``path`` is a folder.
     """
     path, real = Path(path), Path(os.path.realpath(path))  # a link stays one
-    partial = real.with_name(f".{real.stem}.partial{real.suffix}")  # the ending tells some writers the format
+    partial = _beside(real)
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file.")
@@ -86,8 +87,8 @@ def require_writable(path: str | Path) -> None:
             raise InputError(f"{path} is a folder: give the name of a file.")
         made = [parent for parent in real.parents if not parent.exists()]
         real.parent.mkdir(parents=True, exist_ok=True)
-        probe = real.with_name(f".{real.stem}.probe{real.suffix}")
-        probe.touch()
+        probe = _beside(real)
+        probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
         raise InputError(f"{path} cannot be written: {_reason(error)}.") from error
@@ -95,6 +96,21 @@ def require_writable(path: str | Path) -> None:
         for folder in made:
             with suppress(OSError):  # it could not be made
                 folder.rmdir()
+
+
+def refuse_special(path: str | Path) -> None:
+    """Refuse named pipes and devices, which can be read without end.
+
+    Raises:
+        InputError: ``path`` is one.
+    """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"{path} is a named pipe, socket or device, not a file.")
+
+
+def _beside(path: Path) -> Path:
+    """Return a name that nobody has; its ending tells some writers the format."""
+    return path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.partial{path.suffix}")
 
 
 def _reason(error: OSError) -> str:

@@ -6,6 +6,7 @@ dynavit reads them: upright, the first frame, with 16 bits of grey scaled to 8.
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
@@ -42,19 +43,18 @@ def main() -> None:
     session, names, settings = open_model(options.model)
     paths = [path for image in options.images for path in find_pictures(image)]
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "label", "probability"])
+    print("image,label,probability")
     labelled = 0
     for path in paths:
         try:
             picture = read_picture(path, channels=len(settings["mean"]))
         except Exception as error:  # Pillow answers damaged files with errors of any type
-            print(f"warning: {path} cannot be read and is left out: {error}", file=sys.stderr)
+            print(f"warning: {printable(f'{path} cannot be read and is left out: {error}')}", file=sys.stderr)
             continue
         logits = session.run(["logits"], {"images": preprocess(picture, **settings)[None]})[0][0]
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         best = int(logits.argmax())
-        writer.writerow([safe(path), safe(names[best]), f"{probabilities[best]:.4f}"])
+        print(row([safe(path), safe(names[best]), f"{probabilities[best]:.4f}"]))
         labelled += 1
     if not labelled:
         stop(f"none of the {len(paths)} image files can be read.")
@@ -62,8 +62,20 @@ def main() -> None:
 
 def stop(message: str) -> None:
     """End with one line and status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would act on."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def row(cells: list[str]) -> str:
+    """Return a line of CSV; with Windows' line end the module quotes both of its characters."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)
+    return buffer.getvalue().removesuffix("\r\n")
 
 
 def open_model(path: str) -> tuple[onnxruntime.InferenceSession, list[str], dict]:
@@ -91,21 +103,34 @@ def find_pictures(given: str) -> list[str]:
     if not os.path.isdir(given):
         return [given]
     seen = {os.path.realpath(given)}
+    links: list[Path] = []
 
     def walk(folder: Path) -> Iterator[str]:
-        links_last = sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), entry.name))
-        for entry in links_last:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             real = os.path.realpath(entry.path)
             if entry.name.startswith(".") or entry.name.lower() in SYSTEM or real in seen:
                 continue
-            if entry.is_dir():
+            if entry.is_symlink():
+                links.append(folder / entry.name)  # what is really there comes before links to it
+            elif entry.is_dir():
                 seen.add(real)
                 yield from walk(folder / entry.name)
             elif entry.is_file() and entry.name.lower().endswith(ENDINGS):  # not a pipe
                 seen.add(real)
                 yield str(folder / entry.name)
 
-    found = sorted(walk(Path(given)), key=Path)
+    def follow() -> Iterator[str]:
+        yield from walk(Path(given))
+        while links:
+            link = links.pop(0)
+            if (real := os.path.realpath(link)) not in seen:
+                seen.add(real)
+                if link.is_dir():
+                    yield from walk(link)
+                elif link.is_file() and link.name.lower().endswith(ENDINGS):
+                    yield str(link)
+
+    found = sorted(follow(), key=Path)
     if not found:
         stop(f"{given} holds no images ({', '.join(ENDINGS)}).")
     return found

@@ -29,7 +29,7 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _train(options: argparse.Namespace) -> None:
-    from dynavit.config import load_config
+    from dynavit.config import load_config, named_settings
     from dynavit.engine.dense_first import train
     from dynavit.engine.monitor import Diverged
 
@@ -39,6 +39,9 @@ def _train(options: argparse.Namespace) -> None:
         )
     config = load_config(options.config or _RECIPE, options.overrides)
     if options.images is not None:
+        given = {key for word in options.overrides for key in named_settings(word)}
+        if not options.images or "data.root" in given:
+            raise InputError(f"--images {options.images!r}: give the folder of your pictures, here or as data.root.")
         config.data.root = options.images
         if not any(word.startswith(("name=", "output_dir=")) for word in options.overrides):
             config.name = Path(os.path.abspath(options.images)).name or config.name  # of a link, its own

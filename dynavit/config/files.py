@@ -21,7 +21,7 @@ from dynavit.config.overrides import expand_names, parse_overrides
 from dynavit.config.recipes import find_config
 from dynavit.config.schema import Config, leaves, settings
 from dynavit.errors import InputError, did_you_mean
-from dynavit.files import write_text
+from dynavit.files import refuse_special, write_text
 
 _MAX_BYTES = 1_000_000  # a configuration has a few thousand
 _SURROGATE = re.compile("[\ud800-\udfff]|\\\\ud[89a-f]")  # of a text, or inside of a list
@@ -65,6 +65,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
 
 def _read(path: Path) -> DictConfig:
+    refuse_special(path)
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise InputError(f"{path} has {path.stat().st_size / 1e6:.0f} MB: it is no configuration.")

@@ -167,7 +167,8 @@ def common_classes(
         empty = few([str(train.source / name) for name in train.empty])
         raise InputError(f"no images in {empty}; {LAYOUT}. Fill or remove such folders.")
     if not validation.names:
-        raise InputError(f"{validation.source} holds no images to validate on; {LAYOUT}.")
+        alone = " Where classes have one image each, none can be held out." if train is not None else ""
+        raise InputError(f"{validation.source} holds no images to validate on; {LAYOUT}.{alone}")
     classes = tuple(known or (train or validation).classes)
     owner = "the model" if known or train is None else str(train.source)
     for files in filter(None, (train, validation)):

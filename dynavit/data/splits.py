@@ -90,12 +90,18 @@ def split_name(asked: str, names: Sequence[str], taken: str | None = None) -> st
     return None
 
 
-def holds_images(folder: Path) -> bool:
-    """Whether images lie directly in a folder."""
+def is_class_folder(folder: Path) -> bool:
+    """Whether images lie directly in a folder, and none in the folders inside: then it is no split."""
+    return _holds_images(folder) and not any(_holds_images(folder / name) for name in visible_folders(folder))
+
+
+def _holds_images(folder: Path) -> bool:
     try:
         with os.scandir(folder) as entries:
             return any(
-                os.path.splitext(entry.name)[1].lower() in image_endings() and not is_hidden(entry.name)
+                os.path.splitext(entry.name)[1].lower() in image_endings()
+                and not is_hidden(entry.name)
+                and entry.is_file()  # not a folder, nor a pipe
                 for entry in entries
             )
     except OSError:
@@ -164,14 +170,14 @@ def _divided(root: Path, wanted: Wanted, fraction: float, folders: Sequence[str]
     """Divide one folder of classes: the root, or its training split where that is all there is."""
     asked = wanted.validation_split
     others = [name for name in folders if name != train_name and _plain(name) in _USUAL["val"][:4]]
-    explicit = [asked] if asked != "val" else [name for name in others if not holds_images(root / name)]
+    explicit = [asked] if asked != "val" else [name for name in others if not is_class_folder(root / name)]
     if explicit:
         raise InputError(
             f"data.options.validation_fraction={fraction:g}: {root / explicit[0]} is the validation split already; set "
             f"data.options.validation_fraction=null to use it."
         )
     source = root
-    if train_name is not None and not holds_images(root / train_name):
+    if train_name is not None and not is_class_folder(root / train_name):
         source = root / train_name
     elif wanted.train_split != "train":
         raise _missing(root, wanted.train_split, "train", folders)
@@ -190,7 +196,7 @@ def _division(source: Path, fraction: float, seed: int, train: LabelledFiles, va
 def _missing(root: Path, asked: str, default: str, folders: Sequence[str], train_name: str | None = None) -> InputError:
     """Return the error about a split that is not there, with the ways out."""
     key = "train_split" if default == "train" else "validation_split"
-    classes = [name for name in folders if holds_images(root / name)]
+    classes = [name for name in folders if is_class_folder(root / name)]
     tables = sorted(path.name for path in root.glob("*.csv"))
     by_table = f" For labels from {few(tables)} set data.options.labels={tables[0]}." if tables else ""
     if train_name is None and classes:

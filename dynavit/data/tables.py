@@ -78,6 +78,8 @@ def read_table(
     try:
         columns = [(name or "").strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise InputError(f"{path} names the column {twice[0]!r} twice: rename or remove one of them.")
         image = _column(path, columns, "image_column", image_column, IMAGE_COLUMNS)
         label = _column(path, columns, "label_column", label_column, LABEL_COLUMNS)
         split = next((name for name in columns if name.casefold() == SPLIT_COLUMN), None)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from dynavit.errors import InputError
+from dynavit.files import refuse_special
+
+_MOST = 1 << 62  # steps, and whatever else is counted
 
 STATE, PREVIOUS, PARTIAL = "state", "state.previous", "state.partial"
 _MARKER, _ABOUT, _PARTS, _EMA = ".dynavit", "about.json", "training.json", "ema.safetensors"
@@ -60,7 +64,14 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the fields."""
+        """Restore the fields.
+
+        Raises:
+            ValueError: they count something that cannot be.
+        """
+        counts = [state[name] for name in ("epoch", "batch", "step", "count")]
+        if min(counts) < 0 or max(counts) > _MOST or not all(math.isfinite(total) for total in state["sums"].values()):
+            raise ValueError(f"its progress is impossible: {dict(state)}")
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -165,10 +176,12 @@ def load_state(
             f"Start from the run's weights with model.checkpoint={state.parent}, in another output_dir."
         )
     try:
+        for path in state.rglob("*"):
+            refuse_special(path)
         found = json.loads((state / _ABOUT).read_text())
         if not isinstance(found, dict):
             raise ValueError(f"{_ABOUT} holds no object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{state} is damaged ({error}).{offer}") from None
     for key in about.keys() - {_IMAGES}:
         if found.get(key) != about[key]:

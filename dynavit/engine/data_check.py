@@ -18,7 +18,7 @@ from dynavit.data.inspection import Findings, inspect_files
 from dynavit.data.labelled import ImageFiles, LabelledFiles, common_classes, visible_folders
 from dynavit.data.reid import ReidData, ReidImages
 from dynavit.data.sources import few
-from dynavit.data.splits import FRACTION, Wanted, find_splits, holds_images, split_name
+from dynavit.data.splits import FRACTION, Wanted, find_splits, is_class_folder, split_name
 from dynavit.engine.build import build_start, resolve_preprocessing
 from dynavit.engine.tasks import create_task
 from dynavit.errors import InputError
@@ -139,14 +139,14 @@ def check_folder(folder: str) -> DataReport:
         InputError: no such folder, no images, or splits that a training would not begin with.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"{folder} does not exist, or is no folder: --images takes a folder with pictures.")
+    if not folder or not root.is_dir():
+        raise InputError(f"{folder!r} does not exist, or is no folder: --images takes a folder with pictures.")
     names = visible_folders(root)
     splits_found = [name for name in (split_name("train", names), split_name("val", names)) if name is not None]
     hinted: list[str] = []
     options: dict[str, Any] = {}
-    if all(holds_images(root / name) for name in splits_found):
-        if not names or holds_images(root):
+    if all(is_class_folder(root / name) for name in splits_found):
+        if not names or is_class_folder(root):
             found = find_images(root)
             if not found.paths:
                 raise InputError(f"{folder} holds no images.")

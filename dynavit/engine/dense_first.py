@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from dynavit.config import Config, EvaluateConfig, LossConfig, ModelConfig, ScheduleConfig, load_config
+from dynavit.config import (
+    Config,
+    EvaluateConfig,
+    LossConfig,
+    ModelConfig,
+    ScheduleConfig,
+    is_saved_config,
+    load_config,
+)
 from dynavit.config.schema import leaves
 from dynavit.engine.build import build_start, resolve_preprocessing, starts_trained
 from dynavit.engine.folder import check_folder
@@ -18,6 +26,8 @@ from dynavit.engine.monitor import MetricsFile
 from dynavit.engine.tasks import create_task
 from dynavit.engine.trainer import Trainer
 from dynavit.errors import InputError
+from dynavit.models import load
+from dynavit.models.hub import WEIGHTS
 
 _OF_NO_MATTER = {
     "name",
@@ -49,8 +59,11 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
         InputError: something in the configuration does not exist or does not fit, or there is something to lose.
     """
     say = PartialState(cpu=not torch.cuda.is_available()).print
-    classes = _unknown_classes(config)
-    if classes is not None:
+    begun = _begun(config) if resume else None
+    classes = None if begun is not None else _unknown_classes(config)
+    if begun is not None:
+        config = begun
+    elif classes is not None:
         dense = dense_config(config)
         folder = _trained_before(dense, classes)
         if folder is not None:
@@ -76,7 +89,7 @@ def dense_config(config: Config) -> Config:
     return replace(
         config,
         name=f"{config.name}-dense",
-        output_dir=f"{config.run_dir}-dense",
+        output_dir=str(_beside(config.run_dir)),
         model=replace(
             plain,
             architecture=model.architecture,
@@ -102,10 +115,26 @@ def dense_config(config: Config) -> Config:
     )
 
 
+def _beside(run_dir: Path) -> Path:
+    """Return where the dense run of a run goes."""
+    named = run_dir if run_dir.name not in ("", "..") else run_dir.resolve()  # . and .. have no name
+    return named.with_name(f"{named.name}-dense")
+
+
 def starting_from(config: Config, folder: Path) -> Config:
     """Return the configuration of the same run from the model in a folder, which says how it is built."""
     model = replace(config.model, architecture=None, pretrained=False, checkpoint=str(folder), kwargs={})
     return replace(config, model=model)
+
+
+def _begun(config: Config) -> Config | None:
+    """Return the configuration with the dense model that an interrupted run started from."""
+    file = config.run_dir / "config.yaml"
+    folder = load_config(file).model.checkpoint if is_saved_config(file) else None
+    if folder is None or folder == config.model.checkpoint:
+        return None
+    found = starting_from(config, Path(folder))
+    return found if found.model == load_config(file).model else None
 
 
 def _unknown_classes(config: Config) -> tuple[str, ...] | None:
@@ -135,7 +164,10 @@ def _fits(folder: Path, dense: Config, classes: Sequence[str]) -> bool:
         before = load_config(folder / "config.yaml")
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         known = saved["metadata"]["class_names"]
-    except (InputError, OSError, ValueError, KeyError, TypeError):
+        start = dense.model.checkpoint
+        if start is not None and _changed(Path(start)) > (folder / "config.yaml").stat().st_mtime:
+            return False  # it started from other weights
+    except (InputError, OSError, ValueError, RecursionError, KeyError, TypeError):
         return False  # not a run of ours, or one that has not come far
     rows = MetricsFile(folder / "metrics.jsonl").rows()
     return (
@@ -143,7 +175,21 @@ def _fits(folder: Path, dense: Config, classes: Sequence[str]) -> bool:
         and list(known) == list(classes)
         and bool(rows)
         and rows[-1].get("epoch") == dense.train.epochs
+        and _is_whole(folder)
     )
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        load(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _changed(start: Path) -> float:
+    """Return when the weights of a file or folder were written."""
+    return (start / WEIGHTS if start.is_dir() else start).stat().st_mtime
 
 
 def _settings(config: Config) -> dict[str, object]:

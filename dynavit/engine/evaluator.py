@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from dynavit.files import require_folder
 from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
 from dynavit.models import PrunedViT, prune
 from dynavit.report.table import accuracy_base
+
+_MOST = 65536  # images in a batch that is timed
 
 
 class Variant(NamedTuple):
@@ -75,6 +78,7 @@ def evaluate_run(
             f"{run.path} has no config.yaml, which says on which data to evaluate: add data.root=IMAGES, a folder with "
             f"IMAGES/{Config().data.validation_split}/CLASS, or for other layouts data.name=NAME, too."
         )
+    run.require_classifier()
     settings: EvaluateConfig = run.config.evaluate
     adaptive = bool(run.model.stages) and (settings.adaptive if adaptive is None else adaptive)
     if adaptive:
@@ -156,8 +160,11 @@ def _dense(run: Run) -> PrunedViT | None:
     assert run.config is not None
     if run.config.model.checkpoint is None and not starts_trained(run.config, run.class_names):
         return None  # its head was random: there is nothing to compare with
+    config, beside = run.config, Path(f"{run.path}-dense")
+    if config.model.checkpoint is not None and not Path(config.model.checkpoint).exists() and beside.is_dir():
+        config = replace(config, model=replace(config.model, checkpoint=str(beside)))  # both were moved
     try:
-        start = build_start(run.config, run.class_names, run.model.side.options() if run.model.side else None)
+        start = build_start(config, run.class_names, run.model.side.options() if run.model.side else None)
     except InputError as error:
         warnings.warn(
             f"the model that the run started from is gone, so there is no accuracy of a dense model: {error}",
@@ -185,6 +192,8 @@ def _time(
 ) -> None:
     """Add to each row its speed on validation images."""
     batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
+    if any(size > _MOST for size in batch_sizes):
+        raise InputError(f"--batch-sizes {list(batch_sizes)}: at most {_MOST:,} images.")
     if not batch_sizes:
         return
     assert run.config is not None

@@ -30,7 +30,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         # opened without emptying it: it says who holds the lock
-        file = os.fdopen(os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        file = os.fdopen(os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
     except OSError as error:
         raise InputError(
             f"{run_dir} is not writable ({error.strerror}): choose another place with output_dir=FOLDER."

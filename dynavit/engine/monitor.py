@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynavit.errors import InputError
-from dynavit.files import write_text
+from dynavit.files import refuse_special, write_text
 
 
 class MetricsFile:
@@ -30,6 +30,7 @@ class MetricsFile:
             InputError: the file cannot be read.
         """
         rows = []
+        refuse_special(self.path)
         try:
             text = self.path.read_text(errors="replace") if self.path.exists() else ""
         except OSError as error:
@@ -37,7 +38,7 @@ class MetricsFile:
         for line in text.splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 break

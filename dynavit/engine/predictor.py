@@ -22,6 +22,7 @@ Row = dict[str, Any]
 
 def label_images(run: Run, folder: str, batch_size: int, report: Callable[[Sequence[str]], None]) -> list[Row]:
     """Return image, label and probability of every readable image in a folder."""
+    run.require_classifier()
     rows = []
     for paths, images, problems in read_images(run, list_images(folder), batch_size):
         report(problems)

@@ -54,6 +54,18 @@ class Run:
         """Whether the model answers with an embedding."""
         return self.model.neck is not None
 
+    def require_classifier(self) -> None:
+        """Refuse a model that can neither classify nor compare.
+
+        Raises:
+            InputError: it has no classifier.
+        """
+        if not self.is_reid and not self.model.num_classes:
+            raise InputError(
+                f"{self.path} has no classifier (num_classes=0): give it one with model.reset_classifier(N), and train "
+                f"it with model.checkpoint={self.path}."
+            )
+
     def answer(self, images: Tensor) -> Tensor:
         """Run the model on images ``(B, C, H, W)`` of which no camera is known."""
         answer: Tensor = self.model(images, **self.model.unknown_cameras(len(images)))
@@ -111,6 +123,11 @@ def open_run(
     names = metadata.get("class_names") or [str(number) for number in range(model.num_classes)]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path / MODEL_FILE}, metadata.class_names: {names!r} is no list of names.")
+    if model.neck is None and len(names) != model.num_classes:
+        raise InputError(
+            f"{path / MODEL_FILE}, metadata.class_names: {len(names)} names, but the model has {model.num_classes} "
+            f"classes. Correct it, or save the model again."
+        )
     return Run(path, model.to(chosen), config, preprocessing, preparation, tuple(names), chosen)
 
 
@@ -150,6 +167,8 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         InputError: no such folder, no images in it, or the file is a pipe or device.
     """
+    if not str(folder):
+        raise InputError("--images is empty: give a folder with pictures, or one picture.")
     folder = Path(folder)
     if folder.is_file():
         return [folder]

@@ -66,7 +66,8 @@ def read_checkpoint(path: str | Path) -> Any:
         path = _in_folder(path)
     try:
         if not path.is_file():
-            raise InputError(f"{path} does not exist, seen from {Path.cwd()}: give a file or a folder.")
+            there = "is no regular file" if path.exists() else f"does not exist, seen from {Path.cwd()}"
+            raise InputError(f"{path} {there}: give a file or a folder.")
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(4096)

@@ -18,6 +18,7 @@ class TimmConventions:
     """timm's properties and methods, answered by the backbone, or by what took the place of its classifier."""
 
     backbone: Any
+    metadata: dict[str, Any]
     adapter: BackboneAdapter
     neck: BNNeck | None
     side: SideEmbedding | None
@@ -55,7 +56,12 @@ class TimmConventions:
         return self.backbone.get_classifier() if self.neck is None else self.neck.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier, as timm's method does; of a neck, that of its identities."""
+        """Replace the classifier, as timm's method does; of a neck, that of its identities.
+
+        Names of classes in the metadata are dropped where they are of another number.
+        """
+        if len(self.metadata.get("class_names") or ()) != num_classes:
+            self.metadata = {key: value for key, value in self.metadata.items() if key != "class_names"}
         if self.neck is None:
             self.backbone.reset_classifier(num_classes, global_pool)
             return

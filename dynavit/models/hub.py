@@ -10,10 +10,10 @@ from typing import Any, Protocol, cast
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dynavit.errors import InputError
-from dynavit.files import replacing, write_text
+from dynavit.files import replacing, require_folder, write_text
 from dynavit.models.rebuild import Origin, describes_a_source, find_origin, structure
 from dynavit.models.saved import checked_size, load_weights, read_config, usable_device
 from dynavit.parts import with_module
@@ -107,7 +107,7 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
         """
         # not huggingface_hub's, which deletes config.json before anything else
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        require_folder(folder)
         self._save_pretrained(folder)
         if not push_to_hub:
             return None
@@ -115,7 +115,12 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = model_config(cast(_Savable, self))
-        state = {name: value.contiguous() for name, value in cast(nn.Module, self).state_dict().items()}
+        # tied weights are written for each name: the folder rebuilds them untied, and equal
+        state: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, value in cast(nn.Module, self).state_dict().items():
+            state[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
+            seen.add(value.data_ptr())
         with replacing(save_directory / WEIGHTS) as partial:
             save_file(state, partial, metadata={"format": "pt"})
         write_text(save_directory / CONFIG, json.dumps(config, indent=2) + "\n")
@@ -247,6 +252,12 @@ def _scorer_config(model: _Savable) -> dict[str, Any]:
 
 def _origin(model: _Savable) -> Origin:
     """Return how the backbone is made, found out once for each structure that it has."""
+    if model.adapter.backbone is not model.backbone:
+        raise InputError("model.backbone was replaced, but the model runs the old one: wrap the new one.")
+    if len(model.predictors) not in (0, len(model.stages)):
+        raise InputError(f"the model has {len(model.predictors)} predictors for {len(model.stages)} stages.")
+    if not isinstance(model.metadata, dict):
+        raise InputError(f"metadata={model.metadata!r}: give a mapping of plain data.")
     plain = {key: value for key, value in model.model_kwargs.items() if not describes_a_source(key)}
     _require_plain(plain)
     key = (model.architecture, json.dumps(plain), structure(model.backbone))
@@ -259,4 +270,6 @@ def _require_plain(config: dict[str, Any]) -> None:
     try:
         json.dumps(config)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the model cannot be saved: its model_kwargs hold no plain data ({error}).") from None
+        raise InputError(
+            f"the model cannot be saved: its model_kwargs or metadata hold no plain data ({error})."
+        ) from None

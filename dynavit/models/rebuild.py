@@ -99,6 +99,8 @@ def find_origin(
         )
     kwargs = {key: value for key, value in model_kwargs.items() if not describes_a_source(key)}
     kwargs["num_classes"] = head_classes(backbone)
+    if backbone.global_pool == "map":  # reset_classifier cannot add such a pooling
+        kwargs["global_pool"] = "map"
     # set_input_size may have changed the first two; only overlapping patches have a stride
     for key, attribute in (("img_size", "img_size"), ("patch_size", "patch_size"), ("patch_stride", "stride")):
         size = getattr(adapter.stem, attribute, None)
@@ -127,7 +129,10 @@ def find_origin(
 def structure(backbone: nn.Module) -> tuple[Any, ...]:
     """Return names and shapes of all weights and settings of all modules, to see whether anything was changed."""
     shapes = tuple((name, tuple(value.shape)) for name, value in backbone.state_dict().items())
-    modules = tuple((name, type(module), tuple(_settings(module).items())) for name, module in backbone.named_modules())
+    modules = tuple(
+        (name, type(module), tuple(_settings(module).items()), "forward" in vars(module), len(module._forward_hooks))
+        for name, module in backbone.named_modules()
+    )
     return shapes, modules
 
 

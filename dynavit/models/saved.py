@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dynavit.errors import InputError
+from dynavit.files import refuse_special
 from dynavit.models.checkpoint_files import listed
 from dynavit.text import first_line
 
@@ -41,6 +42,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, damaged, not dynavit's, or names a place outside of its folder.
     """
+    refuse_special(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

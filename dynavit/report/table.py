@@ -190,7 +190,7 @@ def explain(rows: Sequence[Row], metric: str = "top1") -> str:
         what = "Fewer MACs, speedup and delta (points)" if same else "Fewer MACs and speedup"
         lines.append(f"{what}: against {base_name(rows)}{of_accuracy}.")
     if is_dense(rows[0]) and rows[0].get(metric) is None:
-        lines.append("No dense model has learned these classes, so that row has no accuracy.")
+        lines.append("No dense model of these classes was found, so that row has no accuracy.")
     return " ".join(lines)
 
 

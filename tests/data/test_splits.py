@@ -227,3 +227,29 @@ def test_repeated_rows_count_once_and_windows_paths(tmp_path: Path) -> None:
     text = "id,label\nimages\\0.jpg,a\nimages/0.jpg,a\nimages\\1.jpg,b\n2,b\n"
     found = find(table(images(tmp_path, "images"), text), labels="train.csv", validation_fraction=0.5)
     assert any("1 images more than once" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("stray", ["picture", "pipe", "folder"])
+def test_what_lies_beside_the_class_folders_changes_no_split(stray: str, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / split / name / f"{number}.png")
+        place = tmp_path / split / "cover.jpg"
+        if stray == "picture":
+            Image.new("RGB", (8, 8)).save(place)
+        elif stray == "pipe":
+            os.mkfifo(place)
+        else:
+            (place / "inside").mkdir(parents=True)
+    if stray == "folder":
+        shutil.rmtree(tmp_path / "train/cover.jpg")
+        shutil.rmtree(tmp_path / "val/cover.jpg")
+        (tmp_path / "train/a").rename(tmp_path / "train/a.jpg")
+        (tmp_path / "val/a").rename(tmp_path / "val/a.jpg")
+    assert set(check_folder(str(tmp_path)).splits) == {"train", "validation"}
+    shutil.rmtree(tmp_path / "val")
+    found = find_splits(Wanted(str(tmp_path), True, "train", "val", 0, {"validation_fraction": 0.25}))
+    assert found.train is not None
+    assert len(found.train.classes) == 2

@@ -142,3 +142,25 @@ def test_the_previous_state_stands_in_between_two_renames(tmp_path: Path) -> Non
     assert find_state(tmp_path) == tmp_path / "state.previous"
     (tmp_path / "state").mkdir()
     assert find_state(tmp_path) == tmp_path / "state"
+
+
+@pytest.mark.parametrize("damage", ["pipe", "nested", "negative", "huge", "nan"])
+def test_impossible_states_are_refused_without_waiting(damage: str, tiny: Make) -> None:
+    config = tiny("train.epochs=1")
+    Trainer(config).fit()
+    about, parts = (config.run_dir / "state" / name for name in ("about.json", "training.json"))
+    if damage == "pipe":
+        about.unlink()
+        os.mkfifo(about)
+    elif damage == "nested":
+        about.write_text("[" * 100_000)
+    else:
+        content = json.loads(parts.read_text())
+        content["progress"] |= {
+            "negative": {"epoch": -1},
+            "huge": {"step": 10**400},
+            "nan": {"sums": {"loss": float("nan")}},
+        }[damage]
+        parts.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="state is damaged"):
+        Trainer(tiny("train.epochs=2"), resume=True).fit()

@@ -1,5 +1,6 @@
 """A dense model is trained first where none knows the classes, kept, and used again."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,3 +115,50 @@ def test_a_finished_run_says_so(tiny: Make, weights: str, tmp_path: Path, capsys
     train(config, resume=True)
     assert "is finished" in capsys.readouterr().out
     assert (tmp_path / "run/model.safetensors").read_bytes() == before
+
+
+def test_a_resumed_run_keeps_its_dense_model(tiny: Make, weights: str, tmp_path: Path) -> None:
+    start = f"model.checkpoint={weights}"
+    train(tiny(start, "train.epochs=1"))
+    train(tiny(start, "train.epochs=1", "model.keep_ratio=0.7", folder="other"))  # shares it
+    before = (tmp_path / "run-dense/model.safetensors").read_bytes()
+    for folder in ("run", "other"):
+        keep = "model.keep_ratio=0.7" if folder == "other" else "model.keep_ratio=0.5"
+        train(tiny(start, "train.epochs=2", keep, folder=folder), resume=True)
+        assert len((tmp_path / folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "run-dense/model.safetensors").read_bytes() == before
+    assert not (tmp_path / "other-dense").exists()
+
+
+def test_a_dense_model_of_other_weights_or_a_damaged_one_is_not_used(tiny: Make, weights: str, tmp_path: Path) -> None:
+    start = (f"model.checkpoint={weights}", "train.epochs=1")
+    train(tiny(*start))
+    (tmp_path / "run-dense/model.safetensors").write_bytes(b"cut")
+    train(tiny(*start, folder="second"))
+    assert (tmp_path / "second-dense").exists()
+    shutil.rmtree(tmp_path / "run-dense")
+    path = Path(weights)
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime + 1000))  # written anew
+    train(tiny(*start, folder="third"))
+    assert (tmp_path / "third-dense").exists()
+
+
+def test_both_runs_may_be_moved(tiny: Make, weights: str, tmp_path: Path) -> None:
+    train(tiny(f"model.checkpoint={weights}", "train.epochs=1"))
+    (tmp_path / "there").mkdir()
+    for name in ("run", "run-dense"):
+        (tmp_path / name).rename(tmp_path / "there" / name)
+    rows = evaluate_run(open_run(tmp_path / "there/run"), [0.5], [], tmp_path / "out")
+    assert "top1" in rows[0]
+
+
+def test_the_current_folder_can_be_the_run(
+    tiny: Make, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    config = tiny(f"model.checkpoint={weights}", "train.epochs=1")
+    monkeypatch.chdir(tmp_path / "here")
+    config.output_dir = "."
+    train(config)
+    assert (tmp_path / "here/model.safetensors").exists()
+    assert (tmp_path / "here-dense/model.safetensors").exists()

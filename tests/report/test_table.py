@@ -99,7 +99,7 @@ def test_deltas_are_against_the_dense_model_or_all_tokens_kept_and_never_the_fir
     assert deltas == ["-", "-0.40", "-"]
     assert explain(rows) == (
         "top-1 on 1,234 images. Fewer MACs and speedup: against the dense model; delta in points, against keep ratio "
-        "1.0, where all tokens are kept. No dense model has learned these classes, so that row has no accuracy."
+        "1.0, where all tokens are kept. No dense model of these classes was found, so that row has no accuracy."
     )
     assert explain([{**DENSE, "images": 5}, half]) == (
         "top-1 on 5 images. Fewer MACs, speedup and delta (points): against the dense model."

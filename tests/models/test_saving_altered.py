@@ -1,0 +1,86 @@
+"""Models that somebody altered: saved so that they load again, or refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import dynavit
+from dynavit import InputError
+from dynavit.engine.predictor import label_images
+from dynavit.engine.run import open_run
+
+NAME = "vit_tiny_patch16_224"
+KW = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 3}
+
+
+def pruned(**options: object) -> dynavit.PrunedViT:
+    return dynavit.prune(timm.create_model(NAME, **{**KW, **options}), stages=(1, 2)).eval()
+
+
+def test_replaced_parts_are_refused(tmp_path: Path) -> None:
+    model = pruned()
+    model.backbone = timm.create_model(NAME, **{**KW, "num_classes": 5})
+    with pytest.raises(InputError, match="backbone was replaced"):
+        model.save_pretrained(tmp_path)
+    model = pruned()
+    model.predictors = model.predictors[:1]
+    with pytest.raises(InputError, match="1 predictors for 2 stages"):
+        model.save_pretrained(tmp_path)
+    model = pruned()
+    model.metadata = "mine"
+    with pytest.raises(InputError, match="metadata='mine'"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("how", ["forward", "hook"])
+def test_what_changes_after_a_first_save_is_noticed(tmp_path: Path, how: str) -> None:
+    model = pruned()
+    model.save_pretrained(tmp_path / "first")
+    mlp = model.backbone.blocks[0].mlp
+    if how == "forward":
+        mlp.forward = lambda x: x
+    else:
+        mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(InputError, match="outputs"):
+        model.save_pretrained(tmp_path / "second")
+
+
+def test_tied_weights_and_attention_pooling_load_equal(tmp_path: Path) -> None:
+    tied = pruned()
+    tied.backbone.blocks[1].mlp.fc1.weight = tied.backbone.blocks[0].mlp.fc1.weight
+    for number, model in enumerate((tied, pruned(global_pool="map", class_token=False))):
+        images = torch.randn(2, 3, 32, 32)
+        model.save_pretrained(tmp_path / str(number))
+        with torch.inference_mode():
+            assert torch.equal(dynavit.load(tmp_path / str(number))(images), model(images))
+
+
+def test_names_of_classes_follow_the_classifier(tmp_path: Path) -> None:
+    model = pruned()
+    model.metadata = {"class_names": ["a", "b", "c"], "author": "me"}
+    model.reset_classifier(3)
+    assert model.metadata["class_names"] == ["a", "b", "c"]
+    model.reset_classifier(5)
+    assert model.metadata == {"author": "me"}
+    model.metadata = {"class_names": ["a"]}
+    model.save_pretrained(tmp_path / "few")
+    with pytest.raises(InputError, match=r"config\.json, metadata\.class_names: 1 names, but the model has 5"):
+        open_run(tmp_path / "few")
+    model.reset_classifier(0)
+    model.save_pretrained(tmp_path / "none")
+    with pytest.raises(InputError, match="has no classifier"):
+        label_images(open_run(tmp_path / "none"), str(tmp_path), 2, print)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="file"):
+            pruned().save_pretrained(place)
+    assert (tmp_path / "file").read_text() == "mine"
+    pruned().save_pretrained(tmp_path / "there")
+    assert json.loads((tmp_path / "there/config.json").read_text())["architecture"] == NAME
