@@ -134,6 +134,11 @@ def ratios_removing(removed: int, num_patches: int, num_stages: int) -> tuple[fl
         >>> ratios_removing(8, 196, 12)[:2], stage_counts(196, ratios_removing(8, 196, 12))[:3]
         ((0.96, 0.919), [188, 180, 172])
     """
+    for name, value in (("removed", removed), ("num_patches", num_patches), ("num_stages", num_stages)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{name}={value!r}: a whole number.")
+    if num_stages < 1:
+        raise InputError(f"num_stages={num_stages}: at least 1.")
     left = [num_patches - removed * (stage + 1) for stage in range(num_stages)]
     if removed < 0 or left[-1] < 1:
         raise InputError(f"removing {removed} of {num_patches} patches {num_stages} times leaves none.")

@@ -182,6 +182,8 @@ def load(path: str | Path, **kwargs: Any) -> PrunedViT:
         InputError: no such folder or repository, or files that are missing, damaged or of another
             model.
     """
+    if not isinstance(path, str | Path) or not str(path):
+        raise InputError(f"load({path!r}): give a folder, or a repository of the Hugging Face Hub.")
     return PrunedViT.from_pretrained(path, **kwargs)
 
 

@@ -106,6 +106,8 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
                 or the folder cannot be written.
         """
         # not huggingface_hub's, which deletes config.json before anything else
+        if not isinstance(save_directory, str | Path) or not str(save_directory):
+            raise InputError(f"save_pretrained({save_directory!r}): give a folder.")
         folder = Path(save_directory)
         require_folder(folder)
         self._save_pretrained(folder)

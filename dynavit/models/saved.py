@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,9 @@ _TYPES: dict[str, Any] = {
 }
 
 
+_LEAST = 1e-6  # of what pictures are divided by
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return what ``config.json`` says.
 
@@ -62,12 +67,24 @@ def read_config(path: Path) -> dict[str, Any]:
     wrong = [key for key, kind in _TYPES.items() if key in config and not isinstance(config[key], kind)]
     if wrong:
         raise InputError(f"{path}: {wrong[0]}={first_line(config[wrong[0]])} is damaged: save the model again.")
+    _check_look(path, config.get("preprocessing", {}))
     if ":" in config["architecture"]:
         raise InputError(
             f"{path}: architecture={first_line(config['architecture'])} names a place outside of the folder, which is "
             f"not read: write timm's own name of it there."
         )
     return config
+
+
+def _check_look(path: Path, look: Mapping[str, Any]) -> None:
+    """Refuse a description of what the weights expect of pictures that no picture could meet."""
+    for key, value in look.items():
+        numbers = value if isinstance(value, list) else [value]
+        plain = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
+        if key in ("mean", "std") and not (isinstance(value, list) and value and plain and all(map(isfinite, value))):
+            raise InputError(f"{path}: preprocessing.{key}={value!r}: finite numbers, one for each channel.")
+        if key in ("std", "crop_pct") and not (plain and min(numbers) >= _LEAST):
+            raise InputError(f"{path}: preprocessing.{key}={value!r}: must be at least {_LEAST:g}.")
 
 
 def load_weights(model: Any, path: Path, device: str, strict: bool = True) -> None:

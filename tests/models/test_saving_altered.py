@@ -84,3 +84,37 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
     pruned().save_pretrained(tmp_path / "there")
     assert json.loads((tmp_path / "there/config.json").read_text())["architecture"] == NAME
+
+
+@pytest.mark.parametrize(
+    ("look", "key"),
+    [
+        ({"mean": "x"}, "mean"),
+        ({"std": [0, 0, 0]}, "std"),
+        ({"std": [1e-40] * 3}, "std"),
+        ({"mean": [float("nan")] * 3}, "mean"),
+        ({"crop_pct": -1}, "crop_pct"),
+    ],
+)
+def test_impossible_preprocessing_names_file_and_key(look: dict[str, object], key: str, tmp_path: Path) -> None:
+    pruned().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "preprocessing": look}))
+    with pytest.raises(InputError, match=rf"config\.json: preprocessing\.{key}="):
+        dynavit.load(tmp_path)
+
+
+@pytest.mark.parametrize("place", [None, 5, ""])
+def test_no_place_at_all(place: object) -> None:
+    with pytest.raises(InputError, match="load"):
+        dynavit.load(place)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="save_pretrained"):
+        pruned().save_pretrained(place)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "numbers", [("a", 196, 12), (8, 196, None), (float("nan"), 196, 12), (8, 196, 0), (True, 9, 1)]
+)
+def test_ratios_removing_takes_whole_numbers(numbers: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match=r"whole number|at least 1"):
+        dynavit.ratios_removing(*numbers)
