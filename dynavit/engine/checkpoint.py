@@ -22,6 +22,7 @@ from safetensors.torch import load_model, save_model
 
 from dynavit.errors import InputError
 from dynavit.files import refuse_special
+from dynavit.text import first_line
 
 _MOST = 1 << 62  # steps, and whatever else is counted
 
@@ -209,7 +210,7 @@ def _reason(error: Exception) -> str:
     """Return the first line of an error, without torch's advice to trust the file."""
     if isinstance(error, UnpicklingError):
         return "one of its files is cut, or holds more than numbers and could run code"
-    return str(error).partition("\n")[0] or type(error).__name__
+    return first_line(error)
 
 
 def _alike(found: Any, pattern: Any) -> bool:

@@ -130,11 +130,11 @@ def starting_from(config: Config, folder: Path) -> Config:
 def _begun(config: Config) -> Config | None:
     """Return the configuration with the dense model that an interrupted run started from."""
     file = config.run_dir / "config.yaml"
-    folder = load_config(file).model.checkpoint if is_saved_config(file) else None
-    if folder is None or folder == config.model.checkpoint:
+    before = load_config(file).model if is_saved_config(file) else None
+    if before is None or before.checkpoint in (None, config.model.checkpoint):
         return None
-    found = starting_from(config, Path(folder))
-    return found if found.model == load_config(file).model else None
+    found = starting_from(config, Path(before.checkpoint))
+    return found if found.model == before else None
 
 
 def _unknown_classes(config: Config) -> tuple[str, ...] | None:
