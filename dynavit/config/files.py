@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     try:
         for key in named:  # another part, so the options of the one in the file are not its own
             OmegaConf.update(loaded, key, {}, merge=False)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), loaded, given)
+        merged = OmegaConf.merge(_defaults(), loaded, given)
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         raise InputError(f"{where}: {_unknown_key(str(error.full_key))}") from None
@@ -62,6 +63,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             raise
         raise InputError(f"{where}: {error}") from None
     return config
+
+
+@cache
+def _defaults() -> DictConfig:
+    return OmegaConf.structured(Config)  # merging copies it
 
 
 def _read(path: Path) -> DictConfig:
@@ -97,7 +103,7 @@ def save_config(config: Config, path: str | Path) -> None:
         InputError: the file cannot be written, or a setting is no UTF-8, which is all that YAML holds.
     """
     try:
-        text = OmegaConf.to_yaml(OmegaConf.structured(config))
+        text = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
     except UnicodeEncodeError:
         key, value = next((key, value) for key, value in leaves(config) if _SURROGATE.search(str(value)))
         raise InputError(

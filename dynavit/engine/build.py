@@ -149,14 +149,13 @@ def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict
             reducer=settings.reducer,
             placement=settings.placement,  # type: ignore[arg-type]
             count_rule=settings.count_rule,  # type: ignore[arg-type]
-            architecture=architecture,
-            model_kwargs=kwargs,
             **parts,
         )
     except InputError as error:
         # arguments of prune are settings of the model
         told = str(error)
         raise type(error)(f"model.{told}" if told.partition("=")[0] in _OWN else told) from error
+    model.architecture, model.model_kwargs = architecture, kwargs  # which did make it: nothing to find out
     model.execution = settings.execution
     model.mask_form = settings.mask_form
     return model
