@@ -117,7 +117,7 @@ def create_classification_data(
         raise InputError(f"seed must not be negative, got {seed}.")
     options, train = options or {}, train and train_split is not None
     if name == "folder":
-        wanted = Wanted(root, train, train_split or "train", validation_split, seed, options)
+        wanted = Wanted(root, train, "train" if train_split is None else train_split, validation_split, seed, options)
         return _open_files(wanted, transforms, corrupt, class_names)
 
     def request(split: str, is_train: bool) -> Request:

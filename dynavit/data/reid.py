@@ -18,7 +18,7 @@ from dynavit.data.pictures import open_picture
 from dynavit.data.quickstart_reid import NUM_CAMERAS, SyntheticIdentities
 from dynavit.data.reid_layouts import LAYOUTS, Layout, Record, Split, read_layout
 from dynavit.data.samples import Samples
-from dynavit.data.sources import few
+from dynavit.data.sources import few, given_root
 from dynavit.data.transforms import Transform
 from dynavit.errors import InputError, did_you_mean
 
@@ -169,8 +169,7 @@ def create_reid_data(
         raise InputError(
             f"unknown re-identification data set {name!r}.{did_you_mean(name, known)} data.name is {', '.join(known)}."
         )
-    if root is None:
-        raise InputError(f"data.name={name} needs data.root; expected {LAYOUTS[name]}.")
+    root = given_root(name, root, f"expected {LAYOUTS[name]}")
     return _open_layout(name, read_layout(name, root, train_split, train, options), transforms, seed, train, corrupt)
 
 

@@ -79,9 +79,7 @@ def _open_torchvision(request: Request) -> Dataset[Any]:
     else:
         given = {}
     if "root" in arguments:
-        if request.root is None:
-            raise InputError(f"{request.name} needs data.root, the folder of its files.")
-        given["root"] = request.root
+        given["root"] = given_root(request.name, request.root, "the folder of its files")
     if "download" in arguments:
         given["download"] = request.download
     if "loader" in arguments:
@@ -135,7 +133,7 @@ def _arguments(cls: type) -> dict[str, bool]:
 def _open_timm(request: Request) -> Dataset[Any]:
     kind = request.name.partition("/")[0].lower()
     reads_files = kind not in ("hfds", "hfids", "tfds", "wds", "torch")
-    if reads_files and (request.root is None or not Path(request.root).exists()):
+    if reads_files and not Path(given_root(request.name, request.root, "where timm reads images")).exists():
         raise InputError(f"{request.name}: data.root={request.root} does not exist; timm reads images there.")
     options = {key: value for key, value in request.options.items() if key != "num_classes"}
     try:
@@ -178,6 +176,17 @@ class _ReaderImages(Dataset[tuple[Image.Image, Any]]):
         """Return the file of an image where the reader knows it."""
         path: str | None = self.reader.filename(index, absolute=True)
         return path
+
+
+def given_root(name: str, root: str | None, expected: str) -> str:
+    """Return the folder of a data set; empty text would be whatever folder a command is run in.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not root:
+        raise InputError(f"data.root is empty, but data.name={name} needs data.root=FOLDER; {expected}.")
+    return root
 
 
 def _split_key(request: Request) -> str:

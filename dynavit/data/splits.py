@@ -12,7 +12,7 @@ from typing import Any
 
 from dynavit.data.files import image_endings, is_hidden
 from dynavit.data.labelled import LabelledFiles, read_class_folders, split_off, visible_folders
-from dynavit.data.sources import LAYOUT, check_options, few
+from dynavit.data.sources import LAYOUT, check_options, few, given_root
 from dynavit.data.tables import Table, read_table
 from dynavit.errors import InputError, did_you_mean
 
@@ -57,6 +57,9 @@ def find_splits(wanted: Wanted) -> FileSplits:
     # what is null is not set, so that a command line can take it back
     wanted = replace(wanted, options={key: value for key, value in wanted.options.items() if value is not None})
     root, fraction = _root(wanted.root), _fraction(wanted.options)
+    for key in ("train_split", "validation_split"):
+        if not getattr(wanted, key).strip():
+            raise InputError(f"data.{key} is empty: give the name of a folder, or of a split in a table.")
     splits = (_by_table if "labels" in wanted.options else _by_folder)(root, wanted, fraction)
     files = [files for files in (splits.train, splits.validation) if files is not None]
     told = [*splits.notes, *(note for split in files for note in split.notes)]
@@ -114,16 +117,14 @@ def _plain(name: str) -> str:
 
 
 def _root(root: str | None) -> Path:
-    if root is None:
-        raise InputError(f"data.name=folder needs data.root; {LAYOUT}.")
-    path = Path(root)
+    path = Path(given_root("folder", root, LAYOUT))
     if path.is_file():
         archive = path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
         raise InputError(
             f"data.root={root} is a file, not a folder; " + ("unpack it first." if archive else f"{LAYOUT}.")
         )
     if not path.is_dir():
-        raise InputError(f"the folder {path} does not exist; {LAYOUT}.")
+        raise InputError(f"data.root={root} does not exist; {LAYOUT}.")
     return path
 
 

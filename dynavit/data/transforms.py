@@ -186,7 +186,7 @@ def _checked(
         raise InputError(f"std is {len(mean)} numbers above 0, as many as mean has, got {std!r}.")
     if interpolation not in _INTERPOLATIONS:
         raise InputError(
-            f"unknown interpolation {interpolation!r}.{did_you_mean(str(interpolation), _INTERPOLATIONS)} "
-            f"Known: {', '.join(_INTERPOLATIONS)}."
+            f"interpolation={interpolation!r}: choose one of {', '.join(_INTERPOLATIONS)}."
+            f"{did_you_mean(interpolation, _INTERPOLATIONS)}"
         )
     return int(size[0]), int(size[1])
