@@ -97,8 +97,9 @@ def create_classification_data(
       each class is for validation, one image of two at least. The seed and the files' names decide which, so
       training, evaluation and a resumed run agree; another seed, and files that are added, change it.
     - ``options={"labels": "train.csv"}``: a table in ``root``, UTF-8 with commas, semicolons or tabs, whose first line
-      names the columns: one of ``image, file, filename, file_name, path, id, image_id`` (or ``image_column``) and one
-      of ``label, class, category, target`` (or ``label_column``). Images are below ``root``, else below
+      names the columns: the first of ``image, file, filename, file_name, path, id, image_id`` that there is, with a
+      note where there are several (or ``image_column``), and the only one of ``label, class, category, target`` (or
+      ``label_column``). Images are below ``root``, else below
       ``root/images`` (or ``images``), and their endings may be left out. For validation there is a column ``split``
       with the names of the splits, or ``validation_fraction``, or a second table, ``validation_labels``.
 
