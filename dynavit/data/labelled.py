@@ -188,5 +188,18 @@ def common_classes(
     return classes, notes
 
 
+def require_two(classes: Sequence[str]) -> None:
+    """Refuse to train on fewer than two classes.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    if len(classes) < 2:
+        raise InputError(
+            f"the data have one class only ({few(classes)}): there is nothing to tell apart. Is data.root the folder "
+            f"above it?"
+        )
+
+
 def _digest(path: Path, base: Path, seed: int) -> bytes:
     return hashlib.sha256(b"%d/" % seed + os.fsencode(Path(os.path.relpath(path, base)).as_posix())).digest()

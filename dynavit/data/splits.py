@@ -111,6 +111,11 @@ def _holds_images(folder: Path) -> bool:
         return False
 
 
+def nested(root: Path, folders: Sequence[str], *splits: str) -> list[str]:
+    """Return which of the folders in a root hold all these splits, so that one of them is the root that was meant."""
+    return [name for name in folders if all(split_name(split, visible_folders(root / name)) for split in splits)]
+
+
 def _plain(name: str) -> str:
     """Return a split's name without what does not matter: ``Training_set`` is ``training``."""
     return re.sub(r"[ _-]*set$", "", name.casefold().strip())
@@ -207,7 +212,7 @@ def _missing(root: Path, asked: str, default: str, folders: Sequence[str], train
         )
     hints = [by_table]
     usual = split_name(default, folders, taken=train_name)
-    inside = [name for name in folders if split_name(default, visible_folders(root / name))]
+    inside = nested(root, folders, default)
     if usual is not None:
         hints.append(f" There is {usual!r}: set data.{key}={usual}.")
     elif default == "val" and train_name is not None:
