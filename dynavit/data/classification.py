@@ -12,10 +12,11 @@ from torch.utils.data import Dataset, IterableDataset
 from dynavit.data.labelled import ImageFiles, common_classes
 from dynavit.data.quickstart import CLASS_NAMES
 from dynavit.data.samples import Samples, StreamSamples, as_label, collate
-from dynavit.data.sources import LAYOUT, Request, few, open_split, printable
+from dynavit.data.sources import LAYOUT, Request, open_split
 from dynavit.data.splits import Wanted, find_splits
 from dynavit.data.transforms import Transform
 from dynavit.errors import InputError
+from dynavit.text import listed, printable
 
 __all__ = ["ClassificationData", "Samples", "StreamSamples", "collate", "create_classification_data"]
 
@@ -39,7 +40,7 @@ class ClassificationData:
 
     def summary(self) -> str:
         """Return the first classes, how many images there are where that is known, and the notes."""
-        lines = [f"Classes: {few(self.class_names)}."]
+        lines = [f"Classes: {listed(self.class_names)}."]
         if isinstance(self.train, Samples) and isinstance(self.validation, Samples):
             lines.append(f"{len(self.train):,} training and {len(self.validation):,} validation images.")
         return "\n".join([" ".join(lines), *self.notes])
@@ -129,7 +130,7 @@ def create_classification_data(
     classes = tuple(CLASS_NAMES) if name == "quickstart" else _common_classes(name, training, validation, options)
     if class_names is not None and tuple(class_names) != classes:
         raise InputError(
-            f"the data have the classes {few(classes)} and the model {few(class_names)}: evaluate on data of the "
+            f"the data have the classes {listed(classes)} and the model {listed(class_names)}: evaluate on data of the "
             f"same classes."
         )
     return ClassificationData(
@@ -177,8 +178,8 @@ def _common_classes(
         return tuple(str(label) for label in range(count))
     if first != last:
         raise InputError(
-            f"the classes of {name} differ; only in the training split: {few(sorted({*first} - {*last}))}; "
-            f"only in the validation split: {few(sorted({*last} - {*first}))}."
+            f"the classes of {name} differ; only in the training split: {listed(sorted({*first} - {*last}))}; "
+            f"only in the validation split: {listed(sorted({*last} - {*first}))}."
         )
     return first
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from torchvision.datasets import VisionDataset
 from dynavit.data.pictures import open_picture
 from dynavit.data.quickstart import ClutteredDigits
 from dynavit.errors import InputError, did_you_mean
-from dynavit.text import printable
 
 LAYOUT = "expected ROOT/SPLIT/CLASS/*.jpg (or .png, .webp, ...)"
 
@@ -202,14 +201,8 @@ def check_options(name: str, options: Mapping[str, Any], known: Iterable[str]) -
     known = list(known)
     for key in options:
         if key not in known:
-            listed = ", ".join(known) or "none"
-            raise InputError(f"{name} has no data.options.{key}.{did_you_mean(key, known)} Its options: {listed}.")
-
-
-def few(names: Sequence[str]) -> str:
-    """Join names, but not hundreds of them."""
-    shown = printable(", ".join(names[:10])) or "none"
-    return f"{shown} and {len(names) - 10:,} more" if len(names) > 10 else shown
+            its = ", ".join(known) or "none"
+            raise InputError(f"{name} has no data.options.{key}.{did_you_mean(key, known)} Its options: {its}.")
 
 
 def _line(error: Exception) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 from dynavit.data.files import image_endings, is_hidden
 from dynavit.data.labelled import LabelledFiles, read_class_folders, split_off, visible_folders
-from dynavit.data.sources import LAYOUT, check_options, few, given_root
+from dynavit.data.sources import LAYOUT, check_options, given_root
 from dynavit.data.tables import Table, read_table
 from dynavit.errors import InputError, did_you_mean
+from dynavit.text import listed
 
 OPTIONS = ("validation_fraction", "labels", "validation_labels", "images", "image_column", "label_column")
 FRACTION = "data.options.validation_fraction=0.2"
@@ -204,11 +205,11 @@ def _missing(root: Path, asked: str, default: str, folders: Sequence[str], train
     key = "train_split" if default == "train" else "validation_split"
     classes = [name for name in folders if is_class_folder(root / name)]
     tables = sorted(path.name for path in root.glob("*.csv"))
-    by_table = f" For labels from {few(tables)} set data.options.labels={tables[0]}." if tables else ""
+    by_table = f" For labels from {listed(tables)} set data.options.labels={tables[0]}." if tables else ""
     if train_name is None and classes:
         return InputError(
-            f"{root} holds folders of images ({few(classes)}) and no splits: set {FRACTION} to validate on a part of "
-            f"each class, or make {root / 'train'} and {root / 'val'}.{by_table}"
+            f"{root} holds folders of images ({listed(classes)}) and no splits: set {FRACTION} to validate on a part "
+            f"of each class, or make {root / 'train'} and {root / 'val'}.{by_table}"
         )
     hints = [by_table]
     usual = split_name(default, folders, taken=train_name)
@@ -219,7 +220,7 @@ def _missing(root: Path, asked: str, default: str, folders: Sequence[str], train
         hints.append(f" Or set {FRACTION} to validate on a part of {root / train_name}.")
     elif len(inside) == 1:
         hints.append(f" There are splits in {root / inside[0]}: set data.root={root / inside[0]}.")
-    return InputError(f"the folder {root / asked} does not exist; {LAYOUT}.{''.join(hints)} Found: {few(folders)}.")
+    return InputError(f"the folder {root / asked} does not exist; {LAYOUT}.{''.join(hints)} Found: {listed(folders)}.")
 
 
 def _by_table(root: Path, wanted: Wanted, fraction: float | None) -> FileSplits:
@@ -269,12 +270,12 @@ def _by_column(table: Table, wanted: Wanted) -> FileSplits:
     ):
         if found is None and (wanted.train or key == "validation_split"):
             raise InputError(
-                f"the column 'split' of {table.source} never says {asked!r}: it has {few(names)}. "
+                f"the column 'split' of {table.source} never says {asked!r}: it has {listed(names)}. "
                 f"Set data.{key} to one of them.{did_you_mean(asked, names)}"
             )
     if train == validation:
         raise InputError(f"data.train_split and data.validation_split are both {train!r}: they must differ.")
     assert validation is not None
     unused = [name for name in names if name not in (train, validation)]
-    notes = [f"{table.source} has splits that are not used: {few(unused)}."] if unused else []
+    notes = [f"{table.source} has splits that are not used: {listed(unused)}."] if unused else []
     return FileSplits(table.files(train) if train is not None else None, table.files(validation), tuple(notes))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dynavit.data.files import image_endings
 from dynavit.data.labelled import LabelledFiles
-from dynavit.data.sources import few
 from dynavit.errors import InputError, did_you_mean
+from dynavit.text import listed
 
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "id", "image_id")
 LABEL_COLUMNS = ("label", "class", "category", "target")
@@ -87,7 +87,7 @@ def read_table(
         # with the wrong column of images files would be missing; wrong labels would be trained on
         if more_labels:
             raise InputError(
-                f"{path} has several columns that could be the labels, {few([label, *more_labels])}: set "
+                f"{path} has several columns that could be the labels, {listed([label, *more_labels])}: set "
                 f"data.options.label_column to one of them."
             )
         split = next((name for name in columns if name.casefold() == SPLIT_COLUMN), None)
@@ -110,7 +110,7 @@ def read_table(
     notes = [f"{path} names {repeated:,} images more than once; each counts once."] if repeated else []
     if more_images:
         notes.append(
-            f"{path} has several columns that could be the images, {few([image, *more_images])}: {image!r} is used; "
+            f"{path} has several columns that could be the images, {listed([image, *more_images])}: {image!r} is used; "
             f"data.options.image_column chooses another."
         )
     return Table(path, tuple(rows.values()), split is not None, tuple(notes))
@@ -137,7 +137,7 @@ def _columns(path: Path, columns: list[str], key: str, wanted: str | None, usual
         return found
     missing = f"has none of the columns {', '.join(usual)}" if wanted is None else f"has no column {wanted!r}"
     hint = "" if wanted is None else did_you_mean(wanted, columns)
-    raise InputError(f"{path} {missing}: set data.options.{key} to one of {few(columns)}.{hint}")
+    raise InputError(f"{path} {missing}: set data.options.{key} to one of {listed(columns)}.{hint}")
 
 
 def _row(
@@ -178,11 +178,11 @@ class _Places:
             if place.name in found:
                 return place
             if len(found) > 1:
-                raise InputError(f"{where}: {name!r} could be {few(found)}: write its ending.")
+                raise InputError(f"{where}: {name!r} could be {listed(found)}: write its ending.")
             if found:
                 return place.with_name(found[0])
         raise InputError(
-            f"{where}: there is no image {name!r} in {few([str(folder) for folder in self.folders])}; say where the "
+            f"{where}: there is no image {name!r} in {listed(self.folders)}; say where the "
             f"images are with data.options.images=FOLDER, or remove the line."
         )
 

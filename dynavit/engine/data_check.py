@@ -17,13 +17,12 @@ from dynavit.data.files import describe_skipped, find_images
 from dynavit.data.inspection import Findings, inspect_files
 from dynavit.data.labelled import ImageFiles, LabelledFiles, common_classes, require_two, visible_folders
 from dynavit.data.reid import ReidData, ReidImages
-from dynavit.data.sources import few
 from dynavit.data.splits import FRACTION, Wanted, find_splits, is_class_folder, nested, split_name
 from dynavit.engine.build import build_start, resolve_preprocessing
 from dynavit.engine.tasks import create_task
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
-from dynavit.text import printable
+from dynavit.text import listed, printable
 
 _MOST_DECODED = 50_000
 """Files that are read to their end when a training starts; of more the headers are looked at."""
@@ -98,12 +97,12 @@ class DataReport:
 
     def unreadable_files(self) -> str:
         """Return how many files cannot be read, with the first of them."""
-        listed = [f"{_named(path)} ({reason})" for path, reason in self.findings.unreadable.items()]
-        if len(listed) == 1:
+        shown = [f"{_named(path)} ({reason})" for path, reason in self.findings.unreadable.items()]
+        if len(shown) == 1:
             ((path, reason),) = self.findings.unreadable.items()
             return f"{_named(path)} cannot be read: {reason}"
-        more = f", and {len(listed) - _LISTED:,} more" if len(listed) > _LISTED else ""
-        return f"{len(listed):,} files cannot be read: {', '.join(listed[:_LISTED])}{more}"
+        more = f", and {len(shown) - _LISTED:,} more" if len(shown) > _LISTED else ""
+        return f"{len(shown):,} files cannot be read: {', '.join(shown[:_LISTED])}{more}"
 
 
 def check_data(config: Config) -> DataReport:
@@ -225,7 +224,7 @@ def _refusal(report: DataReport, corrupt: str) -> str | None:
         readable = {name for path, name in zip(train.paths, train.names, strict=True) if path not in unreadable}
         if lost := [name for name in train.classes if name not in readable]:
             return (
-                f"no training image of {few(lost)} in {train.source} can be read, and what has none cannot be "
+                f"no training image of {listed(lost)} in {train.source} can be read, and what has none cannot be "
                 f"learned; {report.unreadable_files()}. Replace such files, or remove all of what has no others."
             )
     if unreadable and corrupt == "stop":
@@ -285,7 +284,7 @@ def _counts(files: LabelledFiles) -> list[str]:
     least, most = (f"{count:,} ({printable(name)})" for name, count in (ranked[0], ranked[-1]))
     empty = [name for name, count in ranked if not count]
     lines = [f"  {len(counts):,} classes, with {least} to {most} images, half of them {ranked[len(ranked) // 2][1]:,}"]
-    return lines + ([f"  without images: {few(empty)}"] if empty else [])
+    return lines + ([f"  without images: {listed(empty)}"] if empty else [])
 
 
 def _named(path: Path) -> str:
