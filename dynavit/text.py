@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
 
 _JOINERS = "\u200c\u200d"  # some scripts spell with them
 
@@ -29,3 +31,15 @@ def is_command(character: str) -> bool:
 def first_line(value: object, length: int = 200) -> str:
     """Return the first line of a text or error, at most so many characters; the name of its type if it is empty."""
     return str(value).strip().partition("\n")[0][:length] or type(value).__name__
+
+
+def listed(names: Iterable[str] | Iterable[Path], most: int = 10) -> str:
+    """Write names with commas, but not hundreds of them, and none in full that is longer than a line.
+
+    Example:
+        >>> listed(["a", "b", "c"]), listed("abc", most=2), listed([])
+        ('a, b, c', 'a, b and 1 more', 'none')
+    """
+    found = list(names)
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return (", ".join(printable(name)[:200] for name in found[:most]) or "none") + more

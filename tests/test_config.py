@@ -73,6 +73,7 @@ def test_what_is_saved_loads_as_the_same(load: Callable[..., Config], tmp_path: 
         (["train.epochs=many"], r"train.epochs.*many.*Expected int"),
         (["train.epochs=0"], r"train.epochs=0.*above 0"),
         (["data.workers=-1"], r"data.workers=-1: lies in \[0, 1024\]"),
+        (["data.interpolation=bicubik"], r"data.interpolation='bicubik': choose one of nearest, .*mean 'bicubic'"),
         (["model.keep_ratio=0"], r"model.keep_ratio=0.0: lies in \(0, 1\]"),
         (["model.keep_ratios=[0.5,1.5]"], r"model.keep_ratios=\[0.5, 1.5\]: 1.5"),
         (["evaluate.keep_ratios=[2.0]"], r"evaluate.keep_ratios=\[2.0\]"),

@@ -55,7 +55,7 @@ def setting(
     Args:
         default: its default, or a function without arguments that makes it.
         within: interval of a number, or of each number of a list. Every number has one.
-        choices: all that a text may be.
+        choices: all that a text may be, where there is one.
         task: the only task that knows it; elsewhere it would do nothing.
         named: it is a part with a name and options, and this is one of the names.
     """
@@ -71,7 +71,7 @@ def check_value(key: str, value: Any, within: Interval | None = None, choices: t
     Raises:
         InputError: naming the key, the value and what is possible.
     """
-    if choices is not None and value not in choices:
+    if choices is not None and value is not None and value not in choices:
         raise InputError(f"{key}={value!r}: choose one of {', '.join(choices)}.{did_you_mean(value, choices)}")
     for name, part in _parts(key, value):
         shown = f"{name}={part}" if part is value or name != key else f"{key}={value}: {part}"

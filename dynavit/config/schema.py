@@ -77,7 +77,7 @@ class DataConfig:
     """Subtracted from each channel in 0..1; what the backbone's weights expect if null."""
     std: list[float] | None = setting(None, within="[1e-6, 1e6]")
     """Each channel is divided by it; what the backbone's weights expect if null."""
-    interpolation: str | None = None
+    interpolation: str | None = setting(None, choices=("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"))
     """nearest, bilinear, bicubic, box, hamming or lanczos; what the backbone's weights expect if null."""
     crop_pct: float | None = setting(None, within="[0.1, 1]", task="classify")
     """Part of the resized image's edge that evaluation keeps; what the backbone's weights expect if null."""

@@ -13,10 +13,13 @@ from timm.data import auto_augment
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
+from dynavit.data.policies import check_policy
 from dynavit.errors import InputError, did_you_mean
 
 _ToBits = Callable[[float, Mapping[str, Any]], tuple[int]]
 _PROBABILITIES = ("hflip", "vflip", "grayscale_prob", "gaussian_blur_prob", "random_erasing")
+# tiny pictures are enlarged until every crop has a pixel, which must not take all memory
+_PAIRS = {"scale": (1e-4, 1.0), "ratio": (0.01, 100.0)}
 
 
 @dataclass(frozen=True)
@@ -52,24 +55,30 @@ class Augmentation:
         for name in _PROBABILITIES:
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value <= 1):
-                raise InputError(f"augmentation.{name} is a probability in 0..1, got {value!r}.")
-        for name in ("scale", "ratio"):
+                raise InputError(f"data.augmentation.{name} is a probability in 0..1, got {value!r}.")
+        for name, (low, high) in _PAIRS.items():
             pair = getattr(self, name)
-            if not (_are_numbers(pair) and len(pair) == 2 and 0 < pair[0] <= pair[1]):
-                raise InputError(f"augmentation.{name} is [smallest, largest], above 0, got {pair!r}.")
+            if not (_are_numbers(pair) and len(pair) == 2 and low <= pair[0] <= pair[1] <= high):
+                raise InputError(
+                    f"data.augmentation.{name} is [smallest, largest], from {low:g} to {high:g}, got {pair!r}."
+                )
         jitter = self.color_jitter
+        strengths = jitter if isinstance(jitter, Sequence) else [0 if jitter is None else jitter] * 3
         if not (
-            jitter is None
-            or _are_numbers([jitter])
-            or (isinstance(jitter, Sequence) and _are_numbers(jitter) and len(jitter) in (3, 4))
+            _are_numbers(strengths)
+            and len(strengths) in (3, 4)
+            and min(strengths) >= 0
+            and (len(strengths) == 3 or strengths[3] <= 0.5)
         ):
             raise InputError(
-                f"augmentation.color_jitter is one number or 3 to 4 (brightness, contrast, saturation, "
-                f"hue), got {jitter!r}."
+                f"data.augmentation.color_jitter is one number, 0 or more, or 3 to 4 (brightness, contrast, "
+                f"saturation, and hue up to 0.5), got {jitter!r}; null leaves it out."
             )
+        if self.auto_augment is not None:
+            check_policy("data.augmentation.auto_augment", self.auto_augment)
         if self.random_erasing_mode not in ("const", "rand", "pixel"):
             raise InputError(
-                f"augmentation.random_erasing_mode is const, rand or pixel, got {self.random_erasing_mode!r}."
+                f"data.augmentation.random_erasing_mode is const, rand or pixel, got {self.random_erasing_mode!r}."
             )
 
 
@@ -90,7 +99,7 @@ def create_augmentation(options: Mapping[str, Any], **preprocessing: Any) -> Com
     for key in options:
         if key not in known:
             raise InputError(
-                f"augmentation has no key {key!r}.{did_you_mean(key, known)} Its keys: {', '.join(known)}."
+                f"data.augmentation has no key {key!r}.{did_you_mean(key, known)} Its keys: {', '.join(known)}."
             )
     chosen = Augmentation(**options)
     if preprocessing["input_size"][0] == 4:
@@ -100,11 +109,8 @@ def create_augmentation(options: Mapping[str, Any], **preprocessing: Any) -> Com
     arguments["re_mode"] = arguments.pop("random_erasing_mode")
     try:
         made: Compose = create_transform(**preprocessing, is_training=True, **arguments)
-    except Exception as error:  # an unknown policy, a negative strength, text for a number
-        raise InputError(
-            f"timm cannot build augmentation={dict(options)}: {error!r}. "
-            f"Policies are written like 'rand-m9-mstd0.5-inc1', 'augmix-m5-w4-d2' or '3a'."
-        ) from None
+    except Exception as error:  # the checks above should leave none, but timm changes
+        raise InputError(f"timm cannot build data.augmentation={dict(options)}: {error!r}.") from None
     for operation in _operations(made):
         if operation.aug_fn is auto_augment.posterize:
             operation.level_fn = partial(_one_bit_at_least, cast(_ToBits, operation.level_fn))
@@ -120,8 +126,9 @@ def _refuse_opacity(chosen: Augmentation) -> None:
     ):
         if is_asked:
             raise InputError(
-                f"augmentation.{name}={getattr(chosen, name)!r}: works on pictures of 1 or 3 channels, and this model "
-                f"takes 4, the last of which is opacity; leave {'the hue' if name == 'color_jitter' else 'it'} out."
+                f"data.augmentation.{name}={getattr(chosen, name)!r}: works on pictures of 1 or 3 channels, and "
+                f"this model takes 4, the last of which is opacity; leave "
+                f"{'the hue' if name == 'color_jitter' else 'it'} out."
             )
 
 

@@ -12,10 +12,11 @@ from torch.utils.data import Dataset, IterableDataset
 from dynavit.data.labelled import ImageFiles, common_classes
 from dynavit.data.quickstart import CLASS_NAMES
 from dynavit.data.samples import Samples, StreamSamples, as_label, collate
-from dynavit.data.sources import LAYOUT, Request, few, open_split, printable
+from dynavit.data.sources import LAYOUT, Request, open_split
 from dynavit.data.splits import Wanted, find_splits
 from dynavit.data.transforms import Transform
 from dynavit.errors import InputError
+from dynavit.text import listed, printable
 
 __all__ = ["ClassificationData", "Samples", "StreamSamples", "collate", "create_classification_data"]
 
@@ -39,7 +40,7 @@ class ClassificationData:
 
     def summary(self) -> str:
         """Return the first classes, how many images there are where that is known, and the notes."""
-        lines = [f"Classes: {few(self.class_names)}."]
+        lines = [f"Classes: {listed(self.class_names)}."]
         if isinstance(self.train, Samples) and isinstance(self.validation, Samples):
             lines.append(f"{len(self.train):,} training and {len(self.validation):,} validation images.")
         return "\n".join([" ".join(lines), *self.notes])
@@ -97,8 +98,9 @@ def create_classification_data(
       each class is for validation, one image of two at least. The seed and the files' names decide which, so
       training, evaluation and a resumed run agree; another seed, and files that are added, change it.
     - ``options={"labels": "train.csv"}``: a table in ``root``, UTF-8 with commas, semicolons or tabs, whose first line
-      names the columns: one of ``image, file, filename, file_name, path, id, image_id`` (or ``image_column``) and one
-      of ``label, class, category, target`` (or ``label_column``). Images are below ``root``, else below
+      names the columns: the first of ``image, file, filename, file_name, path, id, image_id`` that there is, with a
+      note where there are several (or ``image_column``), and the only one of ``label, class, category, target`` (or
+      ``label_column``). Images are below ``root``, else below
       ``root/images`` (or ``images``), and their endings may be left out. For validation there is a column ``split``
       with the names of the splits, or ``validation_fraction``, or a second table, ``validation_labels``.
 
@@ -117,7 +119,7 @@ def create_classification_data(
         raise InputError(f"seed must not be negative, got {seed}.")
     options, train = options or {}, train and train_split is not None
     if name == "folder":
-        wanted = Wanted(root, train, train_split or "train", validation_split, seed, options)
+        wanted = Wanted(root, train, "train" if train_split is None else train_split, validation_split, seed, options)
         return _open_files(wanted, transforms, corrupt, class_names)
 
     def request(split: str, is_train: bool) -> Request:
@@ -128,7 +130,7 @@ def create_classification_data(
     classes = tuple(CLASS_NAMES) if name == "quickstart" else _common_classes(name, training, validation, options)
     if class_names is not None and tuple(class_names) != classes:
         raise InputError(
-            f"the data have the classes {few(classes)} and the model {few(class_names)}: evaluate on data of the "
+            f"the data have the classes {listed(classes)} and the model {listed(class_names)}: evaluate on data of the "
             f"same classes."
         )
     return ClassificationData(
@@ -176,8 +178,8 @@ def _common_classes(
         return tuple(str(label) for label in range(count))
     if first != last:
         raise InputError(
-            f"the classes of {name} differ; only in the training split: {few(sorted({*first} - {*last}))}; "
-            f"only in the validation split: {few(sorted({*last} - {*first}))}."
+            f"the classes of {name} differ; only in the training split: {listed(sorted({*first} - {*last}))}; "
+            f"only in the validation split: {listed(sorted({*last} - {*first}))}."
         )
     return first
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -62,13 +62,14 @@ def find_images(folder: str | Path) -> Found:
         raise InputError(f"{folder} does not exist, or is no folder.")
     paths: list[Path] = []
     skipped: dict[str, list[str]] = defaultdict(list)
-    seen = {os.path.realpath(folder)}
-    links: list[Path] = []
-    waiting = [folder]
+    top = os.path.realpath(folder)
+    seen, waiting, links = {top}, [(folder, top)], deque[Path]()
     while waiting or links:
         # what is really there comes before links to it
-        here = waiting.pop() if waiting else links.pop(0)
-        if here.is_symlink() and here != folder:
+        if waiting:
+            here, real = waiting.pop()
+        else:
+            here = links.popleft()
             real = os.path.realpath(here)
             reason = SEEN if real in seen else None if os.path.exists(real) else BROKEN
             if reason:
@@ -90,15 +91,13 @@ def find_images(folder: str | Path) -> Found:
                 skipped[reason].append(path.relative_to(folder).as_posix())
             elif entry.is_symlink():
                 links.append(path)
-            elif entry.is_dir():
+            elif (place := os.path.join(real, entry.name)) not in seen:
                 # below a link there may be what was found at its own place
-                real = os.path.realpath(path)
-                if real not in seen:
-                    seen.add(real)
-                    waiting.append(path)
-            elif (real := os.path.realpath(path)) not in seen:
-                seen.add(real)
-                paths.append(path)
+                seen.add(place)
+                if entry.is_dir():
+                    waiting.append((path, place))
+                else:
+                    paths.append(path)
     return Found(tuple(sorted(paths)), {reason: sorted(names) for reason, names in skipped.items()})
 
 

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from dynavit.data.files import describe_skipped, find_images, is_hidden
 from dynavit.data.pictures import open_picture
-from dynavit.data.sources import LAYOUT, few
+from dynavit.data.sources import LAYOUT
 from dynavit.errors import InputError, did_you_mean
-from dynavit.text import printable
+from dynavit.text import listed, printable
 
 NO_CLASS = "in no class folder"
 
@@ -164,7 +164,7 @@ def common_classes(
             none at all.
     """
     if train is not None and train.empty:
-        empty = few([str(train.source / name) for name in train.empty])
+        empty = listed(train.source / name for name in train.empty)
         raise InputError(f"no images in {empty}; {LAYOUT}. Fill or remove such folders.")
     if not validation.names:
         alone = " Where classes have one image each, none can be held out." if train is not None else ""
@@ -175,17 +175,30 @@ def common_classes(
         unknown = sorted({*files.names} - {*classes})
         if unknown:
             raise InputError(
-                f"the classes differ: {files.source} has images of {few(unknown)}, which {owner} does not know; it "
-                f"knows {few(list(classes))}.{did_you_mean(unknown[0], classes)} Rename or remove such classes."
+                f"the classes differ: {files.source} has images of {listed(unknown)}, which {owner} does not know; it "
+                f"knows {listed(classes)}.{did_you_mean(unknown[0], classes)} Rename or remove such classes."
             )
     notes = []
     if lacking := [name for name in classes if name not in set(validation.names)]:
         notes.append(
-            f"{validation.source} has no images of {len(lacking):,} of the {len(classes):,} classes: {few(lacking)}."
+            f"{validation.source} has no images of {len(lacking):,} of the {len(classes):,} classes: {listed(lacking)}."
         )
     if strange := [name for name in validation.empty if name not in classes]:
-        notes.append(f"{validation.source} has empty folders that are no classes of {owner}: {few(strange)}.")
+        notes.append(f"{validation.source} has empty folders that are no classes of {owner}: {listed(strange)}.")
     return classes, notes
+
+
+def require_two(classes: Sequence[str]) -> None:
+    """Refuse to train on fewer than two classes.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    if len(classes) < 2:
+        raise InputError(
+            f"the data have one class only ({listed(classes)}): there is nothing to tell apart. Is data.root the "
+            f"folder above it?"
+        )
 
 
 def _digest(path: Path, base: Path, seed: int) -> bytes:

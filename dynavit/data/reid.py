@@ -18,9 +18,10 @@ from dynavit.data.pictures import open_picture
 from dynavit.data.quickstart_reid import NUM_CAMERAS, SyntheticIdentities
 from dynavit.data.reid_layouts import LAYOUTS, Layout, Record, Split, read_layout
 from dynavit.data.samples import Samples
-from dynavit.data.sources import few
+from dynavit.data.sources import given_root
 from dynavit.data.transforms import Transform
 from dynavit.errors import InputError, did_you_mean
+from dynavit.text import listed
 
 QUICKSTART = "quickstart-reid"
 _QUICKSTART_OPTIONS = ("train_identities", "images_per_identity", "test_identities", "gallery_per_camera", "seed")
@@ -169,8 +170,7 @@ def create_reid_data(
         raise InputError(
             f"unknown re-identification data set {name!r}.{did_you_mean(name, known)} data.name is {', '.join(known)}."
         )
-    if root is None:
-        raise InputError(f"data.name={name} needs data.root; expected {LAYOUTS[name]}.")
+    root = given_root(name, root, f"expected {LAYOUTS[name]}")
     return _open_layout(name, read_layout(name, root, train_split, train, options), transforms, seed, train, corrupt)
 
 
@@ -335,12 +335,12 @@ def _notes(
     if len(unknown) == len(cameras):
         notes.append("No cameras are known: nothing is left out as a match by the query's own camera.")
     elif unknown:
-        notes.append(f"The camera is unknown of {len(unknown):,} images: {few(unknown)}.")
+        notes.append(f"The camera is unknown of {len(unknown):,} images: {listed(unknown)}.")
     if learned and (single := [class_names[i] for i in torch.nonzero(torch.bincount(labels) == 1).flatten()]):
-        notes.append(f"{len(single):,} training identities have only one image: {few(single)}.")
+        notes.append(f"{len(single):,} training identities have only one image: {listed(single)}.")
     if shared := {record.identity for record in searched} & set(class_names):
         notes.append(
             f"{len(shared):,} identities are in training and in evaluation, so results say nothing about new "
-            f"ones: {few(sorted(shared, key=_natural))}."
+            f"ones: {listed(sorted(shared, key=_natural))}."
         )
     return notes

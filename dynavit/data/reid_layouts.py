@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dynavit.data.files import describe_skipped, find_images
-from dynavit.data.sources import few
 from dynavit.errors import InputError, did_you_mean
+from dynavit.text import listed
 
 LAYOUTS: Mapping[str, str] = {
     "market1501": "ROOT/{bounding_box_train,query,bounding_box_test}/0002_c1s1_000451_03.jpg",
@@ -234,7 +234,7 @@ def _check_folders(name: str, root: Path, folders: Sequence[str], need_train: bo
         hint = f" They are in {inside[0]}: set data.root={root / inside[0]}." if inside else ""
         raise InputError(
             f"data.root={root} has no folder {', '.join(missing)}; data.name={name} expects {LAYOUTS[name]}. "
-            f"Found: {few(others)}.{hint}"
+            f"Found: {listed(others)}.{hint}"
         )
     return found[0]
 

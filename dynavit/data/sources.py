@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from torchvision.datasets import VisionDataset
 from dynavit.data.pictures import open_picture
 from dynavit.data.quickstart import ClutteredDigits
 from dynavit.errors import InputError, did_you_mean
-from dynavit.text import printable
 
 LAYOUT = "expected ROOT/SPLIT/CLASS/*.jpg (or .png, .webp, ...)"
 
@@ -79,9 +78,7 @@ def _open_torchvision(request: Request) -> Dataset[Any]:
     else:
         given = {}
     if "root" in arguments:
-        if request.root is None:
-            raise InputError(f"{request.name} needs data.root, the folder of its files.")
-        given["root"] = request.root
+        given["root"] = given_root(request.name, request.root, "the folder of its files")
     if "download" in arguments:
         given["download"] = request.download
     if "loader" in arguments:
@@ -135,7 +132,7 @@ def _arguments(cls: type) -> dict[str, bool]:
 def _open_timm(request: Request) -> Dataset[Any]:
     kind = request.name.partition("/")[0].lower()
     reads_files = kind not in ("hfds", "hfids", "tfds", "wds", "torch")
-    if reads_files and (request.root is None or not Path(request.root).exists()):
+    if reads_files and not Path(given_root(request.name, request.root, "where timm reads images")).exists():
         raise InputError(f"{request.name}: data.root={request.root} does not exist; timm reads images there.")
     options = {key: value for key, value in request.options.items() if key != "num_classes"}
     try:
@@ -180,6 +177,17 @@ class _ReaderImages(Dataset[tuple[Image.Image, Any]]):
         return path
 
 
+def given_root(name: str, root: str | None, expected: str) -> str:
+    """Return the folder of a data set; empty text would be whatever folder a command is run in.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not root:
+        raise InputError(f"data.root is empty, but data.name={name} needs data.root=FOLDER; {expected}.")
+    return root
+
+
 def _split_key(request: Request) -> str:
     return "train_split" if request.train else "validation_split"
 
@@ -193,14 +201,8 @@ def check_options(name: str, options: Mapping[str, Any], known: Iterable[str]) -
     known = list(known)
     for key in options:
         if key not in known:
-            listed = ", ".join(known) or "none"
-            raise InputError(f"{name} has no data.options.{key}.{did_you_mean(key, known)} Its options: {listed}.")
-
-
-def few(names: Sequence[str]) -> str:
-    """Join names, but not hundreds of them."""
-    shown = printable(", ".join(names[:10])) or "none"
-    return f"{shown} and {len(names) - 10:,} more" if len(names) > 10 else shown
+            its = ", ".join(known) or "none"
+            raise InputError(f"{name} has no data.options.{key}.{did_you_mean(key, known)} Its options: {its}.")
 
 
 def _line(error: Exception) -> str:

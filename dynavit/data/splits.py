@@ -12,9 +12,10 @@ from typing import Any
 
 from dynavit.data.files import image_endings, is_hidden
 from dynavit.data.labelled import LabelledFiles, read_class_folders, split_off, visible_folders
-from dynavit.data.sources import LAYOUT, check_options, few
+from dynavit.data.sources import LAYOUT, check_options, given_root
 from dynavit.data.tables import Table, read_table
 from dynavit.errors import InputError, did_you_mean
+from dynavit.text import listed
 
 OPTIONS = ("validation_fraction", "labels", "validation_labels", "images", "image_column", "label_column")
 FRACTION = "data.options.validation_fraction=0.2"
@@ -57,6 +58,9 @@ def find_splits(wanted: Wanted) -> FileSplits:
     # what is null is not set, so that a command line can take it back
     wanted = replace(wanted, options={key: value for key, value in wanted.options.items() if value is not None})
     root, fraction = _root(wanted.root), _fraction(wanted.options)
+    for key in ("train_split", "validation_split"):
+        if not getattr(wanted, key).strip():
+            raise InputError(f"data.{key} is empty: give the name of a folder, or of a split in a table.")
     splits = (_by_table if "labels" in wanted.options else _by_folder)(root, wanted, fraction)
     files = [files for files in (splits.train, splits.validation) if files is not None]
     told = [*splits.notes, *(note for split in files for note in split.notes)]
@@ -108,22 +112,25 @@ def _holds_images(folder: Path) -> bool:
         return False
 
 
+def nested(root: Path, folders: Sequence[str], *splits: str) -> list[str]:
+    """Return which of the folders in a root hold all these splits, so that one of them is the root that was meant."""
+    return [name for name in folders if all(split_name(split, visible_folders(root / name)) for split in splits)]
+
+
 def _plain(name: str) -> str:
     """Return a split's name without what does not matter: ``Training_set`` is ``training``."""
     return re.sub(r"[ _-]*set$", "", name.casefold().strip())
 
 
 def _root(root: str | None) -> Path:
-    if root is None:
-        raise InputError(f"data.name=folder needs data.root; {LAYOUT}.")
-    path = Path(root)
+    path = Path(given_root("folder", root, LAYOUT))
     if path.is_file():
         archive = path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
         raise InputError(
             f"data.root={root} is a file, not a folder; " + ("unpack it first." if archive else f"{LAYOUT}.")
         )
     if not path.is_dir():
-        raise InputError(f"the folder {path} does not exist; {LAYOUT}.")
+        raise InputError(f"data.root={root} does not exist; {LAYOUT}.")
     return path
 
 
@@ -198,22 +205,22 @@ def _missing(root: Path, asked: str, default: str, folders: Sequence[str], train
     key = "train_split" if default == "train" else "validation_split"
     classes = [name for name in folders if is_class_folder(root / name)]
     tables = sorted(path.name for path in root.glob("*.csv"))
-    by_table = f" For labels from {few(tables)} set data.options.labels={tables[0]}." if tables else ""
+    by_table = f" For labels from {listed(tables)} set data.options.labels={tables[0]}." if tables else ""
     if train_name is None and classes:
         return InputError(
-            f"{root} holds folders of images ({few(classes)}) and no splits: set {FRACTION} to validate on a part of "
-            f"each class, or make {root / 'train'} and {root / 'val'}.{by_table}"
+            f"{root} holds folders of images ({listed(classes)}) and no splits: set {FRACTION} to validate on a part "
+            f"of each class, or make {root / 'train'} and {root / 'val'}.{by_table}"
         )
     hints = [by_table]
     usual = split_name(default, folders, taken=train_name)
-    inside = [name for name in folders if split_name(default, visible_folders(root / name))]
+    inside = nested(root, folders, default)
     if usual is not None:
         hints.append(f" There is {usual!r}: set data.{key}={usual}.")
     elif default == "val" and train_name is not None:
         hints.append(f" Or set {FRACTION} to validate on a part of {root / train_name}.")
     elif len(inside) == 1:
         hints.append(f" There are splits in {root / inside[0]}: set data.root={root / inside[0]}.")
-    return InputError(f"the folder {root / asked} does not exist; {LAYOUT}.{''.join(hints)} Found: {few(folders)}.")
+    return InputError(f"the folder {root / asked} does not exist; {LAYOUT}.{''.join(hints)} Found: {listed(folders)}.")
 
 
 def _by_table(root: Path, wanted: Wanted, fraction: float | None) -> FileSplits:
@@ -263,12 +270,12 @@ def _by_column(table: Table, wanted: Wanted) -> FileSplits:
     ):
         if found is None and (wanted.train or key == "validation_split"):
             raise InputError(
-                f"the column 'split' of {table.source} never says {asked!r}: it has {few(names)}. "
+                f"the column 'split' of {table.source} never says {asked!r}: it has {listed(names)}. "
                 f"Set data.{key} to one of them.{did_you_mean(asked, names)}"
             )
     if train == validation:
         raise InputError(f"data.train_split and data.validation_split are both {train!r}: they must differ.")
     assert validation is not None
     unused = [name for name in names if name not in (train, validation)]
-    notes = [f"{table.source} has splits that are not used: {few(unused)}."] if unused else []
+    notes = [f"{table.source} has splits that are not used: {listed(unused)}."] if unused else []
     return FileSplits(table.files(train) if train is not None else None, table.files(validation), tuple(notes))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dynavit.data.files import image_endings
 from dynavit.data.labelled import LabelledFiles
-from dynavit.data.sources import few
 from dynavit.errors import InputError, did_you_mean
+from dynavit.text import listed
 
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "id", "image_id")
 LABEL_COLUMNS = ("label", "class", "category", "target")
@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a table, each image once, and notes, one line each."""
+    """The rows of a table, each image once, also where links lead to it, and notes, one line each."""
 
     source: Path
     rows: tuple[Row, ...]
@@ -64,12 +64,13 @@ def read_table(
     Args:
         path: the table.
         folders: where the images are; the first that has one counts. Endings may be left out.
-        image_column: the name of its column; one of :data:`IMAGE_COLUMNS` if None.
-        label_column: likewise, of :data:`LABEL_COLUMNS`.
+        image_column: the name of its column; the first of :data:`IMAGE_COLUMNS` that there is if None. Where there
+            are several, a note says which one was taken.
+        label_column: likewise, of :data:`LABEL_COLUMNS`, of which only one may be there.
 
     Raises:
-        InputError: no such file, column or image, a row without label, or one that contradicts another, naming the
-            line.
+        InputError: no such file, column or image, several columns of labels, a row without label, or one that
+            contradicts another, naming the line.
     """
     text = _text(path)
     header = text.partition("\n")[0]
@@ -78,19 +79,27 @@ def read_table(
     try:
         columns = [(name or "").strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
-        if twice := [name for name in columns if columns.count(name) > 1]:
+        folded = [name.casefold() for name in columns]
+        if twice := [name for name in columns if folded.count(name.casefold()) > 1]:
             raise InputError(f"{path} names the column {twice[0]!r} twice: rename or remove one of them.")
-        image = _column(path, columns, "image_column", image_column, IMAGE_COLUMNS)
-        label = _column(path, columns, "label_column", label_column, LABEL_COLUMNS)
+        image, *more_images = _columns(path, columns, "image_column", image_column, IMAGE_COLUMNS)
+        label, *more_labels = _columns(path, columns, "label_column", label_column, LABEL_COLUMNS)
+        # with the wrong column of images files would be missing; wrong labels would be trained on
+        if more_labels:
+            raise InputError(
+                f"{path} has several columns that could be the labels, {listed([label, *more_labels])}: set "
+                f"data.options.label_column to one of them."
+            )
         split = next((name for name in columns if name.casefold() == SPLIT_COLUMN), None)
-        rows: dict[Path, Row] = {}
+        rows: dict[str, Row] = {}
         repeated = 0
         for cells in reader:
             row = _row(path, reader.line_num, cells, len(columns), (image, label, split), places)
-            before = rows.setdefault(row.path, row)
+            before = rows.setdefault(places.real(row.path), row)
             if (before.label, before.split) != (row.label, row.split):
+                link = "" if before.path == row.path else f" of {before.path.name}, the same file by a link,"
                 raise InputError(
-                    f"{path}, line {row.line}: {row.path.name} is {_told(row)}, but line {before.line} says "
+                    f"{path}, line {row.line}: {row.path.name} is {_told(row)}, but line {before.line} says{link} "
                     f"{_told(before)}. Keep one of them."
                 )
             repeated += before is not row
@@ -98,8 +107,13 @@ def read_table(
         raise InputError(f"{path}, line {reader.reader.line_num}: {error}.") from None
     if not rows:
         raise InputError(f"{path} has no rows below its column names.")
-    notes = (f"{path} names {repeated:,} images more than once; each counts once.",) if repeated else ()
-    return Table(path, tuple(rows.values()), split is not None, notes)
+    notes = [f"{path} names {repeated:,} images more than once; each counts once."] if repeated else []
+    if more_images:
+        notes.append(
+            f"{path} has several columns that could be the images, {listed([image, *more_images])}: {image!r} is used; "
+            f"data.options.image_column chooses another."
+        )
+    return Table(path, tuple(rows.values()), split is not None, tuple(notes))
 
 
 def _told(row: Row) -> str:
@@ -115,15 +129,15 @@ def _text(path: Path) -> str:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _column(path: Path, columns: list[str], key: str, wanted: str | None, usual: Sequence[str]) -> str:
+def _columns(path: Path, columns: list[str], key: str, wanted: str | None, usual: Sequence[str]) -> list[str]:
+    """Return the wanted column alone, or all with a usual name, the most usual one first; never none."""
     names = {name.casefold(): name for name in columns}
     candidates = usual if wanted is None else (wanted.casefold(),)
-    for name in candidates:
-        if name in names:
-            return names[name]
+    if found := [names[name] for name in candidates if name in names]:
+        return found
     missing = f"has none of the columns {', '.join(usual)}" if wanted is None else f"has no column {wanted!r}"
     hint = "" if wanted is None else did_you_mean(wanted, columns)
-    raise InputError(f"{path} {missing}: set data.options.{key} to one of {few(columns)}.{hint}")
+    raise InputError(f"{path} {missing}: set data.options.{key} to one of {listed(columns)}.{hint}")
 
 
 def _row(
@@ -150,6 +164,7 @@ class _Places:
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
         self._listings: dict[Path, dict[str, list[str]]] = {}
+        self._real_folders: dict[Path, str] = {}
 
     def find(self, where: str, name: str) -> Path:
         """Return the file of an image named in a table, which may have been written on Windows."""
@@ -163,13 +178,21 @@ class _Places:
             if place.name in found:
                 return place
             if len(found) > 1:
-                raise InputError(f"{where}: {name!r} could be {few(found)}: write its ending.")
+                raise InputError(f"{where}: {name!r} could be {listed(found)}: write its ending.")
             if found:
                 return place.with_name(found[0])
         raise InputError(
-            f"{where}: there is no image {name!r} in {few([str(folder) for folder in self.folders])}; say where the "
+            f"{where}: there is no image {name!r} in {listed(self.folders)}; say where the "
             f"images are with data.options.images=FOLDER, or remove the line."
         )
+
+    def real(self, path: Path) -> str:
+        """Return where links lead to; only those are followed, since that takes a look at every folder on the way."""
+        if path.is_symlink():
+            return os.path.realpath(path)
+        if path.parent not in self._real_folders:
+            self._real_folders[path.parent] = os.path.realpath(path.parent)
+        return os.path.join(self._real_folders[path.parent], path.name)
 
     def _listing(self, folder: Path) -> dict[str, list[str]]:
         """Return the files of a folder by name, and images also by their names without ending."""

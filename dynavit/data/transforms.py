@@ -20,6 +20,8 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _CROP_MODES = ("center", "squash", "border")
+# a picture is enlarged to its size divided by the crop fraction, all of it in memory
+_LONGEST_EDGE, _SMALLEST_CROP = 8192, 0.1
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ def create_transforms(
     """Create the transforms of training and of evaluation images, both timm's.
 
     Args:
-        image_size: height and width, or one number for both.
+        image_size: height and width, or one number for both; at most 8192.
         mean: subtracted from each channel, for channels in 0..1. There are as many channels as numbers: 1, 3 or 4.
         std: each channel is divided by it.
         interpolation: one of nearest, bilinear, bicubic, box, hamming and lanczos.
-        crop_pct: fraction of the resized image's edge that evaluation keeps, from the centre.
+        crop_pct: fraction of the resized image's edge that evaluation keeps, from the centre; at least 0.1.
         crop_mode: ``"center"`` keeps the aspect ratio and crops, ``"squash"`` distorts, ``"border"`` pads.
         augmentation: fields of :class:`dynavit.data.augmentation.Augmentation`; those left out have timm's training
             defaults. None trains on exactly what evaluation sees.
@@ -73,8 +75,8 @@ def create_transforms(
     height, width = _checked(image_size, mean, std, interpolation)
     if crop_mode not in _CROP_MODES:
         raise InputError(f"crop_mode is one of {', '.join(_CROP_MODES)}, got {crop_mode!r}.")
-    if not (is_number(crop_pct) and 0 < crop_pct <= 1):
-        raise InputError(f"crop_pct is a fraction above 0 and at most 1, got {crop_pct!r}.")
+    if not (is_number(crop_pct) and _SMALLEST_CROP <= crop_pct <= 1):
+        raise InputError(f"crop_pct is a fraction from {_SMALLEST_CROP} to 1, got {crop_pct!r}.")
     common: dict[str, Any] = {
         "input_size": (len(mean), height, width),
         "mean": tuple(mean),
@@ -103,7 +105,7 @@ def create_reid_transforms(
     (Zhong et al. 2020, Random Erasing).
 
     Args:
-        image_size: height and width, or one number for both.
+        image_size: height and width, or one number for both; at most 8192.
         mean: subtracted from each channel, for channels in 0..1. There are as many channels as numbers: 1, 3 or 4.
         std: each channel is divided by it.
         interpolation: one of nearest, bilinear, bicubic, box, hamming and lanczos.
@@ -125,11 +127,12 @@ def create_reid_transforms(
     height, width = _checked(image_size, mean, std, interpolation)
     for name, value in (("flip", flip), ("erase", erase)):
         if not (is_number(value) and 0 <= value <= 1):
-            raise InputError(f"augmentation.{name} is a probability in 0..1, got {value!r}.")
+            raise InputError(f"data.augmentation.{name} is a probability in 0..1, got {value!r}.")
     if pad is None:
         pad = round(height * 10 / 256)
-    if not isinstance(pad, int) or pad < 0:
-        raise InputError(f"augmentation.pad is a number of pixels, 0 or more, got {pad!r}.")
+    most = max(height, width)
+    if not (is_number(pad) and isinstance(pad, int) and 0 <= pad <= most):
+        raise InputError(f"data.augmentation.pad is a whole number of pixels from 0 to {most}, got {pad!r}.")
     resize = v2.Resize((height, width), v2.InterpolationMode(interpolation))
     to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
     shift = [v2.RandomHorizontalFlip(flip), v2.Pad(pad), v2.RandomCrop((height, width))]
@@ -171,8 +174,11 @@ def _checked(
     """
     size = [image_size, image_size] if isinstance(image_size, int) else image_size
     whole = isinstance(size, Sequence) and all(is_number(edge) and edge >= 1 and edge % 1 == 0 for edge in size)
-    if not (whole and len(size) == 2):
-        raise InputError(f"image_size is height and width in whole pixels, or one number for both, got {image_size!r}.")
+    if not (whole and len(size) == 2 and max(size) <= _LONGEST_EDGE):
+        raise InputError(
+            f"image_size is height and width in whole pixels, up to {_LONGEST_EDGE:,}, or one number for both, got "
+            f"{image_size!r}."
+        )
     for name, values in (("mean", mean), ("std", std)):
         if not (isinstance(values, Sequence) and all(map(is_number, values)) and len(values) in MODES):
             raise InputError(f"{name} is 1, 3 or 4 numbers, one for each channel of the pictures, got {values!r}.")
@@ -180,7 +186,7 @@ def _checked(
         raise InputError(f"std is {len(mean)} numbers above 0, as many as mean has, got {std!r}.")
     if interpolation not in _INTERPOLATIONS:
         raise InputError(
-            f"unknown interpolation {interpolation!r}.{did_you_mean(str(interpolation), _INTERPOLATIONS)} "
-            f"Known: {', '.join(_INTERPOLATIONS)}."
+            f"interpolation={interpolation!r}: choose one of {', '.join(_INTERPOLATIONS)}."
+            f"{did_you_mean(interpolation, _INTERPOLATIONS)}"
         )
     return int(size[0]), int(size[1])

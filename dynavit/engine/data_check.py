@@ -15,15 +15,14 @@ from dynavit.config import Config
 from dynavit.data.classification import ClassificationData
 from dynavit.data.files import describe_skipped, find_images
 from dynavit.data.inspection import Findings, inspect_files
-from dynavit.data.labelled import ImageFiles, LabelledFiles, common_classes, visible_folders
+from dynavit.data.labelled import ImageFiles, LabelledFiles, common_classes, require_two, visible_folders
 from dynavit.data.reid import ReidData, ReidImages
-from dynavit.data.sources import few
-from dynavit.data.splits import FRACTION, Wanted, find_splits, is_class_folder, split_name
+from dynavit.data.splits import FRACTION, Wanted, find_splits, is_class_folder, nested, split_name
 from dynavit.engine.build import build_start, resolve_preprocessing
 from dynavit.engine.tasks import create_task
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
-from dynavit.text import printable
+from dynavit.text import listed, printable
 
 _MOST_DECODED = 50_000
 """Files that are read to their end when a training starts; of more the headers are looked at."""
@@ -98,12 +97,12 @@ class DataReport:
 
     def unreadable_files(self) -> str:
         """Return how many files cannot be read, with the first of them."""
-        listed = [f"{_named(path)} ({reason})" for path, reason in self.findings.unreadable.items()]
-        if len(listed) == 1:
+        shown = [f"{_named(path)} ({reason})" for path, reason in self.findings.unreadable.items()]
+        if len(shown) == 1:
             ((path, reason),) = self.findings.unreadable.items()
             return f"{_named(path)} cannot be read: {reason}"
-        more = f", and {len(listed) - _LISTED:,} more" if len(listed) > _LISTED else ""
-        return f"{len(listed):,} files cannot be read: {', '.join(listed[:_LISTED])}{more}"
+        more = f", and {len(shown) - _LISTED:,} more" if len(shown) > _LISTED else ""
+        return f"{len(shown):,} files cannot be read: {', '.join(shown[:_LISTED])}{more}"
 
 
 def check_data(config: Config) -> DataReport:
@@ -114,17 +113,18 @@ def check_data(config: Config) -> DataReport:
     """
     data = config.data
     model = build_start(replace(config, model=replace(config.model, pretrained=False)), None).model
+    preprocessing = resolve_preprocessing(data, model.backbone)
     problems: list[str] = []
     if config.task == "classify" and data.name == "folder":
         wanted = Wanted(data.root, True, data.train_split, data.validation_split, config.seed, data.options)
-        found = find_splits(wanted)
+        found = find_splits(wanted)  # to be counted, also where they cannot be trained on
         splits, notes = _splits(found.train, found.validation), list(found.notes)
         try:
-            notes += common_classes(found.train, found.validation)[1]
+            notes = list(create_task(config).open_data(preprocessing).notes)
         except InputError as error:
             problems.append(str(error))
     else:
-        opened = create_task(config).open_data(resolve_preprocessing(data, model.backbone))
+        opened = create_task(config).open_data(preprocessing)
         known = _files_of(opened, data.root)
         if known is None:
             raise InputError(f"data.name={data.name}: only image files can be checked, of data.name=folder or re-id.")
@@ -153,12 +153,16 @@ def check_folder(folder: str) -> DataReport:
             files = LabelledFiles(root, found.paths, ("",) * len(found.paths), ("",))
             notes = [f"Skipped: {printable(describe_skipped(found.skipped))}."] if found.skipped else []
             return _report({"images": files}, notes, None, "stop", [])
-        options = {"validation_fraction": 0.2}
-        hinted = [f"There are no splits: train with {FRACTION}, as is done here."]
+        # splits in the one folder that is there are not for dividing: what a training says of them is said
+        if splits_found or len(nested(root, names, "train", "val")) != 1:
+            options = {"validation_fraction": 0.2}
+            hinted = [f"There are no splits: train with {FRACTION}, as is done here."]
     splits = find_splits(Wanted(folder, True, "train", "val", 0, options))
     problems: list[str] = []
     try:
-        hinted += common_classes(splits.train, splits.validation)[1]
+        classes, told = common_classes(splits.train, splits.validation)
+        hinted += told
+        require_two(classes)
     except InputError as error:
         problems.append(str(error))
     return _report(_splits(splits.train, splits.validation), [*splits.notes, *hinted], None, "stop", problems)
@@ -170,7 +174,8 @@ def check_before_training(config: Config, data: Any, model: PrunedViT, accelerat
     Unchanged files are not looked at again. Data that are no files are left alone.
 
     Raises:
-        InputError: there are unreadable files and ``data.corrupt`` is ``stop``, or nothing else to train on.
+        InputError: there are unreadable files and ``data.corrupt`` is ``stop``, or nothing else to train on, as a
+            whole or for one class.
     """
     splits = _files_of(data, config.data.root)
     if splits is None:
@@ -215,6 +220,13 @@ def _refusal(report: DataReport, corrupt: str) -> str | None:
     for name, files in report.splits.items():
         if files.paths and all(path in unreadable for path in files.paths):
             return f"not one image for {name} in {files.source} can be read; {report.unreadable_files()}."
+    if train := report.splits.get("train"):
+        readable = {name for path, name in zip(train.paths, train.names, strict=True) if path not in unreadable}
+        if lost := [name for name in train.classes if name not in readable]:
+            return (
+                f"no training image of {listed(lost)} in {train.source} can be read, and what has none cannot be "
+                f"learned; {report.unreadable_files()}. Replace such files, or remove all of what has no others."
+            )
     if unreadable and corrupt == "stop":
         return f"{report.unreadable_files()}. Replace or remove them, or set data.corrupt=skip."
     return None
@@ -272,7 +284,7 @@ def _counts(files: LabelledFiles) -> list[str]:
     least, most = (f"{count:,} ({printable(name)})" for name, count in (ranked[0], ranked[-1]))
     empty = [name for name, count in ranked if not count]
     lines = [f"  {len(counts):,} classes, with {least} to {most} images, half of them {ranked[len(ranked) // 2][1]:,}"]
-    return lines + ([f"  without images: {few(empty)}"] if empty else [])
+    return lines + ([f"  without images: {listed(empty)}"] if empty else [])
 
 
 def _named(path: Path) -> str:

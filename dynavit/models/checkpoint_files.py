@@ -7,7 +7,7 @@ import json
 import re
 import zipfile
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -220,10 +220,3 @@ def _refused_classes(path: Path, message: str) -> list[str]:
     except Exception:  # it is no zip, or damaged
         pass
     return list(dict.fromkeys(first_line(name) for name in names))
-
-
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """Write some names with commas, and how many more there are."""
-    found = [first_line(name) for name in names]
-    more = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more

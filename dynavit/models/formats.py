@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.models.checkpoint_files import listed
 from dynavit.models.state_dicts import StateDict, fit_names
+from dynavit.text import listed
 
 FORMATS = ("dynamicvit", "timm", "hf-vit", "hf-deit", "hf-dinov2")
 

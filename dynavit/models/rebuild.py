@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dynavit.errors import InputError
 from dynavit.models.adapters import BackboneAdapter
 from dynavit.models.backbone import create_backbone
-from dynavit.models.checkpoint_files import listed
 from dynavit.models.conventions import head_classes
+from dynavit.text import listed
 
 _INERT = (nn.Identity, nn.Dropout, DropPath, PatchDropout)  # in eval
 # notes that modules keep, or of which weights and shapes tell more

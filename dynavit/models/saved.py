@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 
 from dynavit.errors import InputError
 from dynavit.files import refuse_special
-from dynavit.models.checkpoint_files import listed
-from dynavit.text import first_line
+from dynavit.text import first_line, listed
 
 _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
 _OPTIONAL = {

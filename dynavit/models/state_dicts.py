@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError, did_you_mean
-from dynavit.models.checkpoint_files import listed, read_checkpoint
-from dynavit.text import first_line
+from dynavit.models.checkpoint_files import read_checkpoint
+from dynavit.text import first_line, listed
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "averaged_model", "teacher")
 PLAIN = ("state_dict", "model_state_dict", "model", "net", "network", "module", "backbone", "encoder", "student")
@@ -221,7 +221,7 @@ def _beside(content: Mapping[str, Any], sets: Mapping[str, Any]) -> list[str]:
 
 def _instead(content: Any) -> str:
     if isinstance(content, Mapping):
-        return f", found {listed(map(str, content))}" if content else ", found an empty one"
+        return f", found {listed(map(str, content), 5)}" if content else ", found an empty one"
     return f", found {type(content).__name__}"
 
 

@@ -171,11 +171,19 @@ def test_corrupt_files_of_a_folder(pets: Path):
     assert batches[0][2].tolist() == [0, 1, 3, 3]  # the next readable image stands in
 
 
+@pytest.mark.parametrize("root", [None, ""])
+@pytest.mark.parametrize("name", ["folder", "torchvision/CIFAR10", "ImageFolder/"])
+def test_no_root_is_not_the_folder_of_the_command(name: str, root: str | None):
+    with pytest.raises(InputError, match=rf"data\.root is empty, but data\.name={name} needs data\.root=FOLDER; "):
+        create_classification_data(name, root, transforms=TRANSFORMS)
+
+
 def test_missing_folders(tmp_path: Path):
-    with pytest.raises(InputError, match=r"needs data\.root.*ROOT/SPLIT/CLASS"):
-        create("folder")
-    with pytest.raises(InputError, match=r"nowhere does not exist.*ROOT/SPLIT/CLASS"):
+    with pytest.raises(InputError, match=r"data\.root=.*nowhere does not exist.*ROOT/SPLIT/CLASS"):
         create("folder", tmp_path / "nowhere")
+    for key in ("train_split", "validation_split"):
+        with pytest.raises(InputError, match=rf"data\.{key} is empty"):
+            create("folder", tmp_path, **{key: ""})
     write(tmp_path, "train")
     with pytest.raises(InputError, match=r"val does not exist.*validation_fraction=0\.2.*Found: train\.") as caught:
         create("folder", tmp_path)
@@ -264,8 +272,6 @@ def test_torchvision_arguments_of_a_base_class(tmp_path: Path):
 def test_torchvision_without_its_files(tmp_path: Path):
     with pytest.raises(InputError, match=r"torchvision/CIFAR10 cannot be opened.*Set data\.download=true"):
         create("torchvision/CIFAR10", tmp_path)
-    with pytest.raises(InputError, match=r"needs data\.root"):
-        create("torchvision/CIFAR10")
 
 
 def test_download_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -357,8 +363,6 @@ def test_timm_splits_with_other_classes(tmp_path: Path):
 
 
 def test_what_timm_cannot_open(tmp_path: Path):
-    with pytest.raises(InputError, match=r"data\.root=None does not exist"):
-        create("ImageFolder/")
     with pytest.raises(InputError, match=r"timm cannot open torch/cifar10, split 'train'"):
         create("torch/cifar10", tmp_path)
     (tmp_path / "train").mkdir()

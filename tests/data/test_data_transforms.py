@@ -123,7 +123,9 @@ def test_left_out_keys_have_timms_defaults():
     assert repr(ours.steps.transforms[1:]) == repr(timms.transforms)  # before them, tiny pictures are enlarged
 
 
-@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "3a", "original"])
+@pytest.mark.parametrize(
+    "policy", ["rand-m9-mstd0.5-inc1", "rand-t3aw-n3-mmax30-m15-p1", "augmix-m5-w4-d2-a1-b1-mstd0.5", "3a", "original"]
+)
 def test_auto_augment(policy: str):
     image = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
     still = train_transform()(image)
@@ -145,10 +147,24 @@ def test_auto_augment(policy: str):
         ({"scale": [0.1, float("inf")]}, "augmentation.scale"),
         ({"ratio": ["a", "b"]}, "augmentation.ratio"),
         ({"hflip": True}, "augmentation.hflip"),
-        ({"auto_augment": 3}, "timm cannot build"),
-        ({"color_jitter": -1.0}, "timm cannot build .*non negative"),
+        ({"scale": [1e-12, 1.0]}, r"data\.augmentation\.scale .*from 0\.0001 to 1, got"),
+        ({"ratio": [1.0, 1e9]}, r"data\.augmentation\.ratio .*from 0\.01 to 100, got"),
+        ({"auto_augment": 5}, r"data\.augmentation\.auto_augment=5: is a text, such as 'rand-m9"),
+        ({"color_jitter": -1.0}, r"data\.augmentation\.color_jitter is one number, 0 or more, .*got -1\.0; null"),
+        ({"color_jitter": [0.1, 0.1, -0.1]}, r"data\.augmentation\.color_jitter .*got \[0\.1, 0\.1, -0\.1\]"),
+        ({"color_jitter": [0.1, 0.1, 0.1, 0.6]}, "hue up to 0.5"),
         ({"random_erasing_mode": "pixels"}, "const, rand or pixel"),
-        ({"auto_augment": "best"}, "timm cannot build .*'best'"),
+        ({"auto_augment": "best"}, r"auto_augment='best': begins with one of rand, augmix, v0, .*; null leaves"),
+        ({"auto_augment": ""}, "auto_augment='': begins with one of"),
+        ({"auto_augment": "rand-m9-m5"}, "auto_augment='rand-m9-m5': gives 'm' twice"),
+        *(
+            ({"auto_augment": policy}, f"auto_augment='{policy}': '{policy.split('-')[-1]}' is no part of")
+            for policy in (
+                *("rand-mx", "rand-m9-foo", "rand-mnan", "rand-m9-n0", "rand-n15", "rand-p1.5", "rand-m9.5", "rand-m"),
+                *("rand-tfoo", "rand-inc2", "rand-mstdinf", "rand-m9-", "rand-M9", "rand-m9x", "rand-m999"),
+                *("augmix-d", "augmix-n2", "augmix-w0", "original-m9", "v0-mstd", "3a-w"),
+            )
+        ),
     ],
 )
 def test_refused_augmentations(augmentation: dict[str, Any], message: str):
@@ -160,11 +176,14 @@ def test_refused_augmentations(augmentation: dict[str, Any], message: str):
 @pytest.mark.parametrize(
     ("key", "values"),
     [
-        ("image_size", [0, -4, True, 2.5, "32", None, [32], [32, 0], [32, float("nan")], [8, 8, 8]]),
+        (
+            "image_size",
+            [1_000_000, [32, 8193], 0, -4, True, 2.5, "32", None, [32], [32, 0], [32, float("nan")], [8, 8, 8]],
+        ),
         ("mean", [None, 0.5, [], [0.5, 0.5], ["a"] * 3, [0.5, float("nan"), 0.5], [float("inf")] * 3]),
         ("std", [[0, 0, 0], [0.5, 0.5, -0.1], [0.5], [0.5] * 4, [0.5, 0.5, float("nan")], "abc", [True] * 3]),
         ("interpolation", ["bicubik", 3, None, ["bicubic"]]),
-        ("crop_pct", [-1, 0, 1.5, "0.9", float("nan"), None]),  # timm would silently take 0.875 for 0
+        ("crop_pct", [1e-6, -1, 0, 1.5, "0.9", float("nan"), None]),  # timm would silently take 0.875 for 0
         ("crop_mode", ["centre", 1, None]),
     ],
 )
@@ -175,6 +194,12 @@ def test_refused_preprocessing(create: Any, key: str, values: list[Any]):
         arguments = {"image_size": 32, "mean": ZERO, "std": ONE, key: value}
         with pytest.raises(InputError, match=key):
             create(**arguments)
+
+
+@pytest.mark.parametrize("pad", [-1, 33, 1.5, True, 10**9])
+def test_refused_shifts(pad: Any):
+    with pytest.raises(InputError, match=rf"data\.augmentation\.pad .*from 0 to 32, got {pad}\."):
+        create_reid_transforms((32, 16), ZERO, ONE, pad=pad)
 
 
 def test_misspelt_interpolation():

@@ -232,6 +232,35 @@ def test_repeated_rows_count_once_and_windows_paths(tmp_path: Path) -> None:
     assert any("1 images more than once" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("other", ["link.jpg", "linked/0.jpg"])
+def test_a_picture_and_a_link_to_it_are_one(tmp_path: Path, other: str) -> None:
+    root = images(tmp_path, "images")
+    (root / "images/link.jpg").symlink_to(root / "images/0.jpg")
+    (root / "images/linked").symlink_to(root / "images")
+    found = find(table(root, f"id,label\n0,a\n{other},a\n1,b\n2,b\n"), labels="train.csv", validation_fraction=0.5)
+    assert any("1 images more than once" in note for note in found.notes)
+    with pytest.raises(
+        InputError, match=rf"line 3: {Path(other).name} is 'b', but line 2 says of 0.jpg, the same .* 'a'\."
+    ):
+        find(table(root, f"id,label\n0,a\n{other},b\n1,b\n"), labels="train.csv", validation_fraction=0.5)
+
+
+def test_several_usual_columns(tmp_path: Path) -> None:
+    options = {"labels": "train.csv", "validation_fraction": 0.5}
+    table(images(tmp_path, "images"), "path,ID,label\n0,7,a\n1,8,a\n")
+    (note,) = (note for note in find(tmp_path, **options).notes if "could be" in note)
+    assert "could be the images, path, ID: 'path' is used; data.options.image_column" in note
+    assert not any("could be" in note for note in find(tmp_path, **options, image_column="path").notes)
+    table(tmp_path, "path,Class,label\n0,a,1\n1,b,2\n")
+    with pytest.raises(InputError, match=r"could be the labels, label, Class: set data\.options\.label_column"):
+        find(tmp_path, **options)
+    found = find(tmp_path, **options, label_column="class").train
+    assert found is not None
+    assert found.classes == ("a", "b")
+    with pytest.raises(InputError, match=r"names the column 'Label' twice"):
+        find(table(tmp_path, "path,Label,label\n0,a,1\n"), **options)
+
+
 @pytest.mark.parametrize("stray", ["picture", "pipe", "folder"])
 def test_what_lies_beside_the_class_folders_changes_no_split(stray: str, tmp_path: Path) -> None:
     first = "a.jpg" if stray == "folder" else "a"  # a class may be called like a picture

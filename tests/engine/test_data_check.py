@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,52 @@ def test_at_most_five_files_are_named(own: Path, tiny: Make) -> None:
         path.write_bytes(b"")
     with pytest.raises(dynavit.InputError, match=r"not one image for train in .* can be read"):
         Trainer(tiny(f"data.root={own}", "data.corrupt=skip"))
+
+
+def test_a_class_without_readable_training_images_stops(own: Path, tiny: Make) -> None:
+    for path in (own / "train/red").iterdir():
+        path.write_bytes(b"")
+    config = tiny(f"data.root={own}", "data.corrupt=skip")
+    said = r"no training image of red in .*train can be read, .*; 8 files cannot be read: "
+    (problem,) = data_check.check_data(config).problems
+    assert re.match(said, problem)
+    with pytest.raises(dynavit.InputError, match=said):
+        Trainer(config)
+    assert not config.run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "overrides", "said"),
+    [
+        ("one class", [], "the data have one class only (red): there is nothing to tell apart."),
+        ("divided", [], "the data have one class only (red): there is nothing to tell apart."),
+        ("nested", [], "There are splits in "),
+        (None, ["data.augmentation={hflip: 2}"], "data.augmentation.hflip is a probability"),
+    ],
+)
+def test_what_stops_a_training_is_no_success_of_the_check(
+    own: Path, tiny: Make, tmp_path: Path, how: str | None, overrides: list[str], said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if how == "nested":
+        (tmp_path / "above").mkdir()
+        own = own.rename(tmp_path / "above/photos").parent
+    elif how is not None:
+        for other in (*own.glob("*/green"), *own.glob("*/blue")):
+            shutil.rmtree(other)
+    if how == "divided":
+        shutil.rmtree(own / "val")
+        own, overrides = own / "train", ["data.options.validation_fraction=0.2"]
+    config = tiny(f"data.root={own}", *overrides)
+    with pytest.raises(dynavit.InputError) as caught:
+        Trainer(config)
+    assert said in str(caught.value)
+    ways = [["--config", str(tmp_path / "tiny.yaml"), f"data.root={own}", *overrides]]
+    if how is not None:
+        ways.append(["--images", str(own)])
+    for way in ways:
+        status, _, err = check(capsys, *way)
+        assert (status, str(caught.value) in err) == (2, True)
 
 
 def test_what_is_skipped_is_counted(own: Path, tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:

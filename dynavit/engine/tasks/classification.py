@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from dynavit.config import DataConfig, LossConfig
 from dynavit.data.classification import ClassificationData, create_classification_data
+from dynavit.data.labelled import require_two
 from dynavit.data.transforms import create_transforms
 from dynavit.engine.budget import Budget
 from dynavit.engine.loading import foreground_of
@@ -55,8 +56,8 @@ class ClassificationTask(Task):
             options=settings.options,
             class_names=class_names,
         )
-        if train and len(data.class_names) < 2:
-            raise InputError(f"the data have one class only ({data.class_names[0]}): there is nothing to tell apart.")
+        if train:
+            require_two(data.class_names)
         self._preprocessing = preprocessing
         return data
 
