@@ -59,13 +59,36 @@ def test_sizes_that_are_none(key: str, size: Any) -> None:
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"num_heads": 0}, {"depth": "x"}, {"embed_dim": 0}, {"mlp_ratio": math.inf}, {"act_layer": "x"}, {"block_fn": 3}],
+    [{"num_heads": 5}, {"num_classes": 10**15}, {"mlp_ratio": math.inf}, {"act_layer": "x"}, {"block_fn": 3}],
     ids=str,
 )
 def test_arguments_that_timm_trips_over(kwargs: dict[str, Any]) -> None:
     refuse(
         f"timm cannot create test_vit with .*{next(iter(kwargs))}", dynavit.create_model, "test_vit", **SIZE, **kwargs
     )
+
+
+@pytest.mark.parametrize("key", ["num_classes", "in_chans", "depth", "embed_dim", "num_heads"])
+@pytest.mark.parametrize("number", [-1, "5", 2.0, True, math.nan, [3]])
+def test_numbers_of_parts_that_cannot_be(key: str, number: Any) -> None:
+    refuse(f"{key}=.*: a whole number, at least", dynavit.create_model, "test_vit", **{**SIZE, key: number})
+    if key != "num_classes":  # 0 makes a model without a head
+        refuse(f"{key}=0: a whole number, at least 1", dynavit.create_model, "test_vit", **{**SIZE, key: 0})
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, "0.1", True, math.nan])
+def test_drop_rates_that_are_none(rate: Any) -> None:
+    for key in ("drop_rate", "drop_path_rate"):
+        refuse(rf"{key}=.*\[0, 1\)", dynavit.create_model, "test_vit", **{**SIZE, key: rate})
+
+
+@pytest.mark.parametrize("number", [-1, None, "5", 2.0, True, 10**15])
+def test_another_head_that_cannot_be(number: Any) -> None:
+    model = dynavit.create_model("test_vit", num_classes=2, **SIZE)
+    model.metadata = {"class_names": ["a", "b"]}
+    refuse("num_classes=", model.reset_classifier, number)
+    assert model.num_classes == 2
+    assert model.metadata == {"class_names": ["a", "b"]}
 
 
 @pytest.mark.parametrize("stages", [3, "36", [1.0], [True], [None], ["x"], [[1]], [2**70], (4, 2)])
