@@ -270,8 +270,8 @@ def _origin(model: _Savable) -> Origin:
 
 def _require_plain(config: dict[str, Any]) -> None:
     try:
-        json.dumps(config)
+        json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"the model cannot be saved: its model_kwargs or metadata hold no plain data ({error})."
+            f"the model cannot be saved: its model_kwargs or metadata hold no plain data, or NaN or infinity ({error})."
         ) from None

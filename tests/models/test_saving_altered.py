@@ -92,7 +92,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         ({"mean": "x"}, "mean"),
         ({"std": [0, 0, 0]}, "std"),
         ({"std": [1e-40] * 3}, "std"),
-        ({"mean": [float("nan")] * 3}, "mean"),
+        ({"mean": [True] * 3}, "mean"),
         ({"crop_pct": -1}, "crop_pct"),
     ],
 )
@@ -101,6 +101,20 @@ def test_impossible_preprocessing_names_file_and_key(look: dict[str, object], ke
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "preprocessing": look}))
     with pytest.raises(InputError, match=rf"config\.json: preprocessing\.{key}="):
+        dynavit.load(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_no_number_but_finite_ones_is_saved_or_read(number: str, tmp_path: Path) -> None:
+    model = pruned()
+    model.metadata = {"deep": [{"er": float(number)}]}
+    with pytest.raises(InputError, match="metadata hold no plain data, or NaN"):
+        model.save_pretrained(tmp_path)
+    model.metadata = {"deep": [{"er": 0.25}]}
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("0.25", number))
+    with pytest.raises(InputError, match=rf"config\.json is not valid JSON \(it holds {number}, which is no finite"):
         dynavit.load(tmp_path)
 
 
