@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 _JOINERS = "\u200c\u200d"  # some scripts spell with them
 
@@ -29,3 +31,19 @@ def is_command(character: str) -> bool:
 def first_line(value: object, length: int = 200) -> str:
     """Return the first line of a text or error, at most so many characters; the name of its type if it is empty."""
     return str(value).strip().partition("\n")[0][:length] or type(value).__name__
+
+
+def spread(names: Iterable[str]) -> list[str]:
+    """Return names sorted, but first one of every part of a model, so that a part with many hides no other.
+
+    Example:
+        >>> spread(["aux.a", "aux.b", "aux.c", "net.a"])
+        ['aux.a', 'net.a', 'aux.b', 'aux.c']
+    """
+    seen: Counter[str] = Counter()
+    places = []
+    for name in sorted(names):
+        part = name.partition(".")[0]
+        places.append((seen[part], name))
+        seen[part] += 1
+    return [name for _, name in sorted(places)]

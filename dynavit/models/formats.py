@@ -14,6 +14,7 @@ from torch import Tensor
 from dynavit.errors import InputError
 from dynavit.models.checkpoint_files import listed
 from dynavit.models.state_dicts import StateDict, fit_names
+from dynavit.text import spread
 
 FORMATS = ("dynamicvit", "timm", "hf-vit", "hf-deit", "hf-dinov2")
 
@@ -87,7 +88,7 @@ def detect_format(state: Mapping[str, Any]) -> str:
         return "timm"
     hint = " dynavit.load reads what dynavit saved." if any(name.startswith("backbone.") for name in names) else ""
     raise InputError(
-        f"names such as {listed(sorted(state), 3)} belong to none of the known formats: {', '.join(FORMATS)}.{hint}"
+        f"names such as {listed(spread(state))} belong to none of the known formats: {', '.join(FORMATS)}.{hint}"
     )
 
 
