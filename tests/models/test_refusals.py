@@ -38,6 +38,24 @@ def test_thresholds_that_are_no_numbers(model: dynavit.PrunedViT, thresholds: An
     refuse("thresholds", model.set_thresholds, thresholds)
 
 
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (None, "of type NoneType"),
+        ([torch.zeros(1, 3, 64, 64)], "of type list"),
+        ("x", "of type str"),
+        (torch.zeros(3, 64, 64), r"of shape \(3, 64, 64\)"),
+        (torch.zeros(1, 1, 3, 64, 64), r"of shape \(1, 1, 3, 64, 64\)"),
+        (torch.zeros(1, 4, 64, 64), r"of shape \(1, 4, 64, 64\)"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r"of torch\.uint8"),
+        (torch.zeros(1, 3, 64, 64) > 0, r"of torch\.bool"),
+    ],
+)
+def test_what_is_no_batch_of_images(model: dynavit.PrunedViT, images: Any, said: str) -> None:
+    for function in (model, model.forward_features, model.forward_intermediates):
+        refuse(rf"images {said}.*give a tensor \(B, 3, H, W\)", function, images)
+
+
 @pytest.mark.parametrize("name", ["execution", "mask_form", "placement"])
 @pytest.mark.parametrize("value", ["foo", None, "AUTO", []])
 def test_attributes_take_known_words_only(model: dynavit.PrunedViT, name: str, value: Any) -> None:
