@@ -1,7 +1,9 @@
 """Models that somebody altered: saved so that they load again, or refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -47,6 +49,37 @@ def test_what_changes_after_a_first_save_is_noticed(tmp_path: Path, how: str) ->
         mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
     with pytest.raises(InputError, match="outputs"):
         model.save_pretrained(tmp_path / "second")
+
+
+def double(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return 2 * output
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda model: model.register_forward_hook(double),
+        lambda model: model.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,)),
+        lambda model: model.predictors[0].register_forward_hook(lambda module, inputs, output: -output),
+        lambda model: setattr(model.predictors[1], "forward", lambda x, *_: x[..., 0]),
+        lambda model: model.backbone.norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].tanh(),)),
+    ],
+)
+def test_code_that_no_file_would_hold_is_refused(alter: Callable[[Any], object], tmp_path: Path) -> None:
+    model = pruned().train()
+    seen: list[object] = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.save_pretrained(tmp_path / "watched")
+    assert seen
+    assert model.training
+    before = {name: dict(part._forward_hooks) for name, part in model.named_modules()}
+    alter(model)
+    with pytest.raises(InputError, match="cannot be saved"):
+        model.save_pretrained(tmp_path / "altered")
+    assert not list((tmp_path / "altered").glob("*.safetensors"))
+    for name, part in model.named_modules():  # all of them are as they were
+        assert before[name].items() <= part._forward_hooks.items()
+    assert model.predictors[0].training
 
 
 def test_tied_weights_and_attention_pooling_load_equal(tmp_path: Path) -> None:
