@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,3 +44,19 @@ def listed(names: Iterable[str] | Iterable[Path], most: int = 10) -> str:
     found = list(names)
     more = f" and {len(found) - most:,} more" if len(found) > most else ""
     return (", ".join(printable(name)[:200] for name in found[:most]) or "none") + more
+
+
+def spread(names: Iterable[str]) -> list[str]:
+    """Return names sorted, but first one of every part of a model, so that a part with many hides no other.
+
+    Example:
+        >>> spread(["aux.a", "aux.b", "aux.c", "net.a"])
+        ['aux.a', 'net.a', 'aux.b', 'aux.c']
+    """
+    seen: Counter[str] = Counter()
+    places = []
+    for name in sorted(names):
+        part = name.partition(".")[0]
+        places.append((seen[part], name))
+        seen[part] += 1
+    return [name for _, name in sorted(places)]

@@ -189,7 +189,7 @@ def spoil(folder: Path, how: str) -> None:
         ("", ["model.kwargs.img_size=30"], "img_size=(30, 30) is no multiple of the patch size (8, 8)"),
         ("", ["model.kwargs.img_size=[64]"], "img_size=[64]"),
         ("", ["model.kwargs.img_size=x"], "img_size='x'"),
-        ("", ["model.kwargs.num_heads=0"], "timm cannot create vit_tiny_patch16_224 with"),
+        ("", ["model.kwargs.num_heads=0"], "num_heads=0: a whole number, at least 1"),
         ("", ["seed=99999999999999999999999"], "seed=99999999999999999999999"),
         ("", ["optimizer.options={betas: [0.9]}"], "optimizer.name=adamw, options={'betas': [0.9]}"),
         ("", ["data.augmentation={scale: [0.1, x]}"], "augmentation.scale"),

@@ -18,6 +18,7 @@ from dynavit.errors import InputError
 from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.trace import Trace
 from dynavit.selectors.functional import hard_topk
+from dynavit.text import listed
 
 _ALWAYS, _NEVER = float("-inf"), float("inf")
 
@@ -87,6 +88,11 @@ def _calibrated(model: PrunedViT, stage: int, batches: Iterable[Any]) -> float:
         _, trace = model(images, return_trace=True, **(_unknown(model, images) if inputs is None else inputs))
         patches = trace.candidates[0].sum(dim=1)
         scores, candidates = trace.scores[stage], trace.candidates[stage]
+        if torch.isnan(scores).any():
+            raise InputError(
+                f"calibrate: the scores of stage {stage} are NaN for some image: images or weights hold NaN or "
+                f"infinity, or numbers too large for {scores.dtype}."
+            )
         best = hard_topk(scores, candidates, 1)  # kept whatever the threshold
         others.append(scores[candidates & ~best].cpu())
         wanted += int((model.stage_counts(patches)[stage] - 1).sum())
@@ -99,19 +105,24 @@ def _calibrated(model: PrunedViT, stage: int, batches: Iterable[Any]) -> float:
 def _restartable(batches: Any, passes: int) -> Callable[[], Iterable[Any]]:
     """Return the function that begins the batches anew."""
     if callable(batches) and not isinstance(batches, nn.Module):
-        return batches
-    if isinstance(batches, Tensor | Mapping | str | nn.Module) or not isinstance(batches, Iterable):
-        one = " A single batch is given as [batch]." if isinstance(batches, Tensor | Mapping) else ""
-        raise InputError(
-            f"calibrate: batches is a list of batches, a DataLoader, or a function that returns them, got "
-            f"{type(batches).__name__}.{one}"
-        )
+        return lambda: _checked(batches(), " from the function")
+    _checked(batches)
     if isinstance(batches, Iterator) and passes > 1:
         raise InputError(
             f"calibrate: the images are gone through {passes} times, once for every stage, but a "
             f"{type(batches).__name__} ends for good: give a list, a DataLoader, or a function that returns them."
         )
     return lambda: batches
+
+
+def _checked(batches: Any, what: str = "") -> Iterable[Any]:
+    if isinstance(batches, Tensor | Mapping | str | nn.Module) or not isinstance(batches, Iterable):
+        one = " A single batch is given as [batch]." if isinstance(batches, Tensor | Mapping) else ""
+        raise InputError(
+            f"calibrate: batches is a list of batches, a DataLoader, or a function that returns them, got "
+            f"{type(batches).__name__}{what}.{one}"
+        )
+    return batches
 
 
 def _parts(batch: Any) -> tuple[Any, Mapping[str, Any] | None]:
@@ -123,7 +134,15 @@ def _parts(batch: Any) -> tuple[Any, Mapping[str, Any] | None]:
             f"calibrate: a batch is a tensor (B, C, H, W), what a NaFlexVit takes, or a tuple that begins with one of "
             f"these, got {found}."
         )
-    return images, rest[0] if len(rest) == 1 and isinstance(rest[0], Mapping) else None
+    if isinstance(images, Mapping) and not isinstance(images.get("patches"), Tensor):
+        found = listed(map(str, images))
+        raise InputError(f"calibrate: a batch that is a mapping lacks 'patches'; it has {found}.")
+    if len(rest) != 1 or not isinstance(rest[0], Mapping):
+        return images, None
+    unknown = [str(key) for key in rest[0] if key not in ("cameras", "views")]
+    if unknown:
+        raise InputError(f"calibrate: a mapping beside the images has cameras and views, got {listed(unknown)}.")
+    return images, rest[0]
 
 
 def _unknown(model: PrunedViT, images: Any) -> dict[str, Tensor]:

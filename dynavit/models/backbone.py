@@ -10,8 +10,12 @@ from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
 from dynavit.errors import InputError, did_you_mean
+from dynavit.models.counts import checked_whole, is_number
 from dynavit.models.patches import OverlappingPatchEmbed
 from dynavit.text import first_line
+
+RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
+_LEAST = {"num_classes": 0, "in_chans": 1, "depth": 1, "embed_dim": 1, "num_heads": 1}  # 0 classes: no head
 
 
 def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -35,6 +39,7 @@ def create_backbone(architecture: str, pretrained: bool = False, **kwargs: Any) 
         )
     for key in {"img_size", "patch_size", "patch_stride"} & kwargs.keys():
         kwargs[key] = _size(key, kwargs[key])
+    _check_numbers({key: value for key, value in kwargs.items() if value is not None})  # None leaves it to timm
     options = {key: value for key, value in kwargs.items() if key != "patch_stride"}
     if kwargs.get("patch_stride") is not None:
         options["embed_layer"] = partial(OverlappingPatchEmbed, stride=kwargs["patch_stride"])
@@ -81,6 +86,15 @@ def _remember_size(backbone: Any, size: int | tuple[int, int] | None) -> None:
         **backbone.pretrained_cfg,
         "input_size": (channels, height, width),
     }
+
+
+def _check_numbers(kwargs: dict[str, Any]) -> None:
+    """Refuse numbers of which timm makes a model that cannot run, or says nothing of use."""
+    for key in _LEAST.keys() & kwargs.keys():
+        checked_whole(key, kwargs[key], _LEAST[key])
+    for key in kwargs.keys() & set(RATES):
+        if not is_number(kwargs[key]) or not 0 <= kwargs[key] < 1:
+            raise InputError(f"{key}={kwargs[key]!r}: a number in [0, 1).")
 
 
 def _size(key: str, value: Any) -> Any:

@@ -95,9 +95,15 @@ def _in_folder(folder: Path) -> Path:
     found = [folder / name for name in _FILES if (folder / name).exists()]
     if found:
         return found[0]
-    others = sorted(path.name for path in folder.iterdir() if path.name.endswith((*_ENDINGS, ".index.json")))
+    others = weights_in(folder)
     there = f" (it has {', '.join(others[:5])})" if others else ""
     raise InputError(f"{folder} holds neither {' nor '.join(_FILES[:2])}: name the file itself{there}.")
+
+
+def weights_in(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that seem to hold weights, the Hugging Face Hub's first."""
+    names = [path.name for path in folder.iterdir() if path.name.endswith((*_ENDINGS, ".index.json"))]
+    return sorted(names, key=lambda name: (name not in _FILES, name))
 
 
 def _shards(index: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dynavit.errors import InputError
+from dynavit.models.counts import checked_whole
+from dynavit.text import first_line
 
 if TYPE_CHECKING:
     from dynavit.models.adapters import BackboneAdapter
@@ -59,16 +61,22 @@ class TimmConventions:
         """Replace the classifier, as timm's method does; of a neck, that of its identities.
 
         Names of classes in the metadata are dropped where they are of another number.
+
+        Raises:
+            InputError: a number of classes that cannot be, or that no memory holds.
         """
-        if len(self.metadata.get("class_names") or ()) != num_classes:
-            self.metadata = {key: value for key, value in self.metadata.items() if key != "class_names"}
-        if self.neck is None:
-            self.backbone.reset_classifier(num_classes, global_pool)
-            return
-        self.neck.reset(num_classes)
-        if global_pool is not None:
+        try:
+            if self.neck is None:
+                self.backbone.reset_classifier(checked_whole("num_classes", num_classes, 0), global_pool)
+            else:
+                self.neck.reset(num_classes)
+        except (RuntimeError, OverflowError) as error:  # of torch's allocator
+            raise InputError(f"num_classes={num_classes}: no memory for as many ({first_line(error)}).") from None
+        if self.neck is not None and global_pool is not None:
             self.backbone.reset_classifier(0, global_pool)
             self._check_head()
+        if len(self.metadata.get("class_names") or ()) != num_classes:
+            self.metadata = {key: value for key, value in self.metadata.items() if key != "class_names"}
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
         """Change the image or patch size, as timm's method does.

@@ -76,6 +76,21 @@ def checked_ratios(keep_ratio: float | Sequence[float], num_stages: int, rule: C
     return tuple(max(round(ratio, 3), 0.001) for ratio in ratios)
 
 
+def checked_whole(name: str, value: Any, least: int) -> int:
+    """Return a whole number.
+
+    Raises:
+        InputError: it is none, or too small.
+    """
+    try:
+        whole = least - 1 if isinstance(value, bool) else index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least:
+        raise InputError(f"{name}={value!r}: a whole number, at least {least}.")
+    return whole
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a real number; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
@@ -135,11 +150,8 @@ def ratios_removing(removed: int, num_patches: int, num_stages: int) -> tuple[fl
         ((0.96, 0.919), [188, 180, 172])
     """
     for name, value in (("removed", removed), ("num_patches", num_patches), ("num_stages", num_stages)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InputError(f"{name}={value!r}: a whole number.")
-    if num_stages < 1:
-        raise InputError(f"num_stages={num_stages}: at least 1.")
+        checked_whole(name, value, 1 if name == "num_stages" else 0)
     left = [num_patches - removed * (stage + 1) for stage in range(num_stages)]
-    if removed < 0 or left[-1] < 1:
+    if left[-1] < 1:
         raise InputError(f"removing {removed} of {num_patches} patches {num_stages} times leaves none.")
     return tuple(-(-1000 * count // num_patches) / 1000 for count in left)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynavit.errors import InputError
 from dynavit.models.state_dicts import StateDict, fit_names
-from dynavit.text import listed
+from dynavit.text import listed, spread
 
 FORMATS = ("dynamicvit", "timm", "hf-vit", "hf-deit", "hf-dinov2")
 
@@ -87,7 +87,7 @@ def detect_format(state: Mapping[str, Any]) -> str:
         return "timm"
     hint = " dynavit.load reads what dynavit saved." if any(name.startswith("backbone.") for name in names) else ""
     raise InputError(
-        f"names such as {listed(sorted(state), 3)} belong to none of the known formats: {', '.join(FORMATS)}.{hint}"
+        f"names such as {listed(spread(state), 5)} belong to none of the known formats: {', '.join(FORMATS)}.{hint}"
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.files import replacing, require_folder, write_text
+from dynavit.models.probe import check_own_code
 from dynavit.models.rebuild import Origin, describes_a_source, find_origin, structure
 from dynavit.models.saved import checked_size, load_weights, read_config, usable_device
 from dynavit.parts import with_module
@@ -215,11 +216,12 @@ def model_config(model: _Savable) -> dict[str, Any]:
     """Return what rebuilds the model, as plain data, after rebuilding its backbone.
 
     Raises:
-        InputError: the backbone cannot be rebuilt, or an argument is not plain data; see
-            :func:`~dynavit.models.rebuild.find_origin`.
+        InputError: the backbone cannot be rebuilt, an argument is not plain data, or hooks change the outputs; see
+            :func:`~dynavit.models.rebuild.find_origin` and :func:`~dynavit.models.probe.check_own_code`.
     """
     selector = with_module(selector_config(model.selector), model.selector)  # refused before anything is built
     origin = _origin(model)
+    check_own_code(model)
     config = {
         "architecture": origin.architecture,
         "model_kwargs": origin.model_kwargs,
@@ -270,8 +272,8 @@ def _origin(model: _Savable) -> Origin:
 
 def _require_plain(config: dict[str, Any]) -> None:
     try:
-        json.dumps(config)
+        json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"the model cannot be saved: its model_kwargs or metadata hold no plain data ({error})."
+            f"the model cannot be saved: its model_kwargs or metadata hold no plain data, or NaN or infinity ({error})."
         ) from None

@@ -5,7 +5,7 @@ Shapes: B batch, P prefix tokens, N original patches on h rows of w, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -64,7 +64,7 @@ class Intermediates:
             raise InputError(f"indices={list(indices)}: this backbone has blocks 0 to {depth - 1}.")
         if output_fmt not in ("NCHW", "NLC"):
             raise InputError(f"output_fmt={output_fmt!r}: 'NCHW' or 'NLC'.")
-        if output_fmt == "NCHW" and not isinstance(images, Tensor):
+        if output_fmt == "NCHW" and isinstance(images, Mapping):
             raise InputError("images of different sizes are on no common grid: use output_fmt='NLC'.")
         num_prefix = self.adapter.num_prefix_tokens
         found: list[Tensor] = []

@@ -13,7 +13,7 @@ from dynavit.errors import InputError
 from dynavit.models.convert import pooling_hint
 from dynavit.models.formats import to_timm
 from dynavit.models.state_dicts import StateDict, in_full_precision
-from dynavit.text import first_line, listed
+from dynavit.text import first_line, listed, spread
 
 
 def load_matching(backbone: Any, state: StateDict, tell: bool) -> bool:
@@ -43,7 +43,7 @@ def load_matching(backbone: Any, state: StateDict, tell: bool) -> bool:
             fitted, problems, replaced = by_timm
     if any(problems.values()):
         hint = pooling_hint(problems["missing"], problems["unknown"], "model.kwargs.")
-        told = "; ".join(f"{kind}: {listed(sorted(names), 5)}" for kind, names in problems.items() if names)
+        told = "; ".join(f"{kind}: {listed(spread(names), 5)}" for kind, names in problems.items() if names)
         raise InputError(f"{state.where} does not fit the architecture. {told}.{hint}")
     backbone.load_state_dict(in_full_precision(fitted, own), strict=False)
     if tell:

@@ -176,7 +176,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             training, and in eval embeddings ``(B, D)`` of length 1. Or that and a Trace.
 
         Raises:
-            InputError: ``keep_counts`` of another length than the stages, or of shape ``(B,)`` in
+            InputError: no batch of images; ``keep_counts`` of another length than the stages, or of shape ``(B,)`` in
                 gather execution while training; cameras or views that are needed, or not; one image alone for
                 a neck in training; a reducer that this execution or selector cannot be used with.
         """

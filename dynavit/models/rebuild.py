@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -16,13 +15,13 @@ from dynavit.errors import InputError
 from dynavit.models.adapters import BackboneAdapter
 from dynavit.models.backbone import create_backbone
 from dynavit.models.conventions import head_classes
+from dynavit.models.probe import close, evaluating, own_code, probe_images
 from dynavit.text import listed
 
 _INERT = (nn.Identity, nn.Dropout, DropPath, PatchDropout)  # in eval
 # notes that modules keep, or of which weights and shapes tell more
 _NO_MATTER = {"training", "grad_checkpointing", "fused_attn", "inplace", "num_classes", "in_chans", "init_values"}
 _LOOK = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-_TOLERANCE = 1e-4  # of the largest output
 _ATTEMPTS = 2  # one argument may hide behind another
 
 # timm's arguments that can be read off a model
@@ -130,7 +129,7 @@ def structure(backbone: nn.Module) -> tuple[Any, ...]:
     """Return names and shapes of all weights and settings of all modules, to see whether anything was changed."""
     shapes = tuple((name, tuple(value.shape)) for name, value in backbone.state_dict().items())
     modules = tuple(
-        (name, type(module), tuple(_settings(module).items()), "forward" in vars(module), len(module._forward_hooks))
+        (name, type(module), tuple(_settings(module).items()), own_code(module))
         for name, module in backbone.named_modules()
     )
     return shapes, modules
@@ -224,42 +223,21 @@ def _read(read: Callable[[Any], Any], backbone: Any) -> Any:
 @torch.no_grad()
 def _same_outputs(adapter: BackboneAdapter, rebuilt: nn.Module) -> bool:
     backbone = adapter.backbone
-    first = next(backbone.parameters())
-    size = adapter.image_size or tuple(4 * side for side in adapter.patch_size)
-    images = torch.randn(1, adapter.in_chans, *size, generator=torch.Generator().manual_seed(0))
-    images = images.to(first.device, first.dtype)
+    first, images = next(backbone.parameters()), probe_images(adapter)
     # on the device and in the precision of the model, with its very weights: no second copy of them stays
     rebuilt = rebuilt.to(first.device, first.dtype).eval()
     rebuilt.load_state_dict(backbone.state_dict(), assign=True)
-    with _evaluating(backbone), torch.autocast(first.device.type, enabled=False):
+    with evaluating(backbone), torch.autocast(first.device.type, enabled=False):
         try:
             mine = _outputs(backbone, images)
         except (RuntimeError, NotImplementedError):  # half precision that this device cannot compute in
             return True
-        return all(map(_close, mine, _outputs(rebuilt, images)))
+        return all(map(close, mine, _outputs(rebuilt, images)))
 
 
 def _outputs(backbone: Any, images: Tensor) -> list[Tensor]:
     outputs = [backbone.forward_features(images), backbone(images)]
     return [output for output in outputs if isinstance(output, Tensor)]
-
-
-def _close(mine: Tensor, other: Tensor) -> bool:
-    if mine.shape != other.shape:
-        return False
-    scale = float(mine.abs().nan_to_num().max()) if mine.numel() else 0.0
-    return torch.allclose(mine, other, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _preprocessing(backbone: Any, rebuilt: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from dynavit.errors import InputError
 from dynavit.files import refuse_special
+from dynavit.models.checkpoint_files import weights_in
 from dynavit.text import first_line, listed
 
 _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
@@ -48,9 +49,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     refuse_special(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: {path.parent} is no dynavit model folder.") from None
+        raise InputError(
+            f"{path} does not exist: {path.parent} is no dynavit model folder.{_weights_alone(path.parent)}"
+        ) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # of JSON, or of its encoding
@@ -75,13 +78,33 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def _finite(text: str) -> float:
+    """Return a number of a JSON file; Python would also read NaN, Infinity and 1e999, which are none."""
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"it holds {text}, which is no finite number")
+    return number
+
+
+def _weights_alone(folder: Path) -> str:
+    """Return what to do with a folder of weights that nothing describes."""
+    weights = weights_in(folder) if folder.is_dir() else []
+    if not weights:
+        return ""
+    return (
+        f" It holds weights ({listed(weights, 3)}) without their description: put the config.json that was saved with "
+        f"them beside them, or start from the weights alone, model.checkpoint={folder / weights[0]} with "
+        f"model.architecture=TIMM_NAME."
+    )
+
+
 def _check_look(path: Path, look: Mapping[str, Any]) -> None:
     """Refuse a description of what the weights expect of pictures that no picture could meet."""
     for key, value in look.items():
         numbers = value if isinstance(value, list) else [value]
         plain = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
-        if key in ("mean", "std") and not (isinstance(value, list) and value and plain and all(map(isfinite, value))):
-            raise InputError(f"{path}: preprocessing.{key}={value!r}: finite numbers, one for each channel.")
+        if key in ("mean", "std") and not (isinstance(value, list) and value and plain):
+            raise InputError(f"{path}: preprocessing.{key}={value!r}: numbers, one for each channel.")
         if key in ("std", "crop_pct") and not (plain and min(numbers) >= _LEAST):
             raise InputError(f"{path}: preprocessing.{key}={value!r}: must be at least {_LEAST:g}.")
 

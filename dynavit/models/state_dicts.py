@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -105,12 +105,16 @@ def fit_names(state: StateDict, own: Collection[str], rename: Callable[[str], st
     """Take off the names the one prefix, of all that they begin with, with which most of them fit.
 
     What does not begin with it belongs to other parts of a larger model and is left out. Of prefixes that fit equally
-    well, averaged weights (``teacher.``) come before plain ones, then the shortest; the others are told.
+    well, averaged weights (``teacher.``) come before plain ones, and the others are told; the rule does not choose
+    between prefixes that it does not know.
 
     Args:
         state: names as in the file.
         own: the names wanted.
         rename: turns a name of the file's format into one of ``own``, or returns None.
+
+    Raises:
+        InputError: several prefixes fit equally well, and none of them is known.
     """
     fits: Counter[str] = Counter()
     for name in state.tensors:
@@ -125,6 +129,8 @@ def fit_names(state: StateDict, own: Collection[str], rename: Callable[[str], st
     inside = {name[len(prefix) :]: value for name, value in state.tensors.items() if name.startswith(prefix)}
     outside = [name for name in state.tensors if not name.startswith(prefix)]
     rivals = [other.rstrip(".") for other in equal[1:] if not other.startswith(prefix) and not prefix.startswith(other)]
+    if rivals and _rank(prefix.rstrip(".")) == len(_ORDER):
+        _refuse_several(state.where, [prefix.rstrip("."), *rivals])
     groups = dict.fromkeys(_group(name) for name in outside if not name.startswith(tuple(f"{r}." for r in rivals)))
     return StateDict(state.where, inside, state.entry, prefix, (*state.others, *rivals), (*state.left_out, *groups))
 
@@ -206,8 +212,12 @@ def _choose(sets: Mapping[str, Mapping[str, Any]], entry: str | None, where: str
         raise InputError(f"entry={entry!r}: {where} has no such weights; it has {have}.{did_you_mean(entry, sets)}")
     ranked = sorted(sets, key=_rank)
     if len(sets) > 1 and _rank(ranked[0]) == len(_ORDER):
-        raise InputError(f"{where} holds several sets of weights: choose with entry={' or '.join(map(repr, sets))}.")
+        _refuse_several(where, sets)
     return ranked[0], ""
+
+
+def _refuse_several(where: str, names: Iterable[str]) -> NoReturn:
+    raise InputError(f"{where} holds several sets of weights: choose with entry={' or '.join(map(repr, names))}.")
 
 
 def _rank(name: str) -> int:

@@ -12,7 +12,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from dynavit.errors import InputError
-from dynavit.models.backbone import create_backbone
+from dynavit.models.backbone import RATES, create_backbone
 from dynavit.models.factory import load
 from dynavit.models.matching import load_matching
 from dynavit.models.pruned_vit import PrunedViT
@@ -20,7 +20,6 @@ from dynavit.models.state_dicts import check_numbers, read_state
 from dynavit.text import first_line
 
 _GRID = ("img_size", "patch_stride")  # what may differ from a saved model: positions are resampled
-_RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")  # no weights depend on it
 
 
 def load_backbone(
@@ -201,13 +200,13 @@ def _folder_kwargs(model: PrunedViT, kwargs: Mapping[str, Any], path: Path) -> d
     other = {
         key: value
         for key, value in kwargs.items()
-        if key not in (*_GRID, *_RATES, "num_classes") and not (key in saved and _plain(saved[key]) == _plain(value))
+        if key not in (*_GRID, *RATES, "num_classes") and not (key in saved and _plain(saved[key]) == _plain(value))
     }
     if other:
         listing = ", ".join(f"{key}={value}" for key, value in other.items())
         raise InputError(
             f"model.kwargs: {listing}, but {path} already says how its {model.architecture} is built; give other "
-            f"{', '.join((*_GRID, *_RATES))} at most."
+            f"{', '.join((*_GRID, *RATES))} at most."
         )
     return {**saved, **kwargs}
 
@@ -222,7 +221,7 @@ def _plain(value: Any) -> Any:
 def _with_kwargs(model: PrunedViT, kwargs: Mapping[str, Any]) -> nn.Module:
     """Return the model's backbone, with another grid or other drop rates if they differ."""
     saved, backbone = model.model_kwargs, model.backbone
-    if all(_plain(kwargs.get(key)) == _plain(saved.get(key)) for key in (*_GRID, *_RATES)):
+    if all(_plain(kwargs.get(key)) == _plain(saved.get(key)) for key in (*_GRID, *RATES)):
         return backbone
     assert model.architecture is not None
     return _regridded(backbone, model.architecture, kwargs)

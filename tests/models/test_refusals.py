@@ -38,6 +38,24 @@ def test_thresholds_that_are_no_numbers(model: dynavit.PrunedViT, thresholds: An
     refuse("thresholds", model.set_thresholds, thresholds)
 
 
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (None, "of type NoneType"),
+        ([torch.zeros(1, 3, 64, 64)], "of type list"),
+        ("x", "of type str"),
+        (torch.zeros(3, 64, 64), r"of shape \(3, 64, 64\)"),
+        (torch.zeros(1, 1, 3, 64, 64), r"of shape \(1, 1, 3, 64, 64\)"),
+        (torch.zeros(1, 4, 64, 64), r"of shape \(1, 4, 64, 64\)"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r"of torch\.uint8"),
+        (torch.zeros(1, 3, 64, 64) > 0, r"of torch\.bool"),
+    ],
+)
+def test_what_is_no_batch_of_images(model: dynavit.PrunedViT, images: Any, said: str) -> None:
+    for function in (model, model.forward_features, model.forward_intermediates):
+        refuse(rf"images {said}.*give a tensor \(B, 3, H, W\)", function, images)
+
+
 @pytest.mark.parametrize("name", ["execution", "mask_form", "placement"])
 @pytest.mark.parametrize("value", ["foo", None, "AUTO", []])
 def test_attributes_take_known_words_only(model: dynavit.PrunedViT, name: str, value: Any) -> None:
@@ -59,13 +77,36 @@ def test_sizes_that_are_none(key: str, size: Any) -> None:
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"num_heads": 0}, {"depth": "x"}, {"embed_dim": 0}, {"mlp_ratio": math.inf}, {"act_layer": "x"}, {"block_fn": 3}],
+    [{"num_heads": 5}, {"num_classes": 10**15}, {"mlp_ratio": math.inf}, {"act_layer": "x"}, {"block_fn": 3}],
     ids=str,
 )
 def test_arguments_that_timm_trips_over(kwargs: dict[str, Any]) -> None:
     refuse(
         f"timm cannot create test_vit with .*{next(iter(kwargs))}", dynavit.create_model, "test_vit", **SIZE, **kwargs
     )
+
+
+@pytest.mark.parametrize("key", ["num_classes", "in_chans", "depth", "embed_dim", "num_heads"])
+@pytest.mark.parametrize("number", [-1, "5", 2.0, True, math.nan, [3]])
+def test_numbers_of_parts_that_cannot_be(key: str, number: Any) -> None:
+    refuse(f"{key}=.*: a whole number, at least", dynavit.create_model, "test_vit", **{**SIZE, key: number})
+    if key != "num_classes":  # 0 makes a model without a head
+        refuse(f"{key}=0: a whole number, at least 1", dynavit.create_model, "test_vit", **{**SIZE, key: 0})
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, "0.1", True, math.nan])
+def test_drop_rates_that_are_none(rate: Any) -> None:
+    for key in ("drop_rate", "drop_path_rate"):
+        refuse(rf"{key}=.*\[0, 1\)", dynavit.create_model, "test_vit", **{**SIZE, key: rate})
+
+
+@pytest.mark.parametrize("number", [-1, None, "5", 2.0, True, 10**15])
+def test_another_head_that_cannot_be(number: Any) -> None:
+    model = dynavit.create_model("test_vit", num_classes=2, **SIZE)
+    model.metadata = {"class_names": ["a", "b"]}
+    refuse("num_classes=", model.reset_classifier, number)
+    assert model.num_classes == 2
+    assert model.metadata == {"class_names": ["a", "b"]}
 
 
 @pytest.mark.parametrize("stages", [3, "36", [1.0], [True], [None], ["x"], [[1]], [2**70], (4, 2)])

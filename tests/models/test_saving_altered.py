@@ -1,7 +1,9 @@
 """Models that somebody altered: saved so that they load again, or refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -49,6 +51,37 @@ def test_what_changes_after_a_first_save_is_noticed(tmp_path: Path, how: str) ->
         model.save_pretrained(tmp_path / "second")
 
 
+def double(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return 2 * output
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda model: model.register_forward_hook(double),
+        lambda model: model.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,)),
+        lambda model: model.predictors[0].register_forward_hook(lambda module, inputs, output: -output),
+        lambda model: setattr(model.predictors[1], "forward", lambda x, *_: x[..., 0]),
+        lambda model: model.backbone.norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].tanh(),)),
+    ],
+)
+def test_code_that_no_file_would_hold_is_refused(alter: Callable[[Any], object], tmp_path: Path) -> None:
+    model = pruned().train()
+    seen: list[object] = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.save_pretrained(tmp_path / "watched")
+    assert seen
+    assert model.training
+    before = {name: dict(part._forward_hooks) for name, part in model.named_modules()}
+    alter(model)
+    with pytest.raises(InputError, match="cannot be saved"):
+        model.save_pretrained(tmp_path / "altered")
+    assert not list((tmp_path / "altered").glob("*.safetensors"))
+    for name, part in model.named_modules():  # all of them are as they were
+        assert before[name].items() <= part._forward_hooks.items()
+    assert model.predictors[0].training
+
+
 def test_tied_weights_and_attention_pooling_load_equal(tmp_path: Path) -> None:
     tied = pruned()
     tied.backbone.blocks[1].mlp.fc1.weight = tied.backbone.blocks[0].mlp.fc1.weight
@@ -92,7 +125,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         ({"mean": "x"}, "mean"),
         ({"std": [0, 0, 0]}, "std"),
         ({"std": [1e-40] * 3}, "std"),
-        ({"mean": [float("nan")] * 3}, "mean"),
+        ({"mean": [True] * 3}, "mean"),
         ({"crop_pct": -1}, "crop_pct"),
     ],
 )
@@ -101,6 +134,20 @@ def test_impossible_preprocessing_names_file_and_key(look: dict[str, object], ke
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "preprocessing": look}))
     with pytest.raises(InputError, match=rf"config\.json: preprocessing\.{key}="):
+        dynavit.load(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_no_number_but_finite_ones_is_saved_or_read(number: str, tmp_path: Path) -> None:
+    model = pruned()
+    model.metadata = {"deep": [{"er": float(number)}]}
+    with pytest.raises(InputError, match="metadata hold no plain data, or NaN"):
+        model.save_pretrained(tmp_path)
+    model.metadata = {"deep": [{"er": 0.25}]}
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("0.25", number))
+    with pytest.raises(InputError, match=rf"config\.json is not valid JSON \(it holds {number}, which is no finite"):
         dynavit.load(tmp_path)
 
 

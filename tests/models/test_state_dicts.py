@@ -106,9 +106,31 @@ def test_what_was_taken_is_said_once_and_can_be_chosen(state: State, tmp_path: P
     with pytest.warns(UserWarning, match=r"also there: 'student\.backbone'.*'teacher\.backbone\.' taken off"):
         assert same(by_checkpoint(path), weights(5))
     assert same(by_checkpoint(path, entry="student"), state)
-    torch.save({"a": state, "b": state}, path)
-    with pytest.raises(InputError, match=r"several sets of weights: choose with entry='a' or 'b'"):
-        by_checkpoint(path)
+    for sets in ({"a": state, "b": weights(5)}, start_new(state, "a.") | start_new(weights(5), "b.")):
+        torch.save(sets, path)
+        for way in WAYS:
+            with pytest.raises(InputError, match=r"several sets of weights: choose with entry='a' or 'b'"):
+                way(path)
+            assert same(way(path, entry="b"), weights(5))
+
+
+def test_a_set_of_many_unknown_names_hides_no_other(state: State, tmp_path: Path) -> None:
+    other = {f"{part}.{number}.x": torch.ones(2, 2) for part in ("aux", "dec") for number in range(9)}
+    for names, said in ((other, r"names such as aux\.0\.x, dec\.0\.x, "), (state | other, r"aux\..*dec\.")):
+        torch.save(names, tmp_path / "last.pth")
+        for way in WAYS:
+            with pytest.raises(InputError, match=said):
+                way(tmp_path / "last.pth")
+
+
+def test_a_folder_of_weights_that_nothing_describes(state: State, tmp_path: Path) -> None:
+    for name in ("weights.pth", "model.safetensors"):  # the second is the first to be named
+        torch.save(state, tmp_path / name)
+        said = rf"config\.json does not exist.* model\.checkpoint={tmp_path}/{name} with model\.architecture=TIMM_NAME"
+        for read in (by_checkpoint, by_reid, dynavit.load):
+            with pytest.raises(InputError, match=said):
+                read(tmp_path)
+        assert same(by_checkpoint(tmp_path / name), state)
 
 
 def test_the_configuration_chooses(state: State, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dynavit.errors import UnsupportedBackbone
 from dynavit.models.adapters.attention import AttentionView, relative_bias
 from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
 from dynavit.models.adapters.halves import add_attention
+from dynavit.models.adapters.images import check_images
 
 _TABLE = "relative_position_bias_table"
 
@@ -47,6 +48,7 @@ class BeitAdapter(BackboneAdapter):
             )
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        check_images(images, self)
         beit = self.backbone
         x = beit.patch_embed(images)
         x = torch.cat((beit.cls_token.expand(x.shape[0], -1, -1), x), dim=1)

@@ -18,6 +18,7 @@ from timm.models.eva import Eva, EvaBlock
 from torch import Tensor
 
 from dynavit.models.adapters.base import register_adapter
+from dynavit.models.adapters.images import check_images
 from dynavit.models.adapters.prenorm import PreNormAdapter
 from dynavit.models.adapters.rotary import without_rotation
 
@@ -45,6 +46,7 @@ class EvaAdapter(PreNormAdapter):
     blocks = (EvaBlock,)
 
     def embed(self, images: Tensor) -> tuple[Tensor, RotaryContext]:
+        check_images(images, self)
         eva = self.backbone
         # once a forward: while training, timm may move the rotary coordinates at random
         x, rope = eva._pos_embed(eva.patch_embed(images))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.models.adapters.base import register_adapter
+from dynavit.models.adapters.images import check_images
 from dynavit.models.adapters.prenorm import PreNormAdapter
 from dynavit.models.adapters.rotary import MixedRotary, without_rotation
 
@@ -162,11 +163,7 @@ class NaFlexVitAdapter(PreNormAdapter):
         return super()._mask(context, mask, dtype)
 
     def _check_image(self, images: Tensor) -> None:
-        if images.ndim != 4:
-            raise InputError(
-                f"images of shape {tuple(images.shape)}: give (B, {self.in_chans}, H, W), or patches of images of "
-                f"different sizes as a mapping with {', '.join(_KEYS)}."
-            )
+        check_images(images, self, f", or patches of images of different sizes as a mapping with {', '.join(_KEYS)}")
         (height, width), (p, q) = images.shape[-2:], self.patch_size
         if not self.stem.dynamic_img_pad and (height % p or width % q):
             raise InputError(

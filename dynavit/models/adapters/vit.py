@@ -9,6 +9,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 from dynavit.models.adapters.base import register_adapter
+from dynavit.models.adapters.images import check_images
 from dynavit.models.adapters.prenorm import PreNormAdapter
 
 
@@ -19,6 +20,7 @@ class VisionTransformerAdapter(PreNormAdapter):
     blocks = (Block,)
 
     def embed(self, images: Tensor) -> tuple[Tensor, None]:
+        check_images(images, self)
         vit = self.backbone
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))), None
 
