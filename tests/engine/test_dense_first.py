@@ -100,6 +100,16 @@ def test_re_identification_too(reid: Make, tmp_path: Path) -> None:
     assert rows[0]["map_low"] <= rows[0]["map"] <= rows[0]["map_high"]
 
 
+@pytest.mark.parametrize("length", [252, 300])  # 252 bytes leave no room for -dense
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_name_that_is_too_long_for_a_folder_is_refused_before_any_training(
+    tiny: Make, weights: str, tmp_path: Path, length: int, resume: bool
+) -> None:
+    with pytest.raises(InputError, match=r"File name too long.*output_dir=FOLDER or name=NAME"):
+        train(tiny(f"model.checkpoint={weights}", folder=length * "x"), resume)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pth", ".yaml"]
+
+
 def test_a_taken_folder_is_refused_before_the_dense_model_is_trained(tiny: Make, weights: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.txt").write_text("mine")
