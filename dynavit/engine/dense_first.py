@@ -23,6 +23,7 @@ from dynavit.config.schema import leaves
 from dynavit.engine.build import build_start, resolve_preprocessing, starts_trained
 from dynavit.engine.folder import check_folder
 from dynavit.engine.monitor import MetricsFile
+from dynavit.engine.rewards import check_reward
 from dynavit.engine.tasks import create_task
 from dynavit.engine.trainer import Trainer
 from dynavit.errors import InputError
@@ -144,6 +145,7 @@ def _unknown_classes(config: Config) -> tuple[str, ...] | None:
         return None
     task = create_task(config)
     probe = build_start(replace(config, model=replace(model, pretrained=False)), None).model
+    check_reward(config.loss, probe)  # rather now than after the dense model
     data = task.open_data(resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid"))
     classes = tuple(data.class_names)
     if model.checkpoint is None:
