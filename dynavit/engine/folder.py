@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynavit.config import Config, changed_keys, is_saved_config, load_config
-from dynavit.engine.checkpoint import PARTIAL, PREVIOUS, STATE, Progress, find_state, is_state
+from dynavit.engine.checkpoint import BEST, PARTIAL, PREVIOUS, STATE, Progress, find_state, is_state
 from dynavit.engine.lock import LOCK
 from dynavit.engine.monitor import MetricsFile
 from dynavit.engine.setup import Schedules
@@ -56,6 +56,9 @@ def check_folder(config: Config, resume: bool) -> Path | None:
 
 
 def _refuse_foreign(run_dir: Path, names: set[str]) -> None:
+    for name in (STATE, PREVIOUS, PARTIAL, BEST):
+        if (run_dir / name).is_symlink():  # saving would write, or remove, what is there
+            raise InputError(f"{run_dir / name} is a link to somewhere else: move its folder here, or {_ELSEWHERE}")
     for name in (STATE, PREVIOUS, PARTIAL):
         if (run_dir / name).exists() and not is_state(run_dir / name):
             raise InputError(f"{run_dir / name} was not written by dynavit: move it away, or {_ELSEWHERE}")
