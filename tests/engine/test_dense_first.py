@@ -13,6 +13,7 @@ from dynavit import InputError
 from dynavit.config import Config, load_config
 from dynavit.engine.dense_first import train
 from dynavit.engine.evaluator import evaluate_run
+from dynavit.engine.folder import after_move, saved_config
 from dynavit.engine.run import open_run
 
 Make = Callable[..., Config]
@@ -160,6 +161,21 @@ def test_both_runs_may_be_moved(tiny: Make, weights: str, tmp_path: Path) -> Non
         (tmp_path / name).rename(tmp_path / "there" / name)
     rows = evaluate_run(open_run(tmp_path / "there/run"), [0.5], [], tmp_path / "out")
     assert "top1" in rows[0]
+    train(tiny(f"model.checkpoint={weights}", "train.epochs=2", folder="there/run"), resume=True)
+    assert len((tmp_path / "there/run/metrics.jsonl").read_text().splitlines()) == 2
+    assert saved_config(tmp_path / "there/run").model.checkpoint == str(tmp_path / "there/run-dense")
+
+
+@pytest.mark.parametrize(
+    ("start", "now"),
+    [("run-dense", "new/moved-dense"), ("other-dense", "new/other-dense"), ("weights.pth", "gone/weights.pth")],
+)
+def test_the_dense_model_is_looked_for_beside_a_moved_run(tiny: Make, tmp_path: Path, start: str, now: str) -> None:
+    config = tiny(f"model.checkpoint={tmp_path / 'gone' / start}")
+    for name in ("moved", "moved-dense", "other-dense", "weights.pth"):
+        (tmp_path / "new" / name).mkdir(parents=True)
+    found = after_move(config, tmp_path / "new/moved").model.checkpoint
+    assert found == str(tmp_path / now)
 
 
 def test_the_current_folder_can_be_the_run(
