@@ -54,14 +54,11 @@ def check_reward(settings: LossConfig, model: PrunedViT) -> None:
     """
     if model.selector.needs_reward and model.predictors:
         create_reward(settings.reward)
-        return
-    for name in ("reward", "reward_samples", "policy_gradient"):
-        value = getattr(settings, name)
-        if value != getattr(LossConfig(), name):
-            raise InputError(
-                f"loss.{name}={value}: nothing here learns from a reward; leave it out, or set "
-                f"model.selector.name=score_function, with a scorer that learns."
-            )
+    elif settings.reward != LossConfig().reward:
+        raise InputError(
+            f"loss.reward={settings.reward}: nothing here learns from a reward; leave it out, or set "
+            f"model.selector.name=score_function, with a scorer that learns."
+        )
 
 
 def likelihood(output: Any, targets: Tensor) -> Tensor:

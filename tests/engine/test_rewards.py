@@ -71,8 +71,6 @@ def test_unknown_rewards_are_refused(name: str, message: str) -> None:
     ("override", "selector"),
     [
         ("loss.reward=correct", "ste"),
-        ("loss.reward_samples=2", "topk"),
-        ("loss.policy_gradient=0.5", "ste"),
         ("loss.reward=nowhere:f", "score_function"),
     ],
 )
