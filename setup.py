@@ -56,7 +56,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=1.26",
-        "omegaconf>=2.3",
+        "omegaconf>=2.4",
         "pillow>=10.1",
         "safetensors>=0.4.5",
         "scikit-learn>=1.5",

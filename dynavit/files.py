@@ -16,20 +16,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a name beside ``path`` to write to, which takes its place once everything is written.
 
     The folder is made if missing, and the file gets the permissions that the process gives to new files. Where
-    writing fails, what stood at ``path`` stays, and nothing is left beside it.
+    writing fails, what stood at ``path`` stays, and nothing is left beside it. Of a link to a file, the link alone is
+    replaced: in a folder that somebody sent, it may point to anything.
 
     Raises:
-        InputError: the file cannot be written, or ``path`` is a folder.
+        InputError: the file cannot be written, or ``path`` is a folder, named pipe or device.
     """
-    path, real = Path(path), Path(os.path.realpath(path))  # a link stays one
-    partial = _beside(real)
+    path = Path(path)
+    partial = _beside(path)
     try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: give the name of a file.")
-        real.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_other_kinds(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.chmod(0o666 & ~_umask())
-        partial.replace(real)
+        partial.replace(path)
     except OSError as error:
         raise InputError(f"{path} could not be written: {_reason(error)}.") from error
     finally:
@@ -45,6 +45,21 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Add UTF-8 to the end of a file, made if missing.
+
+    Raises:
+        InputError: it is a link, which may point to anything, or cannot be written.
+    """
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(file, "a", encoding="utf-8") as opened:
+            opened.write(text)
+    except OSError as error:
+        reason = "it is a link to somewhere else: remove the link" if os.path.islink(path) else _reason(error)
+        raise InputError(f"{path} could not be written: {reason}.") from error
 
 
 def write_together(folder: str | Path, files: Mapping[str, str | bytes]) -> None:
@@ -80,14 +95,13 @@ def require_writable(path: str | Path) -> None:
     Raises:
         InputError: it cannot.
     """
-    path, real = Path(path), Path(os.path.realpath(path))
+    path = Path(path)
     made: list[Path] = []
     try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: give the name of a file.")
-        made = [parent for parent in real.parents if not parent.exists()]
-        real.parent.mkdir(parents=True, exist_ok=True)
-        probe = _beside(real)
+        _refuse_other_kinds(path)
+        made = [parent for parent in path.parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = _beside(path)
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
@@ -108,9 +122,15 @@ def refuse_special(path: str | Path) -> None:
         raise InputError(f"{path} is a named pipe, socket or device, not a file.")
 
 
+def _refuse_other_kinds(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a file.")
+    refuse_special(path)
+
+
 def _beside(path: Path) -> Path:
     """Return a name that nobody has; its ending tells some writers the format."""
-    return path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.partial{path.suffix}")
+    return path.parent / f".{path.stem[:100]}.{secrets.token_hex(4)}.partial{path.suffix}"
 
 
 def _reason(error: OSError) -> str:

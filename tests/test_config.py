@@ -104,6 +104,12 @@ def test_what_is_saved_loads_as_the_same(load: Callable[..., Config], tmp_path: 
         (["name=a/b"], r"name='a/b'"),
         (["name='  '"], r"name='  '"),
         (["name=" + 300 * "x"], r"name='xxx"),
+        (["name="], r"name='': is empty; give a value"),
+        (["output_dir="], r"output_dir='': is empty; give a value"),
+        (["data.root=' '"], r"data.root=' ': is empty"),
+        (["name=???"], r"name='\?\?\?': .*missing; give one"),
+        (["train.epochs=???"], r"train.epochs='\?\?\?': .*missing; give one"),
+        (["data.options={a: [x, '???']}"], r"data.options.a='\?\?\?': .*missing; give one"),
         (["data.root=a\0b"], r"data.root='a\\x00b'.*NUL"),
         (["model.selector.name=3"], r"model.selector.*needs a name"),
         (["train=3"], r"train.*Expected"),
@@ -119,6 +125,27 @@ def test_bad_values_are_named_with_their_fix(load: Callable[..., Config], overri
     with pytest.raises(InputError, match=said) as caught:
         load("", *overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "source"),
+    [
+        ("", "seed=true", "the command line"),
+        ("", "optimizer.lrr=1", "the command line"),
+        ("", "train={epochs: many}", "the command line"),
+        ("", "model.stages=[1, x]", "the command line"),
+        ("data: {root: /x}", "data.root=${nothing}", "the command line"),
+        ("seed: true", "name=x", "{file}"),
+        ("train: {epochs: many}", "train.log_steps=1", "{file}"),
+        ("optimizer: {lrr: 1}", "optimizer.lr=1", "{file}"),
+        ("name: '???'", "seed=1", "{file}"),
+    ],
+)
+def test_the_source_of_a_bad_value_is_named(
+    load: Callable[..., Config], tmp_path: Path, text: str, override: str, source: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{source.format(file=tmp_path / 'run.yaml')}: "):
+        load(text, override)
 
 
 def test_missing_and_malformed_files(tmp_path: Path) -> None:
@@ -160,6 +187,9 @@ def test_no_number_is_infinite(entry: Setting) -> None:
     "override",
     [
         "model.kwargs.mlp_ratio=.nan",
+        "model.kwargs.drop_path_rate=inf",
+        "model.kwargs={a: [1, -Infinity]}",
+        "data.options.fraction=NaN",
         "model.kwargs={deep: {deeper: [1, -.inf]}}",
         "model.selector.tau=.inf",
         "data.augmentation={hflip: .nan}",
@@ -183,7 +213,7 @@ def test_nor_one_inside_free_options(load: Callable[..., Config], override: str)
         ("data.root='quoted: text'", "quoted: text"),
         ("data.root=a=b", "a=b"),
         ("data.root=null", None),
-        ("data.root=", None),
+        ("data.root=nan", "nan"),
     ],
 )
 def test_text_on_the_command_line_is_taken_as_it_stands(load: Callable[..., Config], override: str, text: str) -> None:

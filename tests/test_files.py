@@ -1,5 +1,6 @@
 """Files are written whole or not at all, alone and in sets; what cannot be written is found out before."""
 
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import dynavit
-from dynavit.files import replacing, require_folder, require_writable, write_text, write_together
+from dynavit.files import append_text, replacing, require_folder, require_writable, write_text, write_together
 
 
 @pytest.fixture
@@ -36,13 +37,29 @@ def test_one_file_likewise(tmp_path: Path) -> None:
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link.txt").symlink_to(tmp_path / "there" / "file.txt")
-    require_writable(tmp_path / "link.txt")
-    write_text(tmp_path / "link.txt", "caf\udce9")
-    assert (tmp_path / "link.txt").is_symlink()
-    assert (tmp_path / "there" / "file.txt").read_bytes() == rb"caf\udce9"
+@pytest.mark.parametrize("target", ["file.txt", "nothing.txt"])
+def test_no_link_is_followed(target: str, tmp_path: Path) -> None:
+    """In a folder that somebody sent, it may point to anything."""
+    there, link = tmp_path / "there", tmp_path / "link.txt"
+    there.mkdir()
+    (there / "file.txt").write_text("old")
+    link.symlink_to(there / target)
+    with pytest.raises(dynavit.InputError, match=r"link\.txt could not be written: it is a link"):
+        append_text(link, "new")
+    require_writable(link)
+    write_text(link, "caf\udce9")
+    append_text(link, "\n")  # which is a file now
+    assert link.read_bytes() == b"caf\\udce9\n"
+    assert not link.is_symlink()
+    assert [(path.name, path.read_text()) for path in there.iterdir()] == [("file.txt", "old")]
+
+
+def test_pipes_and_devices_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for refuse in (require_writable, lambda path: write_text(path, "x")):
+        with pytest.raises(dynavit.InputError, match="is a named pipe, socket or device"):
+            refuse(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("place", ["/proc/x.json", "{folder}", "{folder}/file/x.json", "{folder}/" + "n" * 300])

@@ -76,10 +76,10 @@ def add_configs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _configs(options: argparse.Namespace) -> None:
-    from dynavit.config.recipes import find_config, recipes, summary
+    from dynavit.config.recipes import find_recipe, recipes, summary
 
     if options.name is not None:
-        print(find_config(options.name).read_text(encoding="utf-8"), end="")
+        print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
         return
     shipped = recipes()
     width = max(map(len, shipped))

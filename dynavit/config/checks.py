@@ -21,6 +21,8 @@ def check(config: Config) -> None:
     defaults = {entry.key: entry.value for entry in settings(Config())}
     for entry in settings(config):
         check_value(entry.key, entry.value, entry.within, entry.choices)
+        if isinstance(entry.value, str) and not entry.value.strip():
+            raise InputError(f"{entry.key}={entry.value!r}: is empty; give a value, or leave the setting out.")
         if entry.task not in (None, config.task) and entry.value != defaults[entry.key]:
             raise InputError(
                 f"{entry.key}={entry.value}: does nothing with task={config.task}; it is of task={entry.task}."
@@ -49,6 +51,5 @@ def _check_together(config: Config) -> None:
 
 def _check_name(name: str) -> None:
     """Refuse names that are not those of one folder: the run would be written somewhere else."""
-    parts = {"", os.curdir, os.pardir}
-    if name.strip() in parts or "/" in name or os.sep in name or len(os.fsencode(name)) > 255:
+    if name.strip() in (os.curdir, os.pardir) or "/" in name or os.sep in name or len(os.fsencode(name)) > 255:
         raise InputError(f"name={name!r}: the name of one folder, in checkpoints/; give a path with output_dir=FOLDER.")

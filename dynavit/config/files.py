@@ -6,6 +6,7 @@ OmegaConf.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dynavit.config.checks import check
+from dynavit.config.limits import parts
 from dynavit.config.overrides import expand_names, parse_overrides
 from dynavit.config.recipes import find_config
 from dynavit.config.schema import Config, leaves, settings
@@ -39,11 +41,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             wrong type or out of range.
     """
     path = None if path is None else find_config(path)
-    where = "the command line" if path is None else path
     given, named = parse_overrides(overrides)
     loaded = OmegaConf.create() if path is None else _read(path)
     expand_names(loaded)
-    _refuse_other_shapes(loaded, f"{where}: ")
+    _refuse_other_shapes(loaded, f"{path}: ")
     _refuse_other_shapes(given)
     try:
         for key in named:  # another part, so the options of the one in the file are not its own
@@ -51,17 +52,17 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         merged = OmegaConf.merge(_defaults(), loaded, given)
         config = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
-        raise InputError(f"{where}: {_unknown_key(str(error.full_key))}") from None
+        raise InputError(f"{_source(error, path, given)}: {_unknown_key(str(error.full_key))}") from None
     except OmegaConfBaseException as error:
         both = OmegaConf.to_container(OmegaConf.merge(loaded, given))
-        raise InputError(f"{where}: {_wrong_value(error, both)}") from None
+        raise InputError(f"{_source(error, path, given)}: {_wrong_value(error, both)}") from None
     assert isinstance(config, Config)
     try:
         check(config)
     except InputError as error:
-        if overrides:
+        if overrides or path is None:
             raise
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     return config
 
 
@@ -114,7 +115,7 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def is_saved_config(path: Path) -> bool:
     """Whether :func:`save_config` wrote a file; another one that is called alike may be somebody else's."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # which Path's raises of a name that is too long
         return False
     with path.open("rb") as file:
         return file.read(len(_HEADER)) == _HEADER.encode()
@@ -127,8 +128,15 @@ def changed_keys(before: Config, now: Config) -> list[tuple[str, Any, Any]]:
 
 
 def _refuse_other_shapes(tree: DictConfig, where: str = "") -> None:
-    """Refuse one value where a list or ``key: value`` pairs belong, and the reverse; OmegaConf names no key then."""
+    """Refuse one value where a list or ``key: value`` pairs belong, and the reverse; OmegaConf names no key then.
+
+    Refuse ``???`` as well, OmegaConf's mark of a value that is still to come: the default would take its place.
+    """
     given: Any = OmegaConf.to_container(tree, resolve=False)
+    for name, value in given.items():
+        for key, part in parts(str(name), value):
+            if part == "???":
+                raise InputError(f"{where}{key}='???': this stands for a value that is missing; give one.")
     sections = {entry.name for entry in fields(Config()) if is_dataclass(getattr(Config(), entry.name))}
     for section in sections & given.keys():
         if not isinstance(given[section], dict) and not _stands_in(given[section]):
@@ -158,10 +166,24 @@ def _stands_in(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
+def _source(error: OmegaConfBaseException, path: Path | None, given: DictConfig) -> str:
+    """Return where a wrong setting comes from: what the command line gives replaces that of the file."""
+    part: Any = OmegaConf.to_container(given, resolve=False)
+    for name in _names(error):
+        if isinstance(part, dict) and name not in part and path is not None:
+            return str(path)
+        part = part.get(name) if isinstance(part, dict) else part
+    return "the command line" if path is None or _names(error) else str(path)
+
+
+def _names(error: OmegaConfBaseException) -> list[str]:
+    return re.findall(r"[^.\[\]]+", str(error.full_key or ""))
+
+
 def _wrong_value(error: OmegaConfBaseException, tree: Any) -> str:
     """Return what is wrong with a setting of a tree of plain containers, with its key and value."""
     key = str(error.full_key or "")
-    for part in re.findall(r"[^.\[\]]+", key):
+    for part in _names(error):
         tree = tree[int(part)] if isinstance(tree, list) else tree.get(part) if isinstance(tree, dict) else None
     reason = " ".join(re.split(r"\n\s*full_key:", str(error.msg or error))[0].split()).rstrip(".")
     expected = {entry.key: entry.type for entry in settings(Config())}.get(key.partition("[")[0], "key: value pairs")

@@ -9,6 +9,8 @@ from typing import Any
 
 from dynavit.errors import InputError, did_you_mean
 
+_NO_NUMBERS = ("inf", "infinity", "nan")
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -73,10 +75,13 @@ def check_value(key: str, value: Any, within: Interval | None = None, choices: t
     """
     if choices is not None and value is not None and value not in choices:
         raise InputError(f"{key}={value!r}: choose one of {', '.join(choices)}.{did_you_mean(value, choices)}")
-    for name, part in _parts(key, value):
+    for name, part in parts(key, value):
         shown = f"{name}={part}" if part is value or name != key else f"{key}={value}: {part}"
         if isinstance(part, str) and "\0" in part:
             raise InputError(f"{name}={part!r}: text cannot hold the character NUL.")
+        # which YAML takes for text: it writes .inf and .nan
+        if isinstance(part, str) and part is not value and part.lower().lstrip("+-") in _NO_NUMBERS:
+            raise InputError(f"{shown}: must be a finite number.")
         if not isinstance(part, int | float) or isinstance(part, bool):
             continue
         if isinstance(part, float) and not math.isfinite(part):
@@ -85,13 +90,13 @@ def check_value(key: str, value: Any, within: Interval | None = None, choices: t
             raise InputError(f"{shown}: {within}.")
 
 
-def _parts(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+def parts(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield all that a value is made of; what is in a mapping has a key of its own."""
     if isinstance(value, dict):
         for name, part in value.items():
-            yield from _parts(f"{key}.{name}", part)
+            yield from parts(f"{key}.{name}", part)
     elif isinstance(value, list):
         for part in value:
-            yield from _parts(key, part)
+            yield from parts(key, part)
     else:
         yield key, value

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dynavit.config.schema import Config, settings
 from dynavit.errors import InputError
 
-_NULLS = ("", "~", "null", "Null", "NULL")  # as YAML has it
+_NULLS = ("~", "null", "Null", "NULL")  # as YAML has it
 _TEXTS = {entry.key for entry in settings(Config()) if entry.type in ("str", "str | None")}
 _KEYS = {entry.key for entry in settings(Config())}
 _NAMED = [entry.key for entry in settings(Config()) if entry.named]

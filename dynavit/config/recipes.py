@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -25,15 +26,23 @@ def find_config(name: str | Path) -> Path:
     Raises:
         InputError: there is no such file or name.
     """
-    path, shipped = Path(name), recipes()
-    if path.is_file():
-        return path
-    known = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
+    path = Path(name)
+    return path if os.path.isfile(path) else find_recipe(name, "no file and no shipped configuration")
+
+
+def find_recipe(name: str | Path, otherwise: str = "no shipped configuration") -> Path:
+    """Return the file of a shipped configuration.
+
+    Args:
+        name: such as ``folder/finetune``, or ``configs/folder/finetune.yaml``.
+        otherwise: what to call another one.
+
+    Raises:
+        InputError: there is no such name.
+    """
+    known, shipped = Path(name).as_posix().removeprefix("configs/").removesuffix(".yaml"), recipes()
     if known not in shipped:
-        raise InputError(
-            f"{name} is no file and no shipped configuration.{did_you_mean(known, shipped)} `dynavit configs` lists "
-            f"those."
-        )
+        raise InputError(f"{name} is {otherwise}.{did_you_mean(known, shipped)} `dynavit configs` lists those.")
     return shipped[known]
 
 

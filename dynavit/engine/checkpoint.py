@@ -26,7 +26,7 @@ from dynavit.text import first_line
 
 _MOST = 1 << 62  # steps, and whatever else is counted
 
-STATE, PREVIOUS, PARTIAL = "state", "state.previous", "state.partial"
+STATE, PREVIOUS, PARTIAL, BEST = "state", "state.previous", "state.partial", "best"
 _MARKER, _ABOUT, _PARTS, _EMA = ".dynavit", "about.json", "training.json", "ema.safetensors"
 _IMAGES = "images"  # their number may change, as when one that could not be read is removed
 

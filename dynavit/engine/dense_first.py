@@ -21,8 +21,9 @@ from dynavit.config import (
 )
 from dynavit.config.schema import leaves
 from dynavit.engine.build import build_start, resolve_preprocessing, starts_trained
-from dynavit.engine.folder import check_folder
+from dynavit.engine.folder import check_folder, dense_folder, saved_config
 from dynavit.engine.monitor import MetricsFile
+from dynavit.engine.rewards import check_reward
 from dynavit.engine.tasks import create_task
 from dynavit.engine.trainer import Trainer
 from dynavit.errors import InputError
@@ -89,7 +90,7 @@ def dense_config(config: Config) -> Config:
     return replace(
         config,
         name=f"{config.name}-dense",
-        output_dir=str(_beside(config.run_dir)),
+        output_dir=str(dense_folder(config.run_dir)),
         model=replace(
             plain,
             architecture=model.architecture,
@@ -115,12 +116,6 @@ def dense_config(config: Config) -> Config:
     )
 
 
-def _beside(run_dir: Path) -> Path:
-    """Return where the dense run of a run goes."""
-    named = run_dir if run_dir.name not in ("", "..") else run_dir.resolve()  # . and .. have no name
-    return named.with_name(f"{named.name}-dense")
-
-
 def starting_from(config: Config, folder: Path) -> Config:
     """Return the configuration of the same run from the model in a folder, which says how it is built."""
     model = replace(config.model, architecture=None, pretrained=False, checkpoint=str(folder), kwargs={})
@@ -129,8 +124,8 @@ def starting_from(config: Config, folder: Path) -> Config:
 
 def _begun(config: Config) -> Config | None:
     """Return the configuration with the dense model that an interrupted run started from."""
-    file = config.run_dir / "config.yaml"
-    before = load_config(file).model if is_saved_config(file) else None
+    begun = is_saved_config(config.run_dir / "config.yaml")
+    before = saved_config(config.run_dir).model if begun else None
     if before is None or before.checkpoint in (None, config.model.checkpoint):
         return None
     found = starting_from(config, Path(before.checkpoint))
@@ -144,6 +139,7 @@ def _unknown_classes(config: Config) -> tuple[str, ...] | None:
         return None
     task = create_task(config)
     probe = build_start(replace(config, model=replace(model, pretrained=False)), None).model
+    check_reward(config.loss, probe)  # rather now than after the dense model
     data = task.open_data(resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid"))
     classes = tuple(data.class_names)
     if model.checkpoint is None:

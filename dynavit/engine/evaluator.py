@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from dynavit.config import Config, EvaluateConfig
 from dynavit.engine.adaptive import calibrated, check_adaptive, token_statistics
 from dynavit.engine.build import build_start, starts_trained
+from dynavit.engine.folder import after_move
 from dynavit.engine.loading import first_images, make_loader, prepare_loader, random_samples
 from dynavit.engine.ranked import draw_ranked_lists
 from dynavit.engine.results import Row, write_results
@@ -160,9 +160,7 @@ def _dense(run: Run) -> PrunedViT | None:
     assert run.config is not None
     if run.config.model.checkpoint is None and not starts_trained(run.config, run.class_names):
         return None  # its head was random: there is nothing to compare with
-    config, beside = run.config, Path(f"{run.path}-dense")
-    if config.model.checkpoint is not None and not Path(config.model.checkpoint).exists() and beside.is_dir():
-        config = replace(config, model=replace(config.model, checkpoint=str(beside)))  # both were moved
+    config = after_move(run.config, run.path)
     try:
         start = build_start(config, run.class_names, run.model.side.options() if run.model.side else None)
     except InputError as error:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynavit.config import Config, changed_keys, is_saved_config, load_config
-from dynavit.engine.checkpoint import PARTIAL, PREVIOUS, STATE, Progress, find_state, is_state
+from dynavit.engine.checkpoint import BEST, PARTIAL, PREVIOUS, STATE, Progress, find_state, is_state
 from dynavit.engine.lock import LOCK
 from dynavit.engine.monitor import MetricsFile
 from dynavit.engine.setup import Schedules
@@ -56,6 +56,9 @@ def check_folder(config: Config, resume: bool) -> Path | None:
 
 
 def _refuse_foreign(run_dir: Path, names: set[str]) -> None:
+    for name in (STATE, PREVIOUS, PARTIAL, BEST):
+        if (run_dir / name).is_symlink():  # saving would write, or remove, what is there
+            raise InputError(f"{run_dir / name} is a link to somewhere else: move its folder here, or {_ELSEWHERE}")
     for name in (STATE, PREVIOUS, PARTIAL):
         if (run_dir / name).exists() and not is_state(run_dir / name):
             raise InputError(f"{run_dir / name} was not written by dynavit: move it away, or {_ELSEWHERE}")
@@ -69,7 +72,7 @@ def _refuse_foreign(run_dir: Path, names: set[str]) -> None:
 def _refuse_another_configuration(run_dir: Path, config: Config) -> None:
     changes = [
         (key, before, now)
-        for key, before, now in changed_keys(_saved(run_dir), config)
+        for key, before, now in changed_keys(saved_config(run_dir), config)
         if key not in _MAY_CHANGE and not key.startswith("evaluate.")
     ]
     if changes:
@@ -87,7 +90,7 @@ def describe_changes(config: Config, schedules: Schedules, step: int) -> list[st
         schedules: those of ``config``.
         step: optimiser steps done.
     """
-    before = _saved(config.run_dir)
+    before = saved_config(config.run_dir)
     changes = [(key, old, new) for key, old, new in changed_keys(before, config) if not key.startswith("evaluate.")]
     lines = [f"Changed since: {', '.join(f'{key} {old!r} -> {new!r}' for key, old, new in changes)}."] * bool(changes)
     if before.train.epochs != config.train.epochs:
@@ -117,8 +120,29 @@ def refuse_fewer_epochs(config: Config, progress: Progress) -> None:
         )
 
 
-def _saved(run_dir: Path) -> Config:
+def dense_folder(run_dir: Path) -> Path:
+    """Return where the dense model of a run goes that is trained before it."""
+    named = run_dir if run_dir.name not in ("", "..") else run_dir.resolve()  # . and .. have no name
+    return named.with_name(f"{named.name}-dense")
+
+
+def saved_config(run_dir: Path) -> Config:
+    """Return the configuration that a run was started with; a dense model that was moved with it, where it is now.
+
+    Raises:
+        InputError: the folder lacks it, or it is damaged.
+    """
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise InputError(f"{run_dir} lacks its config.yaml, without which it cannot be resumed: {_ELSEWHERE}")
-    return load_config(path)
+    return after_move(load_config(path), run_dir)
+
+
+def after_move(config: Config, run_dir: Path) -> Config:
+    """Return a run's configuration with the place where its dense model is now, if both folders were moved."""
+    start, dense = Path(config.model.checkpoint or ""), dense_folder(run_dir)
+    if start.exists() or not start.name.endswith("-dense"):
+        return config
+    places = (dense.with_name(start.name), dense)  # it may be shared with another run, or renamed
+    moved = next((place for place in places if place.is_dir()), start)
+    return replace(config, model=replace(config.model, checkpoint=str(moved)))

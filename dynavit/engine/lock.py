@@ -60,7 +60,7 @@ def refuse_if_held(run_dir: Path) -> None:
     Raises:
         InputError: naming that process.
     """
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError), (run_dir / LOCK).open() as file:
+    with suppress(OSError), (run_dir / LOCK).open() as file:  # what else is wrong with the folder, others tell
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

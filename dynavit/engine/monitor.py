@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynavit.errors import InputError
-from dynavit.files import refuse_special, write_text
+from dynavit.files import append_text, refuse_special, write_text
 
 
 class MetricsFile:
@@ -19,9 +19,12 @@ class MetricsFile:
         self.path = path
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add a row.
+
+        Raises:
+            InputError: the file cannot be written, or is a link.
+        """
+        append_text(self.path, json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """Return all complete rows; a line that a kill cut short does not count.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dynavit.config import LossConfig
 from dynavit.engine.budget import Budget
 from dynavit.engine.rewards import create_reward
+from dynavit.errors import InputError
 from dynavit.losses import logit_distillation, policy_gradient_loss, token_distillation
 from dynavit.models import Trace
 from dynavit.selectors import Selector
@@ -118,7 +119,15 @@ class Objective(ABC):
         assert self.reward is not None
         size = len(targets) // self.samples
         parts = [slice(number * size, (number + 1) * size) for number in range(self.samples)]
-        return torch.stack([self.reward(_part(output, part), targets[part]) for part in parts])
+        rewards = [self.reward(_part(output, part), targets[part]) for part in parts]
+        for found in rewards:
+            if not isinstance(found, Tensor) or found.shape != (size,):
+                shown = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+                raise InputError(
+                    f"loss.reward={self.settings.reward} returned {shown} for {size} images: return a tensor of shape "
+                    f"({size},), one number an image."
+                )
+        return torch.stack(rewards)
 
     @torch.no_grad()
     def _teach(self, images: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from dynavit.config import OptimizerConfig
 from dynavit.engine.build import Start
-from dynavit.errors import InputError
+from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT
 
 
@@ -56,7 +56,15 @@ def create_optimizer(
     try:
         return create_optimizer_v2(groups, opt=settings.name, lr=settings.lr, **settings.options)
     except Exception as error:  # whatever an optimiser says of options that it cannot have
-        raise InputError(f"optimizer.name={settings.name}, options={settings.options}: {error}") from None
+        known = [str(name) for name in list_optimizers()]
+        if settings.name.lower().rpartition("_")[2] not in known:  # what comes before it is lookahead_
+            raise InputError(
+                f"optimizer.name={settings.name!r}: timm has no such optimiser.{did_you_mean(settings.name, known)} "
+                f"Choose one of timm.optim.list_optimizers(), such as adamw, sgd or lamb."
+            ) from None
+        raise InputError(
+            f"optimizer.name={settings.name}, optimizer.options={settings.options}: {error}; change one of them."
+        ) from None
 
 
 def _unlearned(model: PrunedViT) -> str:

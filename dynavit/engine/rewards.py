@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynavit.config import LossConfig
 from dynavit.errors import InputError, did_you_mean
+from dynavit.models import PrunedViT
+from dynavit.text import first_line
 
 Reward = Callable[[Any, Tensor], Tensor]
 """From the model's training output for B images and their targets to one number an image ``(B,)``."""
@@ -20,7 +24,7 @@ def create_reward(name: str) -> Reward:
     """Return a reward by name, or import ``package.module:function``.
 
     Raises:
-        InputError: no such name, module or function.
+        InputError: no such name, module or function, or one that does not take two arguments.
     """
     if name in _REWARDS:
         return _REWARDS[name]
@@ -33,11 +37,28 @@ def create_reward(name: str) -> Reward:
         )
     try:
         reward: Reward = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"loss.reward={name} cannot be imported: {error}.") from None
-    if not callable(reward):
-        raise InputError(f"loss.reward={name} is no function of (output, targets).")
+    except Exception as error:  # whatever somebody's module does
+        raise InputError(f"loss.reward={name} cannot be imported: {first_line(error)}.") from error
+    try:
+        inspect.signature(reward).bind(None, None)
+    except (TypeError, ValueError):
+        raise InputError(f"loss.reward={name} is no function of (output, targets).") from None
     return reward
+
+
+def check_reward(settings: LossConfig, model: PrunedViT) -> None:
+    """Refuse a reward that does not exist, or that nothing in the model would learn from.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if model.selector.needs_reward and model.predictors:
+        create_reward(settings.reward)
+    elif settings.reward != LossConfig().reward:
+        raise InputError(
+            f"loss.reward={settings.reward}: nothing here learns from a reward; leave it out, or set "
+            f"model.selector.name=score_function, with a scorer that learns."
+        )
 
 
 def likelihood(output: Any, targets: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from dynavit.engine.data_check import check_before_training
 from dynavit.engine.loading import TrainingBatches, first_images, make_loader, prepare_loader
 from dynavit.engine.objective import Moment, Objective
 from dynavit.engine.optimization import create_optimizer
+from dynavit.engine.rewards import check_reward
 from dynavit.engine.schedules import KeepCounts, LearningRate, anneal
 from dynavit.engine.tasks import Task, create_task
 from dynavit.errors import InputError
@@ -91,6 +92,7 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
     train, task = config.train, create_task(config)
     # without weights: a wrong data.root is told before anything is downloaded
     probe = build_start(replace(config, model=replace(config.model, pretrained=False)), None).model
+    check_reward(config.loss, probe)
     preprocessing = resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid")
     with accelerator.main_process_first():  # which may have to download
         data = task.open_data(preprocessing)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dynavit.config import Config, save_config
 from dynavit.engine.announce import announce, warn_of_normalised_logits
-from dynavit.engine.checkpoint import Progress, Stateful, begin_state, load_state, save_state, saving
+from dynavit.engine.checkpoint import BEST, Progress, Stateful, begin_state, load_state, save_state, saving
 from dynavit.engine.folder import check_folder, describe_changes, refuse_fewer_epochs
 from dynavit.engine.lock import locked, refuse_if_held
 from dynavit.engine.logbook import Logbook
@@ -257,7 +257,7 @@ class Trainer:
                 with self._deployed() as model:
                     model.save_pretrained(run_dir)
                     if improved:
-                        model.save_pretrained(run_dir / "best")
+                        model.save_pretrained(run_dir / BEST)
             self._save_state()
         accelerator.print(f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  {task.describe(metrics)}")
 

@@ -83,6 +83,12 @@ def test_shipped_configurations_are_found_by_name_from_anywhere(
     assert capsys.readouterr().out == (ROOT / "configs/folder/finetune.yaml").read_text()
     with pytest.raises(dynavit.InputError, match="Did you mean 'folder/finetune'"):
         find_config("folder/fintune")
+    (tmp_path / "secret").write_text("mine")
+    for name in ("secret", str(tmp_path / "secret"), "../secret", "x" * 300):
+        assert main(["configs", name]) == 2
+        printed = capsys.readouterr()
+        assert not printed.out
+        assert f"{name} is no shipped configuration" in printed.err
 
 
 def test_every_setting_is_listed_and_explained() -> None:

@@ -13,6 +13,7 @@ from dynavit import InputError
 from dynavit.config import Config, load_config
 from dynavit.engine.dense_first import train
 from dynavit.engine.evaluator import evaluate_run
+from dynavit.engine.folder import after_move, saved_config
 from dynavit.engine.run import open_run
 
 Make = Callable[..., Config]
@@ -100,6 +101,16 @@ def test_re_identification_too(reid: Make, tmp_path: Path) -> None:
     assert rows[0]["map_low"] <= rows[0]["map"] <= rows[0]["map_high"]
 
 
+@pytest.mark.parametrize("length", [252, 300])  # 252 bytes leave no room for -dense
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_name_that_is_too_long_for_a_folder_is_refused_before_any_training(
+    tiny: Make, weights: str, tmp_path: Path, length: int, resume: bool
+) -> None:
+    with pytest.raises(InputError, match=r"File name too long.*output_dir=FOLDER or name=NAME"):
+        train(tiny(f"model.checkpoint={weights}", folder=length * "x"), resume)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".pth", ".yaml"]
+
+
 def test_a_taken_folder_is_refused_before_the_dense_model_is_trained(tiny: Make, weights: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.txt").write_text("mine")
@@ -150,6 +161,21 @@ def test_both_runs_may_be_moved(tiny: Make, weights: str, tmp_path: Path) -> Non
         (tmp_path / name).rename(tmp_path / "there" / name)
     rows = evaluate_run(open_run(tmp_path / "there/run"), [0.5], [], tmp_path / "out")
     assert "top1" in rows[0]
+    train(tiny(f"model.checkpoint={weights}", "train.epochs=2", folder="there/run"), resume=True)
+    assert len((tmp_path / "there/run/metrics.jsonl").read_text().splitlines()) == 2
+    assert saved_config(tmp_path / "there/run").model.checkpoint == str(tmp_path / "there/run-dense")
+
+
+@pytest.mark.parametrize(
+    ("start", "now"),
+    [("run-dense", "new/moved-dense"), ("other-dense", "new/other-dense"), ("weights.pth", "gone/weights.pth")],
+)
+def test_the_dense_model_is_looked_for_beside_a_moved_run(tiny: Make, tmp_path: Path, start: str, now: str) -> None:
+    config = tiny(f"model.checkpoint={tmp_path / 'gone' / start}")
+    for name in ("moved", "moved-dense", "other-dense", "weights.pth"):
+        (tmp_path / "new" / name).mkdir(parents=True)
+    found = after_move(config, tmp_path / "new/moved").model.checkpoint
+    assert found == str(tmp_path / now)
 
 
 def test_the_current_folder_can_be_the_run(

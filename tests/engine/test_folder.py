@@ -46,6 +46,18 @@ def test_foreign_folders_inside_a_run_are_left_alone(tiny: Make) -> None:
     assert (run / "state.partial" / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["best", "state", "state.previous", "state.partial"])
+def test_folders_that_are_links_are_refused_untouched(tiny: Make, tmp_path: Path, name: str) -> None:
+    config = tiny()
+    config.run_dir.mkdir()
+    save_config(config, config.run_dir / "config.yaml")
+    (tmp_path / "there").mkdir()
+    (config.run_dir / name).symlink_to(tmp_path / "there")
+    with pytest.raises(InputError, match=f"{name} is a link to somewhere else"):
+        Trainer(config, resume=True)
+    assert not list((tmp_path / "there").iterdir())
+
+
 def test_a_file_is_no_folder(tiny: Make) -> None:
     tiny().run_dir.write_text("mine")
     with pytest.raises(InputError, match="is a file"):

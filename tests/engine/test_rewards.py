@@ -13,7 +13,7 @@ from torch import Tensor
 import dynavit
 from dynavit.config import Config, LossConfig
 from dynavit.engine.objective import Moment
-from dynavit.engine.rewards import create_reward
+from dynavit.engine.rewards import Reward, create_reward
 from dynavit.engine.tasks.classification import ClassificationObjective
 from dynavit.engine.trainer import Trainer
 
@@ -57,11 +57,36 @@ def test_a_reward_of_ones_own_is_imported(monkeypatch: pytest.MonkeyPatch) -> No
         ("nowhere.module:f", r"loss.reward=nowhere.module:f cannot be imported"),
         ("math:nothing", r"cannot be imported: .*nothing"),
         ("math:pi", r"is no function"),
+        ("math:sqrt", r"loss.reward=math:sqrt is no function of \(output, targets\)"),
+        ("builtins:bool", r"is no function"),
+        (":f", r"loss.reward=:f cannot be imported"),
     ],
 )
 def test_unknown_rewards_are_refused(name: str, message: str) -> None:
     with pytest.raises(dynavit.InputError, match=message):
         create_reward(name)
+
+
+@pytest.mark.parametrize(
+    ("override", "selector"),
+    [
+        ("loss.reward=correct", "ste"),
+        ("loss.reward=nowhere:f", "score_function"),
+    ],
+)
+def test_rewards_that_cannot_be_used_are_refused_before_anything_is_trained(
+    tiny: Make, override: str, selector: str
+) -> None:
+    with pytest.raises(dynavit.InputError, match=rf"^{override}[: ]"):
+        Trainer(tiny(override, f"model.selector.name={selector}"))
+
+
+@pytest.mark.parametrize("function", [lambda output, targets: 1.0, lambda output, targets: torch.ones(())])
+def test_a_reward_gives_one_number_an_image(function: Reward) -> None:
+    objective = ClassificationObjective(LossConfig(), dynavit.create_selector("score_function"), None, None)
+    objective.reward = function
+    with pytest.raises(dynavit.InputError, match=r"^loss.reward=likelihood returned .* \(2,\), one number an image"):
+        objective._rewards(torch.zeros(8, 3), torch.zeros(8))
 
 
 def test_rank1_needs_embeddings() -> None:
