@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from dynavit.errors import InputError, did_you_mean
 
 _T = TypeVar("_T")
+_PLAIN: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 class Parts(Generic[_T]):
@@ -36,7 +37,8 @@ class Parts(Generic[_T]):
             options: with ``module``, where the class is from, as :func:`with_module` adds it; it is never imported.
 
         Raises:
-            InputError: unknown name or option; the message lists what exists, or says what to import first.
+            InputError: unknown name or option, or an option of another type; the message lists what exists, or says
+                what to import first.
         """
         if name not in self.classes:
             known = sorted(self.classes)
@@ -53,8 +55,22 @@ class Parts(Generic[_T]):
                     f"{self.kind} {name!r} has no option {key!r}.{did_you_mean(key, known)} "
                     f"Its options: {', '.join(known) or 'none'}."
                 )
+        self._check_types(name, options)
         asked = inspect.signature(cls).parameters
         return cls(**options, **{key: value for key, value in supplied.items() if key in asked})
+
+    def _check_types(self, name: str, options: Mapping[str, Any]) -> None:
+        try:
+            hints = get_type_hints(self.classes[name].__init__)
+        except (NameError, TypeError):  # somebody else's annotations, which cannot be looked up
+            return
+        for key, value in options.items():
+            kind = hints.get(key)
+            if kind not in _PLAIN:
+                continue
+            fits = isinstance(value, int | float if kind is float else kind)  # type: ignore[arg-type]
+            if not fits or isinstance(value, bool) != (kind is bool):
+                raise InputError(f"{self.kind} {name!r}: {key}={value!r}; give {_PLAIN[kind]}.")
 
     def summaries(self) -> dict[str, str]:
         """Return every name with the first line of its documentation."""

@@ -180,10 +180,18 @@ def _names(error: OmegaConfBaseException) -> list[str]:
     return re.findall(r"[^.\[\]]+", str(error.full_key or ""))
 
 
+def _interpolated(tree: Any, key: str = "") -> str:
+    """Return the key of the first setting that stands for another one; empty where there is none."""
+    if isinstance(tree, dict):
+        found = (_interpolated(value, f"{key}.{name}" if key else str(name)) for name, value in tree.items())
+        return next(filter(None, found), "")
+    return key if _stands_in(tree) else ""
+
+
 def _wrong_value(error: OmegaConfBaseException, tree: Any) -> str:
     """Return what is wrong with a setting of a tree of plain containers, with its key and value."""
-    key = str(error.full_key or "")
-    for part in _names(error):
+    key = str(error.full_key or _interpolated(tree))  # OmegaConf names no key where another one's value does not fit
+    for part in re.findall(r"[^.\[\]]+", key):
         tree = tree[int(part)] if isinstance(tree, list) else tree.get(part) if isinstance(tree, dict) else None
     reason = " ".join(re.split(r"\n\s*full_key:", str(error.msg or error))[0].split()).rstrip(".")
     expected = {entry.key: entry.type for entry in settings(Config())}.get(key.partition("[")[0], "key: value pairs")

@@ -147,9 +147,11 @@ def _open_timm(request: Request) -> Dataset[Any]:
             **options,
         )
     except ImportError as error:
-        raise InputError(f"{request.name} needs another package: {error}. Install it with pip.") from error
+        raise InputError(f"data.name={request.name} needs another package: {error}. Install it with pip.") from error
     except Exception as error:  # timm's readers and what they call have no common type either
-        raise InputError(f"timm cannot open {request.name}, split {request.split!r}: {_line(error)}") from error
+        raise InputError(
+            f"data.name={request.name}: timm cannot open it, split {request.split!r}: {_line(error)}"
+        ) from error
     return _ReaderImages(dataset.reader) if isinstance(dataset, ImageDataset) else dataset
 
 

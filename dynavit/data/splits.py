@@ -166,8 +166,8 @@ def _by_folder(root: Path, wanted: Wanted, fraction: float | None) -> FileSplits
     ]
     if train_name is not None and os.path.samefile(root / train_name, root / validation_name):
         raise InputError(
-            f"training and validation would both read {root / train_name}: set data.validation_split to another "
-            f"folder, or {FRACTION} and no data.validation_split."
+            f"data.train_split={train_name}: training and validation would both read {root / train_name}; set "
+            f"data.validation_split to another folder, or {FRACTION} and no data.validation_split."
         )
     train = read_class_folders(root / train_name) if wanted.train and train_name is not None else None
     return FileSplits(train, read_class_folders(root / validation_name), tuple(notes))

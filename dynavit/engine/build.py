@@ -84,8 +84,7 @@ def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mappi
         if classes is not None:
             kwargs["num_classes"] = len(classes)
         architecture = settings.architecture
-        # through dynavit's own factory, for its error messages
-        backbone = create_model(architecture, settings.pretrained, stages=(), **kwargs).backbone
+        backbone = _created(config, kwargs)
         trained = starts_trained(config, classes)
         replaced = settings.pretrained and not trained
     model = _pruned(config, backbone, architecture, kwargs)
@@ -107,7 +106,7 @@ def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[
     else:
         assert settings.architecture is not None
         start, architecture, kwargs = None, settings.architecture, {**settings.kwargs, "num_classes": 0}
-        backbone = create_model(architecture, settings.pretrained, stages=(), **kwargs).backbone
+        backbone = _created(config, kwargs)
     model = _pruned(config, backbone, architecture, kwargs, **parts)
     restored = start.restore(model) if start is not None else ()
     knows_cameras = start is not None and start.side is not None
@@ -122,6 +121,21 @@ def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[
         dense.metadata = dict(start.metadata)
     new = {"neck", "side"} - set(restored)
     return Start(model.train(), dense.eval().requires_grad_(False), "neck" in new, "neck" not in new, "side" in new)
+
+
+def _created(config: Config, kwargs: dict[str, Any]) -> nn.Module:
+    """Create a backbone through dynavit's own factory, whose errors get the names of the settings."""
+    settings = config.model
+    assert settings.architecture is not None
+    try:
+        return create_model(settings.architecture, settings.pretrained, stages=(), **kwargs).backbone
+    except InputError as error:
+        told = str(error)
+        if told.partition("=")[0] in settings.kwargs:
+            told = f"model.kwargs.{told}"
+        elif "model." not in told and not told.startswith("architecture"):
+            told = f"model.architecture={settings.architecture}: {told}"
+        raise type(error)(told) from error
 
 
 @contextmanager
@@ -142,7 +156,7 @@ def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict
         model = prune(
             backbone,
             stages=settings.stages,
-            keep_ratio=None if settings.keep_ratios else settings.keep_ratio,
+            keep_ratio=None if settings.keep_ratios is not None else settings.keep_ratio,
             keep_ratios=settings.keep_ratios,
             selector=settings.selector,
             scorer=settings.scorer,

@@ -81,6 +81,7 @@ class DivergenceGuard:
         self.first = math.inf
         self.bad_gradients = 0
         self.healthy = 0
+        self.start = "the weights it starts from (model.checkpoint)"
 
     def check(self, loss: float, gradients: Mapping[str, float], lr: float) -> None:
         """Look at one optimiser step.
@@ -120,13 +121,12 @@ class DivergenceGuard:
             "mean": self.mean,
             "first": self.first,
             "bad": self.bad_gradients,
-            "healthy": self.healthy,
         }
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`; whether steps are sound has to be seen anew."""
         self.steps, self.bad_gradients = int(state["steps"]), int(state["bad"])
-        self.mean, self.first, self.healthy = state["mean"], state["first"], int(state["healthy"])
+        self.mean, self.first = state["mean"], state["first"]
 
     def _advice(self, seen: str, norms: str, lr: float) -> str:
         precision = " fp16 overflows easily: try train.mixed_precision=bf16." if self.patience > 3 else ""
@@ -137,8 +137,7 @@ class DivergenceGuard:
             )
         else:
             cause = (
-                "No step was sound, from the first on, so the learning rate is not the cause: look at the weights it "
-                "starts from (model.checkpoint), the preprocessing (data.mean, data.std), the images, and the weights "
-                "of losses."
+                f"No step was sound, from the first on, so the learning rate is not the cause: look at {self.start}, "
+                f"the preprocessing (data.mean, data.std), the images, and the weights of losses."
             )
         return f"{seen} (gradient norms: {norms}; learning rate {lr:.2g}). {cause}{precision}"

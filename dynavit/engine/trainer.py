@@ -103,6 +103,7 @@ class Trainer:
     def _restore(self, state: Path) -> None:
         config, progress, say = self.config, self.progress, self.accelerator.print
         found = load_state(self.accelerator, state, self.about, self.parts, self.ema)
+        self.guard.start = f"the state that it resumed from ({state})"
         refuse_fewer_epochs(config, progress)
         if progress.epoch == config.train.epochs:
             say(

@@ -363,7 +363,7 @@ def test_timm_splits_with_other_classes(tmp_path: Path):
 
 
 def test_what_timm_cannot_open(tmp_path: Path):
-    with pytest.raises(InputError, match=r"timm cannot open torch/cifar10, split 'train'"):
+    with pytest.raises(InputError, match=r"data.name=torch/cifar10: timm cannot open it, split 'train'"):
         create("torch/cifar10", tmp_path)
     (tmp_path / "train").mkdir()
     with pytest.raises(InputError, match="Found 0 images"):

@@ -423,7 +423,7 @@ def test_the_tool_writes_what_it_prints(
         (["--checkpoint", "vit_tiny_patch16_225", "--root", "x"], "Did you mean 'vit_tiny_patch16_224'?"),
         (["--checkpoint", "vit_tiny_patch16_224"], "--root is missing"),
         (["--checkpoint", "FOLDER"], "--root is missing: .* has no config.yaml"),
-        (["--checkpoint", "FOLDER", "--root", "nowhere"], "the folder nowhere does not exist"),
+        (["--checkpoint", "FOLDER", "--root", "nowhere"], "root=nowhere does not exist"),
         (["--checkpoint", "FOLDER", "--root", "PICTURES", "--img-size", "64"], "--img-size 64: .* leave it out"),
         (["--checkpoint", "FOLDER", "--root", "PICTURES", "--architecture", "deit_small_patch16_224"], "holds a vit_"),
         (["--checkpoint", "FILE", "--root", "PICTURES"], "needs model.architecture"),

@@ -92,7 +92,6 @@ BROKEN: list[tuple[str, Any]] = [
     ("std", [0.5, 0.5, "x"]),
     ("std", [0.5]),
     ("mean", [0.5] * 4),
-    ("mean", [float("nan"), 0.5, 0.5]),
     ("mean", None),
     ("interpolation", "cubic"),
     ("crop_pct", -1),

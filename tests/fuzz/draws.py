@@ -71,8 +71,8 @@ def draw(seed: int, number: int) -> Draw:
 
 
 def names_setting(message: str, key: str, text: str) -> bool:
-    """Whether a message names a key, in full or its last part, and its value."""
-    return key.rpartition(".")[2] in message and any(form in message for form in _forms(text))
+    """Whether a message names a key, in full or its last part, and its value unless that stands for another one."""
+    return key.rpartition(".")[2] in message and ("${" in text or any(form in message for form in _forms(text)))
 
 
 def _wrong_value(rng: random.Random, key: str) -> Value:
