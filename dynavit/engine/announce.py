@@ -37,7 +37,7 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
         f"{config.train.epochs} epochs of {setup.batches.length} batches x {size} images x "
         f"{accelerator.num_processes} process(es) on {accelerator.device}; writing {config.run_dir}"
     )
-    if model.stages and config.loss.keep_ratio and (not model.reducer.selects or model.selector.budget == "k"):
+    if model.stages and config.loss.keep_ratio and (not model.predictors or model.selector.budget == "k"):
         say("The number of tokens is fixed: the keep-ratio loss would have nothing to do and is left out.")
     if setup.objective.reward is not None:
         say(
@@ -50,7 +50,7 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
 
 def _choice(model: PrunedViT) -> str:
     """Name what chooses tokens, and what becomes of the others."""
-    if not model.reducer.selects:
+    if not model.predictors:
         return f"reducer {model.reducer.name}"
     selector = selector_config(model.selector)["name"]
     scorer = f"scorer {model.predictors[0].name}, " if model.selector.needs_scores else ""
@@ -63,9 +63,9 @@ def warn_of_normalised_logits(trace: Trace) -> None:
     Then ``sum(exp(logit)) = 1`` in every image, so gates keep less than one token on average and none at
     all in more than a third of the images: it looks like an unstable selector.
     """
-    if not trace.probs:
+    if not trace.choices:
         return
-    probs = trace.probs[0].detach()
+    probs = trace.choices[0].probs.detach()
     odds = (probs / (1 - probs).clamp(min=1e-12)).sum(dim=1)
     if bool(((odds - 1).abs() < 1e-3).all()):
         warnings.warn(

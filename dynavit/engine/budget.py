@@ -37,10 +37,11 @@ class Budget:
         """Return the unweighted loss of one forward."""
         if self.kind == "latency":
             assert self.table is not None
-            table = self.table.to(trace.probs[0].device)
+            probs = [choice.probs for choice in trace.choices]
+            table = self.table.to(probs[0].device)
             counts = [num_keep(len(table) - 1, ratio) for ratio in keep_ratios]
-            return latency_loss(trace.probs, counts, table)
-        found = trace.decided if self.kind == "decisions" else trace.expected
+            return latency_loss(probs, counts, table)
+        found = [choice.decided if self.kind == "decisions" else choice.expected for choice in trace.choices]
         return keep_ratio_loss(found, keep_ratios)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,13 +17,9 @@ from dynavit.data.pictures import MODES
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, create_model, load, prune
 from dynavit.models.adapters import create_adapter
+from dynavit.models.factory import OWN
+from dynavit.models.pruning import PRUNING
 from dynavit.models.weights import load_backbone, load_reid_start
-
-_OWN = {
-    name
-    for name, parameter in inspect.signature(create_model).parameters.items()
-    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str
         raise InputError(
             f"model.entry={config.model.entry}: it chooses weights in model.checkpoint, which is not given."
         )
-    if taken := [key for key in config.model.kwargs if key in _OWN]:
+    if taken := [key for key in config.model.kwargs if key in OWN]:
         raise InputError(
             f"model.kwargs={config.model.kwargs}: {taken[0]} is no argument of timm's; set model.{taken[0]}, or leave "
             f"it out."
@@ -153,22 +148,14 @@ def _naming_checkpoint(path: str) -> Iterator[None]:
 def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict[str, Any], **parts: Any) -> PrunedViT:
     settings = config.model
     try:
-        model = prune(
-            backbone,
-            stages=settings.stages,
-            keep_ratio=None if settings.keep_ratios is not None else settings.keep_ratio,
-            keep_ratios=settings.keep_ratios,
-            selector=settings.selector,
-            scorer=settings.scorer,
-            reducer=settings.reducer,
-            placement=settings.placement,  # type: ignore[arg-type]
-            count_rule=settings.count_rule,  # type: ignore[arg-type]
-            **parts,
-        )
+        pruning = {name: getattr(settings, name) for name in PRUNING}
+        if settings.keep_ratios is not None:
+            pruning["keep_ratio"] = None  # has a default in a configuration, which one ratio a stage replaces
+        model = prune(backbone, **pruning, **parts)
     except InputError as error:
         # arguments of prune are settings of the model
         told = str(error)
-        raise type(error)(f"model.{told}" if told.partition("=")[0] in _OWN else told) from error
+        raise type(error)(f"model.{told}" if told.partition("=")[0] in OWN else told) from error
     model.architecture, model.model_kwargs = architecture, kwargs  # which did make it: nothing to find out
     model.execution = settings.execution
     model.mask_form = settings.mask_form

@@ -14,8 +14,9 @@ from dynavit.errors import InputError
 from dynavit.models import PrunedViT, prune
 from dynavit.models.adapters import create_adapter
 from dynavit.models.backbone import create_backbone
+from dynavit.models.pruning import PRUNING
 
-_PARTS = ("selector", "scorer", "reducer", "placement", "count_rule")
+_PARTS = tuple(name for name in PRUNING if name not in ("stages", "keep_ratio", "keep_ratios"))
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Method:
         name: of the configuration.
         stages: blocks (0-based) at which it is; None: the default ones.
         depth: blocks of the backbone that stages are of; None if that is unknown, and they are taken as they are.
-        parts: selector, scorer, reducer, placement and count_rule, as :func:`dynavit.prune` takes them.
+        parts: how, as attributes of :class:`~dynavit.models.pruning.Pruning`.
         adaptive: by thresholds, so that images differ in their number of tokens.
     """
 

@@ -99,13 +99,13 @@ class Objective(ABC):
             images, return_trace=True, temperature=moment.temperature, keep_counts=moment.counts, **inputs
         )
         terms = self.task_losses(output, targets)
-        if self.budget is not None and trace.expected:
+        if self.budget is not None and trace.choices:
             terms["keep_ratio"] = self.budget(trace, moment.keep_ratios), self.settings.keep_ratio
         if lesson is not None:
             terms |= self._agreement(output, trace, *lesson)
-        if self.reward is not None and trace.log_prob is not None:
+        if self.reward is not None and (log_prob := trace.log_prob) is not None:
             rewards = self._rewards(output, targets)
-            log_prob = trace.log_prob.reshape(self.samples, -1)
+            log_prob = log_prob.reshape(self.samples, -1)
             terms["policy_gradient"] = policy_gradient_loss(log_prob, rewards), self.settings.policy_gradient
         for name, loss in trace.aux.items():
             terms[name] = loss, 1.0
@@ -144,10 +144,8 @@ class Objective(ABC):
         if settings.logit_distillation:
             loss = logit_distillation(output, answer, settings.distillation_temperature)
             terms["logit_distillation"] = loss, settings.logit_distillation
-        if settings.token_distillation and trace.masks:
-            assert trace.features is not None
-            assert trace.positions is not None
-            loss = token_distillation(trace.features, features, trace.positions, trace.masks[-1])
+        if settings.token_distillation and trace.stages:
+            loss = token_distillation(trace.features, features, trace.positions, trace.stages[-1].kept)
             terms["token_distillation"] = loss, settings.token_distillation
         return terms
 

@@ -46,8 +46,8 @@ def draw_ranked_lists(run: Run, data: ReidData, searched: Searchable) -> Image.I
         _, trace = run.model(
             sample[0][None].to(run.device), return_trace=True, **side_inputs(run.model, data, torch.tensor([index]))
         )
-        kept[index] = trace.masks[-1][0].cpu().numpy() if trace.masks else None
-    prunes = bool(run.model.stages) and run.model.reducer.selects  # merging drops nothing
+        kept[index] = trace.stages[-1].kept[0].cpu().numpy() if trace.stages else None
+    prunes = bool(run.model.predictors)  # merging drops nothing
 
     def caption(index: int) -> str:
         camera = int(data.cameras[index])

@@ -53,7 +53,7 @@ def write_results(
     if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
         picture = draw_kept_tokens(run, sample)
         files["kept_tokens.png"] = png(partial(picture.save, format="PNG"))
-        caption = "Tokens kept after each stage" if run.model.reducer.selects else "Patches merged into one token"
+        caption = "Tokens kept after each stage" if run.model.predictors else "Patches merged into one token"
         pictures[caption] = picture
     if any(is_adaptive(row) for row in rows):
         files["token_counts.png"] = png(partial(plot_token_counts, rows))

@@ -292,6 +292,6 @@ def _kept(trace: Trace) -> dict[str, Tensor]:
         values[f"kept/mean_{stage}"] = kept.float().mean()
         values[f"kept/min_{stage}"] = kept.min().float()
         values[f"kept/empty_{stage}"] = (kept == 0).sum().float()
-    for stage, expected in enumerate(trace.expected, start=1):
-        values[f"kept/probability_{stage}"] = expected.detach().mean()
+    for stage, choice in enumerate(trace.choices, start=1):
+        values[f"kept/probability_{stage}"] = choice.expected.detach().mean()
     return values

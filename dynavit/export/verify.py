@@ -55,19 +55,17 @@ def clear_choices(model: PrunedViT, images: Tensor, units: int = 32, noise: floa
         return trace
 
     trace = run(images)
-    counts = model.stage_counts(trace.masks[0].shape[1])
+    counts = model.stage_counts(trace.source.shape[1])
     selecting = [k for k, ratio in zip(counts, model.keep_ratios, strict=True) if ratio < 1]
-    for k, scores in zip(selecting if model.selector.needs_scores else [], trace.scores, strict=False):
-        if k < scores.shape[1]:
-            best = scores.topk(k + 1, dim=1).values.cpu()
+    for k, choice in zip(selecting if model.selector.needs_scores else [], trace.choices, strict=False):
+        if k < choice.logits.shape[1]:
+            best = choice.logits.topk(k + 1, dim=1).values.cpu()
             clear &= best[:, k - 1] - best[:, k] > units * torch.finfo(torch.float32).eps * best[:, k].abs()
-    assert trace.source is not None
     chosen, generator = trace.source, torch.Generator().manual_seed(0)
     for _ in range(trials):
         change = noise * torch.randn(images.shape, generator=generator).to(images.device)
         for sign in (1, -1):
             again = run(images * (1 + sign * change)).source
-            assert again is not None
             clear &= (again == chosen).all(dim=1).cpu()
     return clear
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from dynavit.functional import full_precision, take
+
 
 def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """Return ``T^2 KL(teacher || student)`` of the class distributions at temperature T.
@@ -41,7 +43,7 @@ def token_distillation(student_features: Tensor, teacher_features: Tensor, posit
         teacher_features: ``(B, N, D)``, the features of the unpruned model.
         positions: ``(B, n)`` int64, ``trace.positions``: the original patch of each student token; -1 for
             tokens made of several, which are left out.
-        kept: ``(B, N)`` bool, ``trace.masks[-1]``.
+        kept: ``(B, N)`` bool, ``trace.stages[-1].kept``.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 features): the mean over the elements of all kept tokens of
@@ -49,17 +51,13 @@ def token_distillation(student_features: Tensor, teacher_features: Tensor, posit
     """
     width = student_features.shape[-1]
     place = positions.clamp(min=0)
-    target = teacher_features.detach().gather(1, place.unsqueeze(-1).expand(-1, -1, width))
+    target = take(teacher_features.detach(), place)
     counts = (kept.gather(1, place) & (positions >= 0)).unsqueeze(-1)
-    difference = _at_least_fp32(student_features) - _at_least_fp32(target)
-    # filled, not multiplied: what stands in a dropped row is nobody's business, not even a NaN
+    difference = full_precision(student_features) - full_precision(target)
+    # filled, not multiplied: a dropped row may hold NaN
     squared = difference.masked_fill(~counts, 0.0).square().sum()
     return squared / (counts.sum() * width).clamp(min=1)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return functional.log_softmax(_at_least_fp32(logits) / temperature, dim=-1)
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.float() if x.element_size() < 4 else x
+    return functional.log_softmax(full_precision(logits) / temperature, dim=-1)

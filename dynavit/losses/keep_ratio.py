@@ -16,7 +16,7 @@ def keep_ratio_loss(expected: Sequence[Tensor], keep_ratios: Sequence[float], pe
     Selectors that keep exactly k tokens need no such loss: for them its gradient is zero.
 
     Args:
-        expected: one ``(B,)`` tensor a stage, ``trace.expected``: fraction of the original patches.
+        expected: one ``(B,)`` tensor a stage, ``expected`` of ``trace.choices``: fraction of the original patches.
         keep_ratios: the fraction wanted after each stage.
         per_image: every image has to meet the ratio. If False only the mean of the batch has to, so
             that images may differ (DynamicViT's ``dynamic``).

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynavit.errors import InputError
+from dynavit.functional import full_precision
 
 
 def poisson_binomial(probs: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def poisson_binomial(probs: Tensor) -> Tensor:
         tensor([[0.0000, 0.2500, 0.5000, 0.2500]])
     """
     with torch.autocast(probs.device.type, enabled=False):
-        return _distribution(probs.float() if probs.element_size() < 4 else probs)
+        return _distribution(full_precision(probs))
 
 
 def _distribution(probs: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.errors import InputError, did_you_mean
+from dynavit.functional import full_precision
 
 # base classes, and what takes pairs of views in place of labels
 _NOT_OFFERED = ("BaseMetricLossFunction", "GenericPairLoss", "VICRegLoss")
@@ -63,7 +64,7 @@ class MetricLoss(nn.Module):
                 one of another.
         """
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float() if features.element_size() < 4 else features
+            features = full_precision(features)
             hardest = self.miner(features.detach(), labels)
             if len(hardest[0]) == 0 and not self.has_parameters:
                 raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dynavit.errors import InputError
+from dynavit.functional import full_precision
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
             f"leave_one_out: rewards of shape {tuple(rewards.shape)}; it compares K >= 2 decisions of each image: "
             f"draw at least two and stack their rewards as (K, B)."
         )
-    rewards = _at_least_fp32(rewards)
+    rewards = full_precision(rewards)
     return (rewards - rewards.mean(dim=0)) * (len(rewards) / (len(rewards) - 1))
 
 
@@ -64,7 +65,3 @@ def policy_gradient_loss(log_prob: Tensor, rewards: Tensor) -> Tensor:
             f"{tuple(rewards.shape)}; both are (K, B), one number for each decision and image."
         )
     return -(leave_one_out(rewards.detach()) * log_prob).mean()
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.float() if x.element_size() < 4 else x

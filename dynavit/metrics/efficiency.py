@@ -23,8 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
 from dynavit.models.adapters import BackboneAdapter
-from dynavit.models.adapters.attention import normalises_keys
-from dynavit.reducers import Reducer
 
 
 def closed_form_macs(
@@ -78,26 +76,14 @@ def mean_macs(model: PrunedViT, counts: Tensor, image_size: int | tuple[int, int
 
 def _macs(model: PrunedViT, size: tuple[int, int], counts: Sequence[int]) -> tuple[int, int]:
     """Return the MACs of an image that keeps ``counts`` tokens, from the first block on, and of scoring them."""
-    num_prefix, reducer, dim = model.num_prefix_tokens, model.reducer, model.embed_dim
-    n = _num_patches(model, size)
+    num_prefix, n, steps = model.num_prefix_tokens, _num_patches(model, size), model.steps()
     macs, scoring = 0, 0
     for number, block in enumerate(model.backbone.blocks):
-        seen = n
-        stage = model.stages.index(number) if number in model.stages else None
-        if stage is not None and (model.thresholds or model.keep_ratios[stage] < 1):  # otherwise it is skipped
-            k = min(counts[stage], n)
-            if not reducer.selects:
-                scoring += _merging_macs(block.attn, reducer, num_prefix + n, k, n - k) if k < n else 0
-            elif model.selector.needs_scores:
-                heads, folds = block.attn.num_heads, _folds(model, block.attn)
-                scorer: Any = model.predictors[stage]
-                scoring += scorer.macs(n, num_prefix, heads, dim, folds)
-            last = stage + 1 == len(model.stages)
-            if reducer.selects and (last or not reducer.last_only):
-                macs += reducer.macs(k, n - k, dim)
-                n = reducer.leaves(k) if k < n or not reducer.keeps_places else k
-            else:
-                n = k
+        step, seen = steps.get(number), n
+        if step is not None and (model.thresholds or step.keep_ratio < 1):  # otherwise it is skipped
+            k = min(counts[step.stage], n)
+            choosing, reducing = step.macs(n, k, model.adapter)
+            scoring, macs, n = scoring + choosing, macs + reducing, step.leaves(n, k)
         if model.placement == "before":
             seen = n
         macs += _block_macs(block, num_prefix + seen, num_prefix + n)
@@ -193,19 +179,6 @@ def _block_macs(block: nn.Module, length: int, mlp_length: int) -> int:
         products = 3  # two half-wide maps, each of which multiplies the whole V
     linear = length * _linear_macs(attention) + mlp_length * (_linear_macs(block) - _linear_macs(attention))
     return linear + products * length**2 * int(attention.proj.in_features)
-
-
-def _merging_macs(attention: Any, reducer: Reducer, length: int, k: int, q: int) -> int:
-    """The mean of ``length`` keys over the heads, and the comparisons that leave ``k`` tokens and merge ``q``."""
-    dim, width = attention.proj.out_features, attention.proj.in_features
-    metric_dim = width // attention.num_heads
-    keys = length * dim * (width if normalises_keys(attention) else metric_dim)
-    return keys + reducer.macs(k, q, dim, metric_dim=metric_dim)
-
-
-def _folds(model: PrunedViT, attention: Any) -> bool:
-    """Whether the class token's attention is read without making keys."""
-    return not normalises_keys(attention) and getattr(model.backbone, "rope", None) is None
 
 
 def _head_macs(adapter: BackboneAdapter, n: int) -> int:

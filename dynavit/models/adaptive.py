@@ -74,8 +74,7 @@ def kept_counts(trace: Trace) -> Tensor:
     Args:
         trace: of a forward in eval mode by a model with thresholds, which select at every stage.
     """
-    patches = trace.candidates[0].sum(dim=1)
-    return torch.stack([(fraction.double() * patches).round().long() for fraction in trace.decided], dim=1)
+    return torch.stack([choice.num_kept for choice in trace.choices], dim=1)
 
 
 def _calibrated(model: PrunedViT, stage: int, batches: Iterable[Any]) -> float:
@@ -86,8 +85,8 @@ def _calibrated(model: PrunedViT, stage: int, batches: Iterable[Any]) -> float:
             continue
         images, inputs = _parts(batch)
         _, trace = model(images, return_trace=True, **(_unknown(model, images) if inputs is None else inputs))
-        patches = trace.candidates[0].sum(dim=1)
-        scores, candidates = trace.scores[stage], trace.candidates[stage]
+        patches = trace.choices[0].candidates.sum(dim=1)
+        scores, candidates = trace.choices[stage].logits, trace.choices[stage].candidates
         if torch.isnan(scores).any():
             raise InputError(
                 f"calibrate: the scores of stage {stage} are NaN for some image: images or weights hold NaN or "

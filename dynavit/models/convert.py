@@ -6,7 +6,6 @@ an error, never left out.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from dynavit.errors import InputError
 from dynavit.models.backbone import create_backbone
-from dynavit.models.factory import create_model
+from dynavit.models.factory import OWN, create_model
 from dynavit.models.formats import FORMATS, detect_format, to_timm
 from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.state_dicts import in_full_precision, read_state
@@ -121,8 +120,7 @@ def convert(
 
 
 def _backbone_names(architecture: str, options: Mapping[str, Any]) -> list[str]:
-    ours = inspect.signature(create_model).parameters
-    kwargs = {name: value for name, value in options.items() if name not in ours}
+    kwargs = {name: value for name, value in options.items() if name not in OWN}
     with torch.device("meta"):  # its names are all that is asked for
         return list(create_backbone(architecture, **kwargs, num_classes=1).state_dict())
 

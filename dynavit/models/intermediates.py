@@ -19,7 +19,9 @@ class Intermediates:
     """timm's ``forward_intermediates`` for a model that drops tokens."""
 
     adapter: Any
-    _forward: Any
+    _embed: Any
+    _ask: Any
+    _run: Any
 
     def forward_intermediates(
         self,
@@ -71,10 +73,14 @@ class Intermediates:
 
         def collect(number: int, tokens: Tokens) -> None:
             if number in wanted:
-                full = torch.cat([tokens.x[:, :num_prefix], tokens.grid()], dim=1)
+                assert tokens.places is not None
+                full = torch.cat([tokens.x[:, :num_prefix], tokens.places.grid(tokens.patches)], dim=1)
                 found.append(self.adapter.norm(full) if norm else full)
 
-        x, _ = self._forward(images, cameras, views, 1.0, None, None, after=collect)
+        tokens = self._embed(images, cameras, views, follow=True)
+        tokens.places.remember(tokens.patches)
+        self._run(tokens, self._ask(tokens), after=collect)
+        x = self.adapter.norm(tokens.x)
         features: list[Any] = [full[:, num_prefix:] for full in found]
         if output_fmt == "NCHW":
             grid = self.adapter.grid_of(tuple(images.shape[-2:]))

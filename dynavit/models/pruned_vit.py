@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from copy import copy
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,19 +18,17 @@ from dynavit.models.adapters import BackboneAdapter, create_adapter
 from dynavit.models.adapters.attention import check_attention
 from dynavit.models.choice import Choice
 from dynavit.models.conventions import TimmConventions
-from dynavit.models.counts import CountRule, checked_ratios, checked_rule, checked_stages, is_number, stage_counts
+from dynavit.models.counts import checked_ratios, checked_rule, checked_stages, is_number, stage_counts
 from dynavit.models.heads import BNNeck
 from dynavit.models.hub import HubMixin
 from dynavit.models.intermediates import Intermediates
+from dynavit.models.places import Places
+from dynavit.models.pruning import Pruning
 from dynavit.models.side import SideEmbedding
-from dynavit.models.stage import Stage
+from dynavit.models.steps import Ask, MergeStep, SelectStep
 from dynavit.models.tokens import GatheredTokens, MaskedTokens, Tokens
-from dynavit.models.trace import Trace
-from dynavit.reducers import Drop, Reducer
-from dynavit.scorers import Scorer
-from dynavit.selectors import Selector
-
-Placement = Literal["before", "inside"]
+from dynavit.models.trace import StageTrace, Trace
+from dynavit.reducers import Drop, Merge
 
 _DROP = Drop()
 
@@ -48,8 +45,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
 
     Attributes:
         backbone: the timm model, shared with the caller.
-        predictors: one :class:`~dynavit.scorers.Scorer` a stage; none where the reducer chooses by itself.
-        selector, reducer: how tokens are chosen, and what becomes of the others.
+        predictors: one :class:`~dynavit.scorers.Scorer` a stage; none where tokens merge.
+        selector, reducer: how tokens are chosen, and what becomes of the others; or how they merge.
         neck: the head of a re-identification model, in place of the backbone's classifier; or None.
         side: adds what is known of camera and view to the tokens; or None.
         stages: blocks (0-based) at which tokens are pruned.
@@ -58,7 +55,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         thresholds: one logit a stage above which tokens are kept in eval, whatever their number; or None.
         execution: "mask" hides dropped tokens, "gather" removes them; "auto" masks while training
             (unless the reducer cannot) and gathers in eval.
-        mask_form: "key" or "identity"; see :func:`dynavit.models.tokens.attention_mask`.
+        mask_form: "key" or "identity"; see :func:`dynavit.models.mask.attention_mask`.
     """
 
     execution = Choice("auto", "mask", "gather")
@@ -68,32 +65,27 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
     def __init__(
         self,
         backbone: nn.Module,
-        stages: Sequence[int],
-        keep_ratios: float | Sequence[float],
-        selector: Selector,
-        reducer: Reducer,
-        create_scorer: Callable[[int], Scorer],
-        placement: Placement = "before",
-        count_rule: CountRule = "original",
+        pruning: Pruning,
         neck: BNNeck | None = None,
         side: SideEmbedding | None = None,
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone
         self.adapter: BackboneAdapter = create_adapter(backbone)
-        self.stages = checked_stages(stages, self.adapter.depth)
-        self.placement = placement
-        self.count_rule = checked_rule(count_rule)
+        self.stages = checked_stages(pruning.stages_of(self.adapter.depth), self.adapter.depth)
+        self.placement = pruning.placement
+        self.count_rule = checked_rule(pruning.count_rule)
         self.thresholds: tuple[float, ...] | None = None
-        self.set_keep_ratio(keep_ratios)
-        self.predictors = nn.ModuleList(create_scorer(self.embed_dim) for _ in self.stages if reducer.selects)
-        self.selector = selector
-        self.reducer = reducer
+        self.set_keep_ratio(pruning.ratios)
+        self.selector = pruning.create_selector()
+        self.reducer = pruning.create_reducer(self.embed_dim)
+        scored = () if isinstance(self.reducer, Merge) else self.stages
+        self.predictors = nn.ModuleList(pruning.create_scorer(self.embed_dim) for _ in scored)
         self.neck = neck
         self.side = side
         self._check_head()
         self._check_scorers()
-        self.scorer: dict[str, Any] = {"name": "mlp"}
+        self.scorer = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
         self.model_kwargs: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
         self.execution = "auto"
@@ -142,7 +134,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         if any(math.isnan(threshold) for threshold in thresholds):
             raise InputError(f"thresholds={list(thresholds)}: NaN is no threshold.")
         if not self.predictors or not self.selector.needs_scores:
-            chooser = self.selector if self.reducer.selects else self.reducer
+            chooser = self.selector if self.predictors else self.reducer
             raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
         self.thresholds = tuple(float(threshold) for threshold in thresholds)
 
@@ -180,9 +172,11 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 gather execution while training; cameras or views that are needed, or not; one image alone for
                 a neck in training; a reducer that this execution or selector cannot be used with.
         """
-        x, trace = self._forward(images, cameras, views, temperature, keep_counts, generator)
-        output = self._head(x, trace.mask)
-        return (output, trace) if return_trace else output
+        tokens = self._embed(images, cameras, views, follow=return_trace)
+        stages = self._run(tokens, self._ask(tokens, keep_counts, temperature, generator))
+        x = self.adapter.norm(tokens.x)
+        output = self._head(x, tokens.weight)
+        return (output, self._trace(x, tokens, stages)) if return_trace else output
 
     def unknown_cameras(self, batch: int) -> dict[str, Tensor]:
         """Return what else to call the model with for B images of which no camera is known; mostly nothing."""
@@ -197,92 +191,109 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
     ) -> Any:
         """Return the tokens after the last norm, ``(B, P + n, D)``, and with them the trace if asked.
 
-        Where tokens do not all count alike, pooling has to know: pass ``trace.mask`` on to :meth:`forward_head`.
+        Where tokens do not all count alike, pooling has to know: pass ``trace.weight`` on to :meth:`forward_head`.
         """
-        x, trace = self._forward(images, cameras, views, 1.0, None, None)
-        return (x, trace) if return_trace else x
+        tokens = self._embed(images, cameras, views, follow=return_trace)
+        stages = self._run(tokens, self._ask(tokens))
+        x = self.adapter.norm(tokens.x)
+        return (x, self._trace(x, tokens, stages)) if return_trace else x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False, mask: Tensor | None = None) -> Any:
+    def forward_head(self, x: Tensor, pre_logits: bool = False, weight: Tensor | None = None) -> Any:
         """Pool tokens and classify or embed them, as timm's method does.
 
         Args:
             x: what :meth:`forward_features` returned.
             pre_logits: stop before the classifier or the neck.
-            mask: ``trace.mask`` of the same forward. Needed where tokens do not all count alike: in mask execution,
+            weight: ``trace.weight`` of the same forward. Needed where tokens do not all count alike: in mask execution,
                 with thresholds, after merging, and for images of different sizes (NaFlexViT).
 
         Raises:
-            InputError: no mask is given, the model pools over tokens, and it is known that they do not.
+            InputError: no weight is given, the model pools over tokens, and it is known that they do not.
         """
-        # as in _forward: in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
+        # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
         adaptive = self.thresholds is not None and not self.training
         prunes = bool(self.stages) if self.training else any(ratio < 1 for ratio in self.keep_ratios)
-        differ = adaptive or (prunes and (self._executes() == "mask" or not self.reducer.selects))
-        if mask is None and differ and self.backbone.global_pool not in ("token", ""):
+        differ = adaptive or (prunes and (self._executes() == "mask" or isinstance(self.reducer, Merge)))
+        if weight is None and differ and self.backbone.global_pool not in ("token", ""):
             raise InputError(
                 "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "
                 "execution='mask', shorter images are padded, merged tokens are several), so pooling needs to know: "
-                "use forward_features(images, return_trace=True) and forward_head(x, mask=trace.mask)."
+                "use forward_features(images, return_trace=True) and forward_head(x, weight=trace.weight)."
             )
-        return self._head(x, mask, pre_logits)
+        return self._head(x, weight, pre_logits)
 
-    def _head(self, x: Tensor, mask: Tensor | None, pre_logits: bool = False) -> Any:
+    def _head(self, x: Tensor, weight: Tensor | None, pre_logits: bool = False) -> Any:
         if self.neck is None or pre_logits:
-            return self.adapter.head(x, mask, self.training, pre_logits)
-        return self.neck(self.adapter.head(x, mask, self.training, pre_logits=True))
+            return self.adapter.head(x, weight, self.training, pre_logits)
+        return self.neck(self.adapter.head(x, weight, self.training, pre_logits=True))
 
-    def _forward(
-        self,
-        images: Any,
-        cameras: Tensor | None,
-        views: Tensor | None,
-        temperature: float | Tensor,
-        keep_counts: Sequence[int | Tensor] | None,
-        generator: torch.Generator | None,
-        after: Callable[[int, Tokens], None] | None = None,
-    ) -> tuple[Tensor, Trace]:
-        """Run the blocks; ``after`` is called with the number and the tokens after each."""
-        trace, tokens = Trace(), self._embed(images, cameras, views)
-        if self.training and self.stages and isinstance(tokens.num_patches, Tensor) and self._executes() == "gather":
-            way = "use execution='mask'" if self.reducer.masks else f"reducer {self.reducer.name!r} cannot mask them"
-            raise InputError(
-                f"images of different sizes keep different numbers of tokens; none can be removed in training: {way}."
-            )
-        if after is not None:
-            tokens.remember()
-        always = self.training or keep_counts is not None or self.thresholds is not None
-        adaptive = not self.training and keep_counts is None
-        if keep_counts is None:
-            keep_counts = self.stage_counts(tokens.num_patches)
-        elif len(keep_counts) != len(self.stages):
-            raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
+    def _run(self, tokens: Tokens, ask: Ask, after: Callable[[int, Tokens], None] | None = None) -> list[StageTrace]:
+        """Run the blocks, and shorten the tokens at the stages.
 
+        Args:
+            tokens: embedded; changed.
+            ask: what is asked of the stages.
+            after: called with the number and the tokens after each block.
+
+        Returns:
+            What each stage left, if patches are followed.
+        """
+        steps = self.steps()
+        stages: list[StageTrace] = []
         for number in range(self.adapter.depth):
-            stage = self.stages.index(number) if number in self.stages else None
-            if stage is None or not (always or self.keep_ratios[stage] < 1):
-                tokens.x = self.adapter.block(number, tokens.x, tokens.context, tokens.attention_mask())
+            step, choice = steps.get(number), None
+            if step is None or step.idle(ask):
+                tokens.block(number)
+            elif self.placement == "inside":
+                tokens.attention(number)
+                choice = step(tokens, ask)
+                tokens.mlp(number)
             else:
-                attention = partial(self.adapter.view, number, tokens.x, tokens.context)
-                if self.placement == "inside":
-                    tokens.x = self.adapter.attention(number, tokens.x, tokens.context, tokens.attention_mask())
-                self._stage(stage, adaptive, temperature, generator)(tokens, keep_counts[stage], attention, trace)
-                if self.placement == "inside":
-                    tokens.x = self.adapter.mlp(number, tokens.x)
-                else:
-                    tokens.x = self.adapter.block(number, tokens.x, tokens.context, tokens.attention_mask())
-            if stage is not None:
-                trace.masks.append(tokens.kept)
-                trace.lengths.append(tokens.alive.sum(dim=1))
+                choice = step(tokens, ask)
+                tokens.block(number)
+            if step is not None and tokens.places is not None:
+                stages.append(StageTrace(tokens.places.kept, tokens.candidates.sum(dim=1), choice))
             if after is not None:
                 after(number, tokens)
+        return stages
 
-        x = self.adapter.norm(tokens.x)
-        trace.features = x[:, self.adapter.num_prefix_tokens :]
-        trace.positions, trace.source = tokens.positions, tokens.source
-        trace.mask = tokens.mask if tokens.size is None else tokens.size
-        return x, trace
+    def steps(self) -> dict[int, SelectStep | MergeStep]:
+        """Return what happens at each stage, by the block that it is at."""
+        steps: dict[int, SelectStep | MergeStep] = {}
+        for stage, (block, ratio) in enumerate(zip(self.stages, self.keep_ratios, strict=True)):
+            if isinstance(self.reducer, Merge):
+                steps[block] = MergeStep(stage, block, ratio, self.reducer)
+                continue
+            early = self.reducer.last_only and stage + 1 < len(self.stages)
+            scorer: Any = self.predictors[stage]
+            reducer = _DROP if early else self.reducer
+            steps[block] = SelectStep(stage, block, ratio, scorer, self.selector, reducer)
+        return steps
 
-    def _embed(self, images: Any, cameras: Tensor | None, views: Tensor | None) -> Tokens:
+    def _ask(
+        self,
+        tokens: Tokens,
+        keep_counts: Sequence[int | Tensor] | None = None,
+        temperature: float | Tensor = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Ask:
+        if keep_counts is not None and len(keep_counts) != len(self.stages):
+            raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
+        return Ask(
+            counts=self.stage_counts(tokens.num_patches) if keep_counts is None else keep_counts,
+            training=self.training,
+            always=self.training or keep_counts is not None or self.thresholds is not None,
+            thresholds=None if self.training or keep_counts is not None else self.thresholds,
+            temperature=temperature,
+            generator=generator,
+        )
+
+    def _trace(self, x: Tensor, tokens: Tokens, stages: list[StageTrace]) -> Trace:
+        assert tokens.places is not None
+        features = x[:, self.adapter.num_prefix_tokens :]
+        return Trace(features, tokens.positions, tokens.places.source, tokens.weight, stages)
+
+    def _embed(self, images: Any, cameras: Tensor | None, views: Tensor | None, follow: bool) -> Tokens:
         x, context = self.adapter.embed(images)
         if self.side is not None:
             x = x + self.side(cameras, views, x.shape[0]).to(x.dtype)
@@ -291,23 +302,16 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 "this model has no side embedding: call it without cameras and views, or create it with "
                 "side={'cameras': ...}."
             )
-        kind = GatheredTokens if self._executes() == "gather" else MaskedTokens
-        return kind(x, context, self.adapter, training=self.training, form=self.mask_form)
-
-    def _stage(
-        self, number: int, adaptive: bool, temperature: float | Tensor, generator: torch.Generator | None
-    ) -> Stage:
-        early = self.reducer.last_only and number + 1 < len(self.stages)
-        return Stage(
-            number,
-            scorer=self.predictors[number] if self.reducer.selects else None,  # type: ignore[arg-type]
-            selector=self.selector,
-            reducer=_DROP if early else self.reducer,
-            threshold=self.thresholds[number] if adaptive and self.thresholds is not None else None,
-            temperature=temperature,
-            generator=generator,
-            training=self.training,
-        )
+        gathers = self._executes() == "gather"
+        kind = GatheredTokens if gathers else MaskedTokens
+        tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
+        if self.training and self.stages and gathers and isinstance(tokens.num_patches, Tensor):
+            way = f"reducer {self.reducer.name!r} cannot mask them" if self._only_gathers else "use execution='mask'"
+            raise InputError(
+                f"images of different sizes keep different numbers of tokens; none can be removed in training: {way}."
+            )
+        tokens.places = Places(tokens.candidates) if follow else None
+        return tokens
 
     def stage_counts(self, num_patches: Any, keep_ratios: Sequence[float] | None = None) -> Any:
         """Return how many of the tokens that it finds each stage keeps; those that it makes come on top.
@@ -317,18 +321,23 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             keep_ratios: in place of the model's own.
         """
         ratios = self.keep_ratios if keep_ratios is None else keep_ratios
-        return stage_counts(num_patches, ratios, self.count_rule, 0 if self.reducer.last_only else self.reducer.makes)
+        makes = 0 if isinstance(self.reducer, Merge) or self.reducer.last_only else self.reducer.makes
+        return stage_counts(num_patches, ratios, self.count_rule, makes)
+
+    @property
+    def _only_gathers(self) -> bool:
+        return isinstance(self.reducer, Merge) or not self.reducer.masks
 
     def _executes(self) -> Literal["mask", "gather"]:
         execution = self.execution
         if execution == "auto":
-            execution = "mask" if self.training and self.reducer.masks else "gather"
+            execution = "gather" if not self.training or self._only_gathers else "mask"
         if not self.stages:
             return execution
         reducer, selector = type(self.reducer).__name__, type(self.selector).__name__
-        if execution == "mask" and not self.reducer.masks:
+        if execution == "mask" and self._only_gathers:
             raise InputError(f"reducer {reducer} removes tokens, it cannot mask them: use execution='auto'.")
-        if self.training and self.reducer.selects:
+        if self.training and not isinstance(self.reducer, Merge):
             if self.selector.soft and (self.reducer.reads_dropped or not self.reducer.masks):
                 raise InputError(
                     f"selector {selector} drops no token while training, so reducer {reducer} has nothing to work on: "
@@ -343,7 +352,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         return execution
 
     def _check_scorers(self) -> None:
-        if not self.reducer.selects or any(scorer.needs_attention for scorer in self.predictors):
+        if isinstance(self.reducer, Merge) or any(scorer.needs_attention for scorer in self.predictors):
             for stage in self.stages:
                 check_attention(self.backbone.blocks[stage].attn)
         for scorer in self.predictors:

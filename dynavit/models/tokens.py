@@ -11,34 +11,40 @@ Shapes: B batch, P prefix tokens, N original patches, n tokens present beside th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from dynavit.functional import take
 from dynavit.models.adapters import BackboneAdapter
+from dynavit.models.adapters.attention import AttentionView
+from dynavit.models.mask import MaskForm, attention_mask, proportional_bias
+from dynavit.models.places import Places, slots_of
 from dynavit.reducers import Merge, Reducer, TokenSet
 from dynavit.selectors import Selection
-from dynavit.selectors.functional import log_mask
-
-MaskForm = Literal["key", "identity"]
 
 
 class Tokens(ABC):
     """All there is to know of the tokens between two blocks.
 
+    Args:
+        x: ``(B, P + N, D)`` as embedded.
+        context: what the adapter needs beside them.
+        adapter: runs the blocks.
+        training: whether the model trains.
+        form: how masks enter attention in training.
+
     Attributes:
         x: ``(B, P + n, D)``.
+        num_patches: N; ``(B,)`` int64 where images differ.
         positions: ``(B, n)`` original patch index of each token; -1 for one that a reducer made of several.
-        alive: ``(B, n)`` bool: neither removed by an earlier stage nor padding.
+        alive: ``(B, n)`` bool: neither removed by an earlier stage nor padding; None: all are.
         mask: ``(B, n)`` fp32: the product of the stages' masks; None where nothing is masked.
-        kept: ``(B, N)`` bool over the original patches: kept by every stage so far. Differs from
-            ``alive`` where soft selections, which remove nothing, said no.
-        source: ``(B, N)`` for each original patch the token that holds it now, 0 to n - 1, or -1: it was dropped.
         size: ``(B, n)`` fp32: how many patches each token was merged from; None while nothing was merged.
-        expected: ``(B,)`` fp32: expected fraction of the original patches kept so far.
-        probs: ``(B, n)`` fp32: probability of each token present to have been kept so far, by the last stage
-            where that removes tokens, by all of them where selections are soft.
+        probs: ``(B, n)`` fp32: product of the probabilities of soft selections so far; None before the first.
+        places: follows the original patches; None unless somebody wants to know.
     """
 
     def __init__(self, x: Tensor, context: Any, adapter: BackboneAdapter, *, training: bool, form: MaskForm) -> None:
@@ -50,14 +56,14 @@ class Tokens(ABC):
             valid = None  # nothing is padded
         self.num_patches: Any = shape[1] if valid is None else valid.sum(dim=1)
         self.positions = torch.arange(shape[1], device=x.device).expand(shape)
-        self.alive = self.kept = torch.ones(shape, dtype=torch.bool, device=x.device) if valid is None else valid
-        self.source = self.positions if valid is None else self.positions.masked_fill(~valid, -1)
-        self.mask: Tensor | None = None if valid is None else valid.float()
+        self.alive = valid
+        self.mask: Tensor | None = None
         self.size: Tensor | None = None
-        self.key_bias: Tensor | None = None
-        self.expected: Tensor | None = None
         self.probs: Tensor | None = None
-        self._last: Tensor | None = None
+        self._bias: Tensor | None = None
+        self._entered: Tensor | None = None
+        self.places: Places | None = None
+        self.hide(None if valid is None else valid.float())
 
     @property
     def patches(self) -> Tensor:
@@ -65,78 +71,75 @@ class Tokens(ABC):
         return self.x[:, self.adapter.num_prefix_tokens :]
 
     @property
-    def _prefix(self) -> Tensor:
-        return self.x[:, : self.adapter.num_prefix_tokens]
+    def candidates(self) -> Tensor:
+        """Which tokens are alive, ``(B, n)`` bool."""
+        return torch.ones_like(self.positions, dtype=torch.bool) if self.alive is None else self.alive
+
+    @property
+    def weight(self) -> Tensor | None:
+        """How much each token counts in pooling, ``(B, n)``; None: all alike."""
+        return self.mask if self.size is None else self.size
+
+    def block(self, number: int) -> None:
+        """Run a block."""
+        self.x = self.adapter.block(number, self.x, self.context, self._bias)
+
+    def attention(self, number: int) -> None:
+        """Run the first half of a block."""
+        self._entered, self.x = self.x, self.adapter.attention(number, self.x, self.context, self._bias)
+
+    def mlp(self, number: int) -> None:
+        """Run the second half of a block."""
+        self._entered, self.x = None, self.adapter.mlp(number, self.x)
+
+    def view(self, number: int) -> AttentionView:
+        """Return what a block's attention says of the tokens as they entered that block, or are about to."""
+        entered = self.x if self._entered is None else self._entered
+        return self.adapter.view(number, entered, self.context, self._bias)
 
     @abstractmethod
-    def select(self, selection: Selection, reducer: Reducer, logits: Tensor, *, k: int | None, soft: bool) -> None:
+    def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
         """Carry out what a stage decided.
 
         Args:
             selection: the decision over the tokens present.
+            logits: ``(B, n)``, the scores behind it.
             reducer: what becomes of the others.
-            logits: ``(B, n)``, the scores behind the decision.
             k: tokens that it keeps in every row; None where counts differ.
             soft: it hides in part and removes nothing.
         """
 
-    def attention_mask(self) -> Tensor | None:
-        """Return what the next block's attention is given: None, booleans or an additive bias."""
-        num_prefix = self.adapter.num_prefix_tokens
-        mask = None if self.mask is None else attention_mask(self.mask, num_prefix, self.training, self.form)
-        if self.key_bias is None:
-            return mask
-        bias = torch.nn.functional.pad(self.key_bias, (num_prefix, 0))[:, None, None, :]
-        assert mask is None  # merging and masking exclude each other
-        return bias.to(self.x.dtype)
-
-    def remember(self) -> None:
-        """From now on remember the last value of every patch that goes, for :meth:`grid`."""
-        self._last = self.patches
-
-    def grid(self) -> Tensor:
-        """Return a token for every original patch ``(B, N, D)``: what holds it now, or its last value."""
-        assert self._last is not None
-        held = _taken(self.patches, self.source.clamp(min=0))
-        return torch.where((self.source >= 0).unsqueeze(-1), held, self._last)
-
-    def _before_change(self) -> None:
-        if self._last is not None:
-            self._last = self.grid()
-
-    def _move(self, destination: Tensor) -> None:
-        """Follow each token ``(B, n)`` to its new place, -1 for none."""
-        now = destination.gather(1, self.source.clamp(min=0))
-        self.source = torch.where(self.source >= 0, now, -1)
+    def hide(self, mask: Tensor | None) -> None:
+        """Hide tokens from now on by a mask ``(B, n)``; None: hide none."""
+        self.mask = mask
+        self._bias = None
+        if mask is not None:
+            self._bias = attention_mask(mask, self.adapter.num_prefix_tokens, self.training, self.form)
 
     def _append(self, made: Tensor, exists: Tensor | None) -> None:
         """Add tokens ``(B, m, D)`` that stand at no place, where they exist ``(B, m)`` bool; None: everywhere."""
-        shape = made.shape[:2]
+        count = made.shape[1]
         self.x = torch.cat([self.x, made.to(self.x.dtype)], dim=1)
-        self.context = self.adapter.extend(self.context, shape[1])
-        self.positions = torch.cat([self.positions, self.positions.new_full(shape, -1)], dim=1)
-        if exists is None:
-            exists = self.alive.new_ones(shape)
-        elif self.mask is None:
-            self.mask = self.alive.float()
-        self.alive = torch.cat([self.alive, exists], dim=1)
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, exists.to(self.mask.dtype)], dim=1)
+        self.context = self.adapter.extend(self.context, count)
+        if exists is None and self.alive is None and self.mask is None:
+            self.positions = pad(self.positions, (0, count), value=-1)
+            return
+        mask = self.candidates.float() if self.mask is None else self.mask
+        exists = torch.ones_like(made[..., 0], dtype=torch.bool) if exists is None else exists
+        self.alive = torch.cat([self.candidates, exists], dim=1)
+        self.positions = pad(self.positions, (0, count), value=-1)
+        self.hide(torch.cat([mask, exists.to(mask.dtype)], dim=1))
 
 
 class MaskedTokens(Tokens):
     """All tokens, with a mask that hides those dropped; n is N and the tokens made since."""
 
-    def select(self, selection: Selection, reducer: Reducer, logits: Tensor, *, k: int | None, soft: bool) -> None:
-        keep, alive = selection.keep, self.alive
-        self._before_change()
-        self.kept = self.kept & keep[:, : self.kept.shape[1]]
-        self.mask = selection.mask if self.mask is None else self.mask * selection.mask
-        if soft and self.probs is not None:
-            self.probs = self.probs * selection.probs
-        else:  # a hard selection's probabilities are already 0 on what is dead
-            self.probs = selection.probs
-        self.expected = self.probs.sum(dim=1) / self.num_patches
+    def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
+        keep, alive = selection.keep, self.candidates
+        if self.places is not None:
+            self.places.before_change(self.patches)
+            self.places.kept = self.places.kept & keep[:, : self.places.kept.shape[1]]
+        self.hide(selection.mask if self.mask is None else self.mask * selection.mask)
         if soft:
             return
         self.alive = alive & keep
@@ -146,13 +149,15 @@ class MaskedTokens(Tokens):
         if reducer.reads_dropped:
             patches = self.patches
             reduced = reducer(TokenSet(patches, logits, keep.float()), TokenSet(patches, logits, dropped.float()))
-            self.x = torch.cat([self._prefix, torch.where(keep.unsqueeze(-1), reduced.tokens, patches)], dim=1)
+            prefix = self.x[:, : self.adapter.num_prefix_tokens]
+            self.x = torch.cat([prefix, torch.where(keep.unsqueeze(-1), reduced.tokens, patches)], dim=1)
             if reduced.target is not None:
                 destination = torch.where(dropped, reduced.target, destination)
             if reduced.made is not None:
                 some = dropped.any(dim=1, keepdim=True)
                 self._append(reduced.made, some.expand(-1, reduced.made.shape[1]))
-        self._move(destination)
+        if self.places is not None:
+            self.places.move(destination)
 
 
 class GatheredTokens(Tokens):
@@ -161,84 +166,114 @@ class GatheredTokens(Tokens):
     In training the kept tokens' mask has the value 1 and carries the gradient; in eval it is None, or hides padding.
     """
 
-    def select(self, selection: Selection, reducer: Reducer, logits: Tensor, *, k: int | None, soft: bool) -> None:
+    def shorten(self, order: Tensor, k: int, logits: Tensor, reducer: Reducer) -> None:
+        """Keep the first ``k`` of every row, and do nothing else: no mask, no record.
+
+        Args:
+            order: ``(B, n)`` all tokens, those to keep first.
+            k: tokens to keep of every image, none of which is padding.
+            logits, reducer: as in :meth:`select`.
+        """
+        index = order[:, :k].sort(dim=1).values
+        others = order[:, k:].sort(dim=1).values if reducer.reads_dropped else None
+        self._replace(index, others, logits, reducer)
+
+    def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
         ragged = k is None
         uneven = ragged or self.mask is not None  # rows may hold tokens that are dead already
-        keep, rest = selection.keep, self.alive & ~selection.keep
+        keep, rest = selection.keep, self.candidates & ~selection.keep
         n = keep.shape[1]
         k = int(keep.sum(dim=1).max()) if k is None else min(k, n)
         q = int(rest.sum(dim=1).max()) if ragged else n - k
         index, others = _first(keep, k), _first(rest, q)
-        self._before_change()
-        self.probs = selection.probs
-        self.expected = self.probs.sum(dim=1) / self.num_patches
-
         mask = None
         if self.training:
             mask = selection.mask.gather(1, index)
             mask = mask if self.mask is None else self.mask.gather(1, index) * mask
         elif ragged and len(index) > 1:  # one image alone needs no padding
             mask = keep.gather(1, index).float()
-        kept = TokenSet(_taken(self.patches, index), logits.gather(1, index), mask)
-        dropped = None
-        if reducer.reads_dropped:
-            real = rest.gather(1, others).float() if uneven else None
-            dropped = TokenSet(_taken(self.patches, others), logits.gather(1, others), real)
-        reduced = reducer(kept, dropped)
-
-        destination = _inverse(index, n).masked_fill(~keep, -1)
-        if reduced.target is not None and q:
-            target = reduced.target.gather(1, _inverse(others, n).clamp(min=0))
-            destination = torch.where(rest, target, destination)
+        if self.places is not None:
+            self.places.before_change(self.patches)
+        self.alive = keep.gather(1, index) if uneven and mask is not None else None
         positions = self.positions.gather(1, index)
-        self.alive = keep.gather(1, index)
-        self.kept = _marked(positions, self.alive, self.kept.shape[1])
-        if not reducer.keeps_places:
-            destination = destination.masked_fill(keep, -1)
-            index, positions, mask = index[:, :0], positions[:, :0], None
-            self.alive = self.alive[:, :0]
-        self.context, self.positions, self.mask = self.adapter.gather(self.context, index), positions, mask
+        real = rest.gather(1, others).float() if uneven else None
+        some = rest.any(dim=1, keepdim=True) if uneven or not q else None
+        target = self._replace(index, others, logits, reducer, mask, real, some)
+        if self.places is not None:
+            destination = slots_of(index, n).masked_fill(~keep, -1)
+            if target is not None and q:
+                target = target.gather(1, slots_of(others, n).clamp(min=0))
+                destination = torch.where(rest, target, destination)
+            if not reducer.keeps_places:
+                destination = destination.masked_fill(keep, -1)
+            self.places.keep(positions, keep.gather(1, index))
+            self.places.move(destination)
+
+    def _replace(
+        self,
+        index: Tensor,
+        others: Tensor | None,
+        logits: Tensor,
+        reducer: Reducer,
+        mask: Tensor | None = None,
+        real: Tensor | None = None,
+        some: Tensor | None = None,
+    ) -> Tensor | None:
+        """Go on with the tokens at ``index`` ``(B, k)`` and what the reducer makes of the others ``(B, q)``.
+
+        Args:
+            index, others: ascending.
+            logits, reducer: as in :meth:`select`.
+            mask: ``(B, k)`` of those that go on; None: all count.
+            real: ``(B, q)`` which of the others count; None: all do.
+            some: ``(B, 1)`` bool, images in which there are others; None: all.
+
+        Returns:
+            The slot that holds each of the others now, ``(B, q)``; None: they are gone.
+        """
+        num_prefix = self.adapter.num_prefix_tokens
+        if not reducer.reads_dropped:
+            self.x = take(self.x, _after_prefix(index, num_prefix))
+            self._stand_at(index, mask)
+            return None
+        assert others is not None
+        patches, prefix = self.patches, self.x[:, :num_prefix]
+        reduced = reducer(
+            TokenSet(take(patches, index), logits.gather(1, index), mask),
+            TokenSet(take(patches, others), logits.gather(1, others), real),
+        )
         if reducer.keeps_places:
-            self.x = torch.cat([self._prefix, reduced.tokens.to(self.x.dtype)], dim=1)
+            self.x = torch.cat([prefix, reduced.tokens.to(self.x.dtype)], dim=1)
+            self._stand_at(index, mask)
         else:
-            self.x = self._prefix
+            self.x = prefix
+            self.alive = None if self.alive is None else self.alive[:, :0]
+            self._stand_at(index[:, :0], None)
             self._append(reduced.tokens, None)
         if reduced.made is not None:
-            some = rest.any(dim=1, keepdim=True).expand(-1, reduced.made.shape[1])
-            self._append(reduced.made, some if uneven or not q else None)
-        self._move(destination)
+            self._append(reduced.made, None if some is None else some.expand(-1, reduced.made.shape[1]))
+        return reduced.target
 
-    def merge(self, reducer: Merge, metric: Tensor, k: int) -> None:
+    def _stand_at(self, index: Tensor, mask: Tensor | None) -> None:
+        self.context = self.adapter.gather(self.context, index)
+        self.positions = self.positions.gather(1, index)
+        self.hide(mask)
+
+    def merge(self, merge: Merge, metric: Tensor, k: int) -> None:
         """Merge tokens until ``k`` are left, the most similar ones by their metric ``(B, n, d)``."""
-        patches = self.patches
+        patches, num_prefix = self.patches, self.adapter.num_prefix_tokens
         size = patches.new_ones(patches.shape[:2], dtype=torch.float32) if self.size is None else self.size
-        merged = reducer(patches, metric, size, k)
-        self._before_change()
-        self.x = torch.cat([self._prefix, merged.tokens], dim=1)
-        self.context = self.adapter.gather(self.context, merged.index)
-        self.positions = self.positions.gather(1, merged.index)
-        self.alive = torch.ones_like(self.positions, dtype=torch.bool)
-        self.kept = _marked(self.positions, self.alive, self.kept.shape[1])
+        merged = merge(patches, metric, size, k)
+        if self.places is not None:
+            self.places.before_change(patches)
+        self.x = torch.cat([self.x[:, :num_prefix], merged.tokens], dim=1)
+        self._stand_at(merged.index, None)
         self.size = merged.size
-        self.key_bias = merged.size.log() if reducer.proportional else None
-        self._move(merged.target)
-
-
-def attention_mask(mask: Tensor, num_prefix: int, training: bool, form: MaskForm) -> Tensor:
-    """Hide tokens ``(B, n)`` from attention by their mask.
-
-    Without gradients this is a boolean mask ``(B, 1, 1, P + n)``. In training it is the additive
-    bias :func:`~dynavit.selectors.functional.log_mask`, either over keys alone, ``(B, 1, 1, P + n)``,
-    or with DynamicViT's identity term, ``(B, 1, P + n, P + n)``, by which a token always sees itself.
-    The values agree in every row that is read; the gradients to kept tokens do not.
-    """
-    keys = torch.cat([mask.new_ones(mask.shape[0], num_prefix), mask], dim=1)[:, None, None, :]
-    if not training:
-        return keys > 0.5
-    if form == "identity":
-        itself = torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
-        keys = keys + (1 - keys) * itself
-    return log_mask(keys)
+        if merge.proportional:
+            self._bias = proportional_bias(merged.size, num_prefix, self.x.dtype)
+        if self.places is not None:
+            self.places.keep(self.positions, self.candidates)
+            self.places.move(merged.target)
 
 
 def _first(chosen: Tensor, count: int) -> Tensor:
@@ -246,19 +281,7 @@ def _first(chosen: Tensor, count: int) -> Tensor:
     return Selection(chosen, chosen, chosen).indices(count)
 
 
-def _taken(tokens: Tensor, index: Tensor) -> Tensor:
-    """Return the tokens ``(B, k, D)`` at ``index`` ``(B, k)``."""
-    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-
-
-def _inverse(index: Tensor, n: int) -> Tensor:
-    """Return for each of n places where it stands in ``index`` ``(B, k)``, or -1."""
-    places = torch.arange(index.shape[1], device=index.device).expand_as(index)
-    return index.new_full((index.shape[0], n), -1).scatter(1, index, places)
-
-
-def _marked(positions: Tensor, alive: Tensor, num_patches: int) -> Tensor:
-    """Mark the original patches ``(B, N)`` at the positions ``(B, n)`` of tokens alive."""
-    place = torch.where(alive & (positions >= 0), positions, num_patches)
-    marks = torch.zeros(positions.shape[0], num_patches + 1, dtype=torch.bool, device=positions.device)
-    return marks.scatter(1, place, torch.ones_like(place, dtype=torch.bool))[:, :num_patches]
+def _after_prefix(index: Tensor, num_prefix: int) -> Tensor:
+    """Return rows of the whole sequence: the prefix, then the patches at ``index`` ``(B, k)``."""
+    prefix = torch.arange(num_prefix, device=index.device).expand(index.shape[0], -1)
+    return torch.cat([prefix, index + num_prefix], dim=1)

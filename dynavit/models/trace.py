@@ -1,55 +1,87 @@
-"""What happened to the tokens in one forward."""
+"""What happened to the tokens in one forward.
+
+Shapes: B batch, N original patches, n tokens beside the prefix.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 
-@dataclass
-class Trace:
-    """Record of a pruned forward. B batch, N original patches, S stages run, n tokens beside the prefix.
+@dataclass(frozen=True)
+class Choice:
+    """What a stage chose among its tokens.
 
     Attributes:
-        masks: S tensors ``(B, N)`` bool: which original patches still have a token of their own after each stage.
-        expected: ``(B,)`` fp32 for each stage that selected (in eval one at ratio 1.0 does not; merging
-            never does): expected fraction of the original patches kept, by the selector's probabilities; what
-            a keep-ratio loss reads.
-        decided: likewise, the fraction that the mask of this forward adds up to: sampled, with its gradient.
-        probs: ``(B, n)`` fp32 for each stage that selected: probabilities to be kept so far.
-        scores: likewise, their raw logits; zeros for selectors that read none.
-        candidates: likewise, bool: the tokens that there were to choose from.
-        lengths: S tensors ``(B,)`` int64: tokens alive after each stage, beside the prefix.
-        log_prob: ``(B,)`` sum over the stages of the selector's ``log_prob``; None where it gives none.
+        candidates: ``(B, n)`` bool: the tokens that there were to choose from.
+        logits: ``(B, n)`` the scorer's; zeros for selectors that read none.
+        probs: ``(B, n)`` fp32: probability of each token to be kept, by the last stage where that removes tokens, by
+            all stages so far where selections are soft.
+        expected: ``(B,)`` fp32: expected fraction of the original patches kept, which a keep-ratio loss reads.
+        decided: ``(B,)`` fp32: the fraction that the mask of this forward adds up to: sampled, with its gradient.
+        num_kept: ``(B,)`` int64: tokens kept, those that a reducer makes of others not included.
+        log_prob: ``(B,)`` the selector's, where it gives one.
+        aux: auxiliary losses of the selector, by name.
+    """
+
+    candidates: Tensor
+    logits: Tensor
+    probs: Tensor
+    expected: Tensor
+    decided: Tensor
+    num_kept: Tensor
+    log_prob: Tensor | None
+    aux: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """What is left after a stage.
+
+    Attributes:
+        kept: ``(B, N)`` bool: which original patches still have a token of their own.
+        length: ``(B,)`` int64: tokens alive beside the prefix.
+        choice: None where nothing was chosen: in eval at ratio 1.0, and where tokens merge.
+    """
+
+    kept: Tensor
+    length: Tensor
+    choice: Choice | None
+
+
+@dataclass
+class Trace:
+    """Record of a pruned forward.
+
+    Attributes:
+        stages: what each stage left.
         features: ``(B, n, D)`` tokens after the last norm, without the prefix.
         positions: ``(B, n)`` their original patch indices; -1 for tokens that a reducer made of several.
         source: ``(B, N)`` for each original patch the row of ``features`` that holds it: its own, or the one it was
             fused, squeezed or merged into; -1 where it was dropped, or went into all the mixtures of ``aggregate``.
-        mask: ``(B, n)`` how much each counts in pooling: their final mask, or the number of patches merged into each;
+        weight: ``(B, n)`` how much each counts in pooling: its final mask, or the number of patches merged into it;
             None where all count alike.
-        aux: auxiliary losses of the selectors, by name.
     """
 
-    masks: list[Tensor] = field(default_factory=list)
-    expected: list[Tensor] = field(default_factory=list)
-    decided: list[Tensor] = field(default_factory=list)
-    probs: list[Tensor] = field(default_factory=list)
-    scores: list[Tensor] = field(default_factory=list)
-    candidates: list[Tensor] = field(default_factory=list)
-    lengths: list[Tensor] = field(default_factory=list)
-    log_prob: Tensor | None = None
-    features: Tensor | None = None
-    positions: Tensor | None = None
-    source: Tensor | None = None
-    mask: Tensor | None = None
-    aux: dict[str, Tensor] = field(default_factory=dict)
+    features: Tensor
+    positions: Tensor
+    source: Tensor
+    weight: Tensor | None
+    stages: list[StageTrace] = field(default_factory=list)
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What was chosen, by the stages that chose."""
+        return [stage.choice for stage in self.stages if stage.choice is not None]
 
     @property
     def counts(self) -> list[Tensor]:
         """Number of patches with a token of their own after each stage: S tensors ``(B,)`` int64."""
-        return [mask.sum(dim=1) for mask in self.masks]
+        return [stage.kept.sum(dim=1) for stage in self.stages]
 
     @property
     def kept(self) -> list[Tensor]:
@@ -57,7 +89,22 @@ class Trace:
 
         Ascending; rows with fewer than the largest count are padded with -1.
         """
-        return [_indices(mask) for mask in self.masks]
+        return [_indices(stage.kept) for stage in self.stages]
+
+    @property
+    def log_prob(self) -> Tensor | None:
+        """Log-probability ``(B,)`` of all decisions together; None where the selector gives none."""
+        found = [choice.log_prob for choice in self.choices if choice.log_prob is not None]
+        return sum(found[1:], found[0]) if found else None
+
+    @property
+    def aux(self) -> dict[str, Tensor]:
+        """Auxiliary losses of the selectors, by name, summed over the stages."""
+        summed: dict[str, Tensor] = {}
+        for choice in self.choices:
+            for name, loss in choice.aux.items():
+                summed[name] = summed[name] + loss if name in summed else loss
+        return summed
 
 
 def _indices(mask: Tensor) -> Tensor:

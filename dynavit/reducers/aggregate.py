@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.errors import InputError
+from dynavit.functional import full_precision, log_mask
 from dynavit.reducers.base import Reduced, Reducer, TokenSet
 from dynavit.reducers.functional import hide, weighted_sum
 from dynavit.reducers.fuse import fused_token
-from dynavit.selectors.functional import full_precision, log_mask
 
 
 class Aggregate(Reducer):
@@ -21,7 +21,7 @@ class Aggregate(Reducer):
     logits. The new tokens belong to no place, so this acts once, at the last stage; in eval not at all where that
     stage keeps everything, so a model trained with it is evaluated below ratio 1.
 
-    The kept tokens' mask enters as :func:`~dynavit.selectors.functional.log_mask`. The published
+    The kept tokens' mask enters as :func:`~dynavit.functional.log_mask`. The published
     ``-(1 - mask) * 1e10`` has the same value and a gradient 1e10 times as large, which destroys training.
 
     Args:
@@ -49,9 +49,8 @@ class Aggregate(Reducer):
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, self.hidden), nn.GELU(), last)
         self.scale = nn.Parameter(torch.ones(1))
 
-    def forward(self, kept: TokenSet, dropped: TokenSet | None) -> Reduced:
+    def forward(self, kept: TokenSet, dropped: TokenSet) -> Reduced:
         """Return ``(B, tokens, D)`` mixtures and one made token ``(B, 1, D)``, the target of all dropped ones."""
-        assert dropped is not None
         mixed = weighted_sum(self.weights(kept), kept.tokens)
         made = fused_token(dropped, normalize=True)
         return Reduced(mixed, made, torch.full_like(dropped.logits, self.tokens, dtype=torch.int64))
@@ -66,5 +65,5 @@ class Aggregate(Reducer):
     def leaves(self, k: int) -> int:
         return self.tokens + self.makes
 
-    def macs(self, k: int, q: int, dim: int, metric_dim: int = 0) -> int:
+    def macs(self, k: int, q: int, dim: int) -> int:
         return k * self.hidden * (dim + self.tokens) + k * self.tokens * dim + q * dim

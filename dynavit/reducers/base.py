@@ -59,9 +59,9 @@ class Reducer(nn.Module):
     Attributes:
         name: what :func:`create_reducer` calls it.
         makes: tokens appended at each stage.
-        reads_dropped: needs ``dropped``; if not, it is None.
+        reads_dropped: does something with the others; if not, kept tokens go on as they are and ``forward`` is not
+            called.
         masks: works in mask execution.
-        selects: a selector decides what is kept; if not, the reducer does, as :class:`Merge`.
         last_only: acts at the last stage only; earlier stages drop.
         keeps_places: row i of the result stands where kept token i stood; if not, the result stands nowhere.
     """
@@ -70,25 +70,23 @@ class Reducer(nn.Module):
     makes: int = 0
     reads_dropped: bool = True
     masks: bool = True
-    selects: bool = True
     last_only: bool = False
     keeps_places: bool = True
 
     @abstractmethod
-    def forward(self, kept: TokenSet, dropped: TokenSet | None) -> Reduced:
+    def forward(self, kept: TokenSet, dropped: TokenSet) -> Reduced:
         """Reduce the tokens of one stage."""
 
     def leaves(self, k: int) -> int:
         """Return how many tokens there are after a stage that keeps k, those made included."""
         return k + self.makes
 
-    def macs(self, k: int, q: int, dim: int, metric_dim: int = 0) -> int:
+    def macs(self, k: int, q: int, dim: int) -> int:
         """Return the multiply-accumulates of one image: matrix products only.
 
         Args:
             k: kept tokens.
             q: dropped tokens.
             dim: token width D.
-            metric_dim: width of what :class:`Merge` compares; the others need none.
         """
         return 0

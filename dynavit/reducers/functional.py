@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynavit.selectors.functional import full_precision
-
-_HIDDEN = -1e30
+from dynavit.functional import NEVER, full_precision
 
 
 def hide(logits: Tensor, counts: Tensor | None) -> Tensor:
@@ -25,7 +23,7 @@ def hide(logits: Tensor, counts: Tensor | None) -> Tensor:
     if counts is None:
         return logits
     hidden = ~counts
-    return logits.masked_fill(hidden if logits.ndim == 2 else hidden.unsqueeze(1), _HIDDEN)
+    return logits.masked_fill(hidden if logits.ndim == 2 else hidden.unsqueeze(1), NEVER)
 
 
 def weighted_sum(weights: Tensor, tokens: Tensor) -> Tensor:

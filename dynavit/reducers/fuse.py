@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
+from dynavit.functional import full_precision
 from dynavit.reducers.base import Reduced, Reducer, TokenSet
 from dynavit.reducers.functional import hide, weighted_sum
-from dynavit.selectors.functional import full_precision
 
 
 class Fuse(Reducer):
@@ -35,12 +35,11 @@ class Fuse(Reducer):
             raise InputError(f"reducer 'fuse': normalize={normalize!r}; choose true or false.")
         self.normalize = normalize
 
-    def forward(self, kept: TokenSet, dropped: TokenSet | None) -> Reduced:
-        assert dropped is not None
+    def forward(self, kept: TokenSet, dropped: TokenSet) -> Reduced:
         made = fused_token(dropped, normalize=self.normalize)
         return Reduced(kept.tokens, made, torch.full_like(dropped.logits, kept.tokens.shape[1], dtype=torch.int64))
 
-    def macs(self, k: int, q: int, dim: int, metric_dim: int = 0) -> int:
+    def macs(self, k: int, q: int, dim: int) -> int:
         return q * dim
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynavit.errors import InputError
-from dynavit.reducers.base import Reducer
+from dynavit.functional import take
 from dynavit.reducers.functional import absorb, nearest
 
 
@@ -32,7 +32,7 @@ class Merged:
     target: Tensor
 
 
-class Merge(Reducer):
+class Merge(nn.Module):
     """Merge the most similar tokens into their size-weighted means; reads keys, not scores.
 
     Bipartite soft matching of ToMe, Bolya et al. 2023, https://arxiv.org/abs/2210.09461, section 3: every
@@ -49,8 +49,6 @@ class Merge(Reducer):
     """
 
     name = "merge"
-    masks = False
-    selects = False
 
     def __init__(self, proportional: bool = True) -> None:
         super().__init__()
@@ -58,9 +56,7 @@ class Merge(Reducer):
             raise InputError(f"reducer 'merge': proportional={proportional!r}; choose true or false.")
         self.proportional = proportional
 
-    def forward(  # type: ignore[override]  # it decides by itself, so nothing is kept or dropped beforehand
-        self, tokens: Tensor, metric: Tensor, size: Tensor, k: int
-    ) -> Merged:
+    def forward(self, tokens: Tensor, metric: Tensor, size: Tensor, k: int) -> Merged:
         """Merge n tokens until k remain: those of A left over, in their order, then all of B.
 
         Equal similarities go to the lowest index.
@@ -89,26 +85,27 @@ class Merge(Reducer):
         tokens_a, tokens_b = tokens[:, 1::2], tokens[:, ::2]
         size_a, size_b = size[:, 1::2], size[:, ::2]
         into = partner.gather(1, merged)
-        tokens_b, received = absorb(tokens_b, size_b, _rows(tokens_a, merged), size_a.gather(1, merged), into)
+        tokens_b, received = absorb(tokens_b, size_b, take(tokens_a, merged), size_a.gather(1, merged), into)
         b = torch.arange(n - num_a, device=tokens.device).expand(tokens.shape[0], -1)
         slot_b = num_a - num_merged
         # where each of A is now: its place in `rest`, or its partner's in B
         target_a = torch.zeros_like(partner).scatter(1, order, torch.cat([_count(rest), slot_b + into], dim=1))
         return Merged(
-            tokens=torch.cat([_rows(tokens_a, rest), tokens_b], dim=1),
+            tokens=torch.cat([take(tokens_a, rest), tokens_b], dim=1),
             size=torch.cat([size_a.gather(1, rest), size_b + received], dim=1),
             index=torch.cat([2 * rest + 1, 2 * b], dim=1),
             target=_interleave(slot_b + b, target_a),
         )
 
-    def macs(self, k: int, q: int, dim: int, metric_dim: int = 0) -> int:
-        """Return the multiply-accumulates of one image.
+    def macs(self, k: int, q: int, dim: int, metric_dim: int) -> int:
+        """Return the multiply-accumulates of one image that merges ``q`` tokens and leaves ``k``.
 
-        Raises:
-            InputError: ``metric_dim`` is missing.
+        Args:
+            k: tokens to remain.
+            q: tokens merged.
+            dim: token width D.
+            metric_dim: width of what is compared.
         """
-        if metric_dim < 1:
-            raise InputError("reducer 'merge': macs needs metric_dim, the width of the keys it compares.")
         num_a = (k + q) // 2
         num_b = k + q - num_a
         return num_a * num_b * metric_dim + num_b * q * dim
@@ -126,10 +123,6 @@ def _order(similarity: Tensor, num_merged: int) -> Tensor:
     left = rank >= num_merged
     place = torch.where(left, left.cumsum(dim=1) - 1, similarity.shape[1] - num_merged + rank)
     return torch.zeros_like(place).scatter(1, place, index.expand_as(place))
-
-
-def _rows(tokens: Tensor, index: Tensor) -> Tensor:
-    return tokens.gather(1, index.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
 
 def _count(index: Tensor) -> Tensor:

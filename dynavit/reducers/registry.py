@@ -13,12 +13,12 @@ from dynavit.reducers.fuse import Fuse
 from dynavit.reducers.merge import Merge
 from dynavit.reducers.squeeze import Squeeze
 
-_CLASSES: tuple[type[Reducer], ...] = (Aggregate, Drop, Fuse, Merge, Squeeze)
-_REDUCERS: Parts[Reducer] = Parts("reducer", supplied=("dim",))
+_CLASSES: tuple[type[Reducer | Merge], ...] = (Aggregate, Drop, Fuse, Merge, Squeeze)
+_REDUCERS: Parts[Reducer | Merge] = Parts("reducer", supplied=("dim",))
 _REDUCERS.classes.update({cls.name: cls for cls in _CLASSES})
 
 
-def create_reducer(name: str, dim: int, **options: Any) -> Reducer:
+def create_reducer(name: str, dim: int, **options: Any) -> Reducer | Merge:
     """Build a reducer by name.
 
     Args:
@@ -40,7 +40,7 @@ def list_reducers() -> dict[str, str]:
     return _REDUCERS.summaries()
 
 
-def reducer_config(reducer: Reducer) -> dict[str, Any]:
+def reducer_config(reducer: Reducer | Merge) -> dict[str, Any]:
     """Return ``{"name": ..., option: value, ...}`` from which :func:`create_reducer` rebuilds it.
 
     Raises:

@@ -19,12 +19,11 @@ class Squeeze(Reducer):
 
     name = "squeeze"
 
-    def forward(self, kept: TokenSet, dropped: TokenSet | None) -> Reduced:
-        assert dropped is not None
+    def forward(self, kept: TokenSet, dropped: TokenSet) -> Reduced:
         cosine, target = nearest(dropped.tokens, kept.tokens, kept.counts)
         weight = hide(cosine, dropped.counts).exp()
         tokens, _ = absorb(kept.tokens, math.e, dropped.tokens, weight, target)
         return Reduced(tokens, target=target)
 
-    def macs(self, k: int, q: int, dim: int, metric_dim: int = 0) -> int:
+    def macs(self, k: int, q: int, dim: int) -> int:
         return 2 * k * q * dim

@@ -40,15 +40,13 @@ def trace_grid(
     Raises:
         InputError: numbers or shapes that do not belong together.
     """
-    assert trace.source is not None
-    assert trace.positions is not None
     token = trace.source.clamp(min=0)
     held = (trace.source >= 0) & (trace.positions.gather(1, token) >= 0)
     groups = torch.where(held, token, -1).cpu()
     sizes = torch.zeros_like(trace.positions).scatter_add(1, token, held.long())
     shares = bool((sizes > 1).any())
-    merges = shares and not trace.scores
-    masks = [] if merges else [mask.cpu() for mask in trace.masks]
+    merges = shares and not trace.choices
+    masks = [] if merges else [stage.kept.cpu() for stage in trace.stages]
     return kept_token_grid(images, masks, grid_size, captions=captions, groups=groups if shares else None)
 
 
@@ -65,7 +63,7 @@ def kept_token_grid(
 
     Args:
         images: B pictures ``(H, W, 3)`` uint8 of one size.
-        masks_per_stage: S masks ``(B, N)`` bool, as ``trace.masks`` holds them.
+        masks_per_stage: S masks ``(B, N)`` bool, ``kept`` of ``trace.stages``.
         grid_size: rows and columns of patches.
         titles: of the columns; "input", "stage 1: 32 of 64", ... "merged to 16 of 64" if None.
         captions: a line below each row.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
+from dynavit.functional import full_precision
 from dynavit.scorers.base import BlockAttention, Scorer, StageView, register_scorer
-from dynavit.selectors.functional import full_precision
 
 
 @register_scorer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynavit.functional import full_precision
 from dynavit.scorers.attention import block_attention
 from dynavit.scorers.base import Scorer, StageView, register_scorer
-from dynavit.selectors.functional import full_precision
 
 
 @register_scorer

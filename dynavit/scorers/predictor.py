@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dynavit.functional import full_precision, masked_mean
 from dynavit.scorers.base import Scorer, StageView, register_scorer
-from dynavit.selectors.functional import full_precision, masked_mean
 
 
 @register_scorer
@@ -45,7 +46,7 @@ class ScorePredictor(Scorer):
         local, rest = x.chunk(2, dim=-1)
         context = rest.mean(dim=1) if mask is None else masked_mean(rest, mask)
         x = torch.cat([local, context.unsqueeze(1).expand_as(local)], dim=-1)
-        return full_precision(self.score(x).squeeze(-1))
+        return _logits(self.score[-1], self.score[:-1](x))
 
     def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
         half, quarter = dim // 2, dim // 4
@@ -74,7 +75,17 @@ class LinearScorer(Scorer):
         nn.init.constant_(self.score.bias, initial_logit)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
-        return full_precision(self.score(self.norm(tokens)).squeeze(-1))
+        return _logits(self.score, self.norm(tokens))
 
     def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
         return n * dim
+
+
+def _logits(last: nn.Module, x: Tensor) -> Tensor:
+    """Apply the last layer in fp32, and add its bias after: half precision has few numbers near a large bias.
+
+    In bf16 a score near 2 has a step of 1/64, more than what most scores differ by.
+    """
+    assert isinstance(last, nn.Linear)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(full_precision(x), full_precision(last.weight)).squeeze(-1) + full_precision(last.bias)

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dynavit.errors import InputError
+from dynavit.functional import full_precision
 from dynavit.selectors.functional import hard_topk
 
 
@@ -79,6 +81,7 @@ class Selector(nn.Module):
         k: int | Tensor | None = None,
         temperature: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
+        training: bool | None = None,
     ) -> Selection:
         """Select tokens.
 
@@ -88,18 +91,19 @@ class Selector(nn.Module):
             k: tokens to keep per image: an int, or an int64 tensor of shape ``()`` or ``(B,)``.
             temperature: smoothness of the gradient (and of a soft forward), above 0.
             generator: source of the noise; the global one if None.
+            training: select as in training; the selector's own mode if None.
 
         Raises:
-            ValueError: ``k`` is missing where it is needed.
+            InputError: ``k`` is missing where it is needed.
         """
-        if k is None and (self.budget == "k" or not self.training):
+        training = self.training if training is None else training
+        if k is None and (self.budget == "k" or not training):
             when = "always" if self.budget == "k" else "in eval mode"
-            raise ValueError(f"{type(self).__name__} needs k, the number of tokens to keep, {when}.")
+            raise InputError(f"{type(self).__name__} needs k, the number of tokens to keep, {when}.")
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits if logits.dtype == torch.float64 else logits.float()
             # a dead token's logit may be anything, NaN included: it must not reach sums or sorts
-            logits = logits.masked_fill(~alive, 0.0)
-            if self.training:
+            logits = full_precision(logits).masked_fill(~alive, 0.0)
+            if training:
                 return self.sample(logits, alive, k, temperature, generator)
             assert k is not None
             return self.decide(logits, alive, k)
@@ -119,6 +123,13 @@ class Selector(nn.Module):
         """Select in eval: the ``k`` largest alive logits."""
         keep = hard_topk(logits, alive, k)
         return Selection(keep, keep.to(logits.dtype), logits.sigmoid() * alive)
+
+    def order(self, logits: Tensor, k: int) -> Tensor:
+        """Return all tokens ``(B, N)`` int64, those first that :meth:`decide` keeps where all are alive.
+
+        This is all that inference needs; a selector with a ``decide`` of its own has to agree with it here.
+        """
+        return full_precision(logits).argsort(dim=1, descending=True)
 
     def at(self, stage: int, positions: Tensor) -> Selector:
         """Return the selector to call at a stage; itself, unless its rule depends on the place.

@@ -43,8 +43,10 @@ class Random(_NotLearned):
         return _Ranked(random_rank(positions, self.seed, stage))
 
     def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
-        positions = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
-        return self.at(0, positions)(logits, alive, k)
+        return self.at(0, _in_order(logits)).decide(logits, alive, k)
+
+    def order(self, logits: Tensor, k: int) -> Tensor:
+        return self.at(0, _in_order(logits)).order(logits, k)
 
 
 class _Ranked(_NotLearned):
@@ -58,6 +60,9 @@ class _Ranked(_NotLearned):
         keep = hard_topk(self.rank, alive, k)
         chosen = keep.to(logits.dtype)
         return Selection(keep, chosen, chosen)
+
+    def order(self, logits: Tensor, k: int) -> Tensor:
+        return self.rank.argsort(dim=1, descending=True)
 
 
 @register_selector("fixed")
@@ -93,9 +98,21 @@ class Fixed(_NotLearned):
         mine = decision.gather(1, positions.clamp(min=0)) * (positions >= 0)
         return _Replayed(mine).train(self.training)
 
+    def sample(
+        self,
+        logits: Tensor,
+        alive: Tensor,
+        k: int | Tensor | None,
+        temperature: float | Tensor,
+        generator: torch.Generator | None,
+    ) -> Selection:
+        return self.at(0, _in_order(logits)).sample(logits, alive, k, temperature, generator)
+
     def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
-        positions = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
-        return self.at(0, positions)(logits, alive, k)
+        return self.at(0, _in_order(logits)).decide(logits, alive, k)
+
+    def order(self, logits: Tensor, k: int) -> Tensor:
+        return self.at(0, _in_order(logits)).order(logits, k)
 
 
 class _Replayed(_NotLearned):
@@ -130,3 +147,11 @@ class _Replayed(_NotLearned):
             )
         chosen = keep.to(logits.dtype)
         return Selection(keep, chosen, chosen)
+
+    def order(self, logits: Tensor, k: int) -> Tensor:
+        keep = self.decide(logits, torch.ones_like(logits, dtype=torch.bool), k).keep
+        return keep.int().argsort(dim=1, descending=True, stable=True)
+
+
+def _in_order(logits: Tensor) -> Tensor:
+    return torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)

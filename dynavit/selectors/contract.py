@@ -208,6 +208,14 @@ def _best_in_eval(selector: Selector) -> str:
     return ""
 
 
+def _order_agrees(selector: Selector) -> str:
+    logits, alive = _logits(), torch.ones(_BATCH, _TOKENS, dtype=torch.bool)
+    first = selector.order(logits, _K)[:, :_K].sort(dim=1).values
+    if not torch.equal(first, _run(selector, logits, alive, False).indices(_K)):
+        return "the first k of order() are not those that decide() keeps, so inference would differ from evaluation"
+    return ""
+
+
 def _no_state(selector: Selector) -> str:
     if selector.state_dict():
         return "it has parameters or buffers; schedules and counters belong to the training loop"
@@ -229,5 +237,6 @@ _PROMISES: dict[str, Callable[[Selector], str]] = {
     "an image without tokens": _all_dead_row,
     "no preference for a place": _equivariant,
     "eval keeps the best": _best_in_eval,
+    "inference keeps the same": _order_agrees,
     "no state": _no_state,
 }

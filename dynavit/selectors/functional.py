@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_NEVER = -1e30
-_BISECTIONS = 64
+from dynavit.functional import NEVER
+
+_BISECTIONS = {torch.float32: 30, torch.float64: 64}  # which exhaust their digits
 
 
 def num_keep(num_tokens: Any, keep_ratio: float) -> Any:
@@ -68,7 +69,7 @@ def hard_topk(logits: Tensor, alive: Tensor, k: int | Tensor) -> Tensor:
         ``(B, N)`` bool with ``min(k, alive)`` True in each row.
     """
     # ONNX has no stable sort; torch's is stable on CPU all the same
-    order = logits.masked_fill(~alive, _NEVER).argsort(dim=1, descending=True)
+    order = logits.masked_fill(~alive, NEVER).argsort(dim=1, descending=True)
     if isinstance(k, Tensor):
         chosen = torch.arange(logits.shape[1], device=logits.device) < k.reshape(-1, 1)
         chosen = chosen.expand(logits.shape)
@@ -110,9 +111,9 @@ class _SoftTopK(torch.autograd.Function):
         count = torch.minimum(count, num_alive)
         # Saturate instead of searching where nothing or everything is kept.
         clean = logits.masked_fill(~alive, 0.0)
-        low = -logits.masked_fill(~alive, _NEVER).amax(dim=1, keepdim=True) - 40 * temperature
-        high = -logits.masked_fill(~alive, -_NEVER).amin(dim=1, keepdim=True) + 40 * temperature
-        for _ in range(_BISECTIONS):
+        low = -logits.masked_fill(~alive, NEVER).amax(dim=1, keepdim=True) - 40 * temperature
+        high = -logits.masked_fill(~alive, -NEVER).amin(dim=1, keepdim=True) + 40 * temperature
+        for _ in range(_BISECTIONS[logits.dtype]):
             shift = (low + high) / 2
             mass = torch.sigmoid((clean + shift) / temperature).masked_fill(~alive, 0.0).sum(1, True)
             low = torch.where(mass < count, shift, low)
@@ -130,30 +131,6 @@ class _SoftTopK(torch.autograd.Function):
         total = v.sum(dim=1, keepdim=True)
         mean = (v * grad).sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
         return v * (grad - mean) / ctx.temperature, None, None, None
-
-
-def log_mask(mask: Tensor, eps: float = 1e-6) -> Tensor:
-    """Return ``log(m (1 - eps) + eps)`` in fp32 (fp64, when given): a mask's additive attention bias.
-
-    Through the softmax it multiplies attention weights by ``m`` and renormalises, with the gradient
-    of that product. Never replace it by ``-(1 - m) * BIG``: same value at 0 and 1, but a gradient
-    ``BIG`` times too large. Nor by ``log(clamp(m, eps))``: no gradient to dropped tokens.
-    """
-    return (full_precision(mask) * (1 - eps) + eps).log()
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """Return the tensor in fp32, or as it is in fp64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean ``(B, D)`` of tokens ``(B, N, D)`` by their mask ``(B, N)``, which may be fractional.
-
-    The denominator is at least 1: an image that lost nearly every token must not divide by nearly nothing.
-    """
-    weight = mask.unsqueeze(-1).to(tokens.dtype)
-    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
 def random_rank(positions: Tensor, seed: int, stage: int) -> Tensor:

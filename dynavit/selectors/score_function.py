@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dynavit.errors import InputError
+from dynavit.functional import NEVER
 from dynavit.selectors.base import Selection, Selector
 from dynavit.selectors.functional import gumbel_noise, logistic_noise
 from dynavit.selectors.registry import register_selector
 
 _DISTRIBUTIONS = ("plackett_luce", "bernoulli")
-_NEVER = -1e30
 
 
 @register_selector("score_function")
@@ -71,7 +71,7 @@ class ScoreFunction(Selector):
         probability = logits.sigmoid() * alive
         if self.distribution == "plackett_luce":
             assert k is not None
-            noisy = (logits + gumbel_noise(logits, generator)).masked_fill(~alive, _NEVER)
+            noisy = (logits + gumbel_noise(logits, generator)).masked_fill(~alive, NEVER)
             keep, log_prob = _ordered_plackett_luce(logits, alive, k, noisy)
         elif self.antithetic:
             keep, log_prob = self._antithetic_pairs(logits, alive, generator)
@@ -103,7 +103,7 @@ def _ordered_plackett_luce(logits: Tensor, alive: Tensor, k: int | Tensor, noisy
     Of each draw: the token's logit minus logsumexp over the tokens not drawn before it.
     """
     order = noisy.argsort(dim=1, descending=True)
-    sorted_logits = logits.masked_fill(~alive, _NEVER).gather(1, order)
+    sorted_logits = logits.masked_fill(~alive, NEVER).gather(1, order)
     remaining = sorted_logits.flip(1).logcumsumexp(dim=1).flip(1)
     wanted = k.reshape(-1, 1) if isinstance(k, Tensor) else k
     drawn = (torch.arange(logits.shape[1], device=logits.device) < wanted) & alive.gather(1, order)

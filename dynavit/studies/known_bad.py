@@ -21,7 +21,7 @@ def additive_mask(mask: Tensor, big: float) -> Tensor:
     """Known bad: ``-(1 - m) * big`` with a mask that carries a gradient.
 
     0 on kept tokens, so nothing looks wrong, but the gradient of the mask is multiplied by ``big``
-    on its way back. Instead: :func:`~dynavit.selectors.functional.log_mask`.
+    on its way back. Instead: :func:`~dynavit.functional.log_mask`.
     """
     return -(1 - mask) * big
 
@@ -64,7 +64,7 @@ def unclamped_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """Known bad: mean of ``(B, N, D)`` over the mask with ``sum(m) + 1e-3`` below the line.
 
     Where a gate happens to keep nothing, gradients of the mask are 1000 times too large. Instead:
-    :func:`~dynavit.selectors.functional.masked_mean`.
+    :func:`~dynavit.functional.masked_mean`.
     """
     weight = mask.unsqueeze(-1)
     return (tokens * weight).sum(dim=1) / (weight.sum(dim=1) + 1e-3)

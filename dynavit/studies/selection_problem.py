@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dynavit.selectors.functional import masked_mean
+from dynavit.functional import masked_mean
 from dynavit.studies.layers import Pool
 
 NUM_CLASSES = 8

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dynavit.functional import masked_mean
 from dynavit.selectors import Selection, Selector, create_selector
-from dynavit.selectors.functional import masked_mean
 from dynavit.studies import known_bad
 from dynavit.studies.layers import Pool
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dynavit.functional import log_mask
 from dynavit.losses import keep_ratio_loss
 from dynavit.scorers import ScorePredictor
 from dynavit.selectors import Selector, num_keep
-from dynavit.selectors.functional import hard_topk, log_mask
+from dynavit.selectors.functional import hard_topk
 from dynavit.studies.identities import NUM_IDENTITIES, NUM_TOKENS, TOKEN_DIM
 from dynavit.studies.layers import Pool, VisionTransformer
 

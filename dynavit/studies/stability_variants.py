@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from dynavit.functional import log_mask, masked_mean
 from dynavit.selectors import Selector, create_selector
-from dynavit.selectors.functional import log_mask, masked_mean
 from dynavit.studies import known_bad
 from dynavit.studies.stability_models import (
     Decide,

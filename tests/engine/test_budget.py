@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from traces import trace_of
 
 import dynavit
 from dynavit.config import Config
@@ -34,13 +35,16 @@ def forward(selector: str, **options: object) -> dynavit.Trace:
 def test_decisions_are_the_masks_of_the_forward(selector: str) -> None:
     """DynamicViT's form looks at what was sampled, the default at its probabilities."""
     trace = forward(selector)
-    assert trace.mask is not None
-    torch.testing.assert_close(trace.decided[-1], trace.mask.mean(dim=1))
+    assert trace.weight is not None
+    torch.testing.assert_close(trace.choices[-1].decided, trace.weight.mean(dim=1))
     if selector != "gumbel_sigmoid":
-        for decided, count in zip(trace.decided, trace.counts, strict=True):
+        for decided, count in zip([choice.decided for choice in trace.choices], trace.counts, strict=True):
             torch.testing.assert_close(decided.detach(), count / 16)
     ratios = [0.5, 0.25]
-    for kind, fractions in (("decisions", trace.decided), ("probabilities", trace.expected)):
+    for kind, fractions in (
+        ("decisions", [choice.decided for choice in trace.choices]),
+        ("probabilities", [choice.expected for choice in trace.choices]),
+    ):
         expected = sum(((f - r) ** 2).mean() for f, r in zip(fractions, ratios, strict=True)) / 2
         torch.testing.assert_close(Budget(kind)(trace, ratios), expected)
 
@@ -48,18 +52,20 @@ def test_decisions_are_the_masks_of_the_forward(selector: str) -> None:
 def test_probabilities_multiply_over_soft_stages_only() -> None:
     soft, hard = forward("gumbel_sigmoid"), forward("ste")
     for trace in (soft, hard):
-        for probs, expected in zip(trace.probs, trace.expected, strict=True):
+        for probs, expected in zip(
+            [choice.probs for choice in trace.choices], [choice.expected for choice in trace.choices], strict=True
+        ):
             torch.testing.assert_close(probs.mean(dim=1), expected)
-    assert (soft.probs[1] <= soft.probs[0]).all()
-    assert not hard.masks[0].all()
-    assert (hard.probs[1][~hard.masks[0]] == 0).all()
+    assert (soft.choices[1].probs <= soft.choices[0].probs).all()
+    assert not hard.stages[0].kept.all()
+    assert (hard.choices[1].probs[~hard.stages[0].kept] == 0).all()
 
 
 def test_latency_of_known_gates() -> None:
     """With gates that are certain, the loss is that of the latency table itself."""
     table = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])
     certain = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-    found = Budget("latency", table)(dynavit.Trace(probs=[certain]), [0.5])
+    found = Budget("latency", table)(trace_of(certain), [0.5])
     assert float(found) == pytest.approx(((4 - 2) / 8) ** 2 / 2)
 
 
@@ -122,5 +128,5 @@ def test_the_numbers_behind_the_warning() -> None:
     assert float(uniform.sum()) == pytest.approx(32 / 33)
     assert float((1 - uniform).prod()) == pytest.approx(0.3736, abs=1e-4)
     with pytest.warns(UserWarning, match="log-probabilities"):
-        warn_of_normalised_logits(dynavit.Trace(probs=[shares]))
-    warn_of_normalised_logits(dynavit.Trace(probs=[raw.sigmoid()]))  # warnings are errors here
+        warn_of_normalised_logits(trace_of(shares))
+    warn_of_normalised_logits(trace_of(raw.sigmoid()))  # warnings are errors here

@@ -41,10 +41,10 @@ def train_step(run: Any, model: dynavit.PrunedViT, images: Tensor, number: int) 
     model.zero_grad()
     tensors = [torch.tensor(k) for k in counts[: len(model.stages)]]
     output, trace = run(images, return_trace=True, temperature=torch.tensor(temperature), keep_counts=tensors)
-    loss = output.square().sum() + torch.stack(trace.expected).square().sum()
+    loss = output.square().sum() + torch.stack([choice.expected for choice in trace.choices]).square().sum()
     loss.backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
-    return output.detach(), trace.masks, gradients
+    return output.detach(), [stage.kept for stage in trace.stages], gradients
 
 
 def assert_same(found: Step, expected: Step, rtol: float, atol: float) -> None:
@@ -103,7 +103,9 @@ def test_eval_is_one_graph(selector: str) -> None:
         found, expected = (run(images, return_trace=True) for run in (compiled, model))
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
     assert [counts.tolist() for counts in found[1].counts] == [[8] * 3, [4] * 3]
-    assert all(torch.equal(one, other) for one, other in zip(found[1].masks, expected[1].masks, strict=True))
+    assert all(
+        torch.equal(one.kept, other.kept) for one, other in zip(found[1].stages, expected[1].stages, strict=True)
+    )
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_both_executions_agree(model_of: Callable[..., dynavit.PrunedViT], dtype
     with torch.no_grad():
         _, trace = model(images, return_trace=True)
         model.selector = dynavit.create_selector("fixed")
-        model.selector.decisions = trace.masks
+        model.selector.decisions = [stage.kept for stage in trace.stages]
         outputs = []
         for execution in ("gather", "mask"):
             model.execution = execution  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from traces import trace_of
 
 import dynavit
 from dynavit.config import Config, LossConfig
@@ -109,7 +110,7 @@ def bandit(selector: dict[str, object], samples: int, reward: str, rounds: int) 
             selection = made(logits.expand(n, 4), torch.ones(n, 4, dtype=torch.bool), 2)
             wins = selection.keep[:, 0] & selection.keep[:, 1]
             answer = torch.stack([torch.where(wins, 0.0, 1.0), torch.where(wins, 1.0, 0.0)], dim=1)
-            return answer, dynavit.Trace(log_prob=selection.log_prob, probs=[selection.probs])
+            return answer, trace_of(selection.probs, selection.log_prob)
 
     settings = LossConfig(reward=reward, reward_samples=samples)
     objective = ClassificationObjective(settings, made, None, None)

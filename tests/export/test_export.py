@@ -120,7 +120,7 @@ def with_a_tie(model: dynavit.PrunedViT, images: Tensor, tied: int, k: int) -> T
     """
     with torch.no_grad():
         _, trace = model(images, return_trace=True)
-    order = trace.scores[0][tied].argsort(descending=True)
+    order = trace.choices[0].logits[tied].argsort(descending=True)
     (height, width), columns = model.adapter.patch_size, model.adapter.grid_size[1]
     places = [(int(patch) // columns * height, int(patch) % columns * width) for patch in order[k - 1 : k + 1]]
     (top, left), (to, into) = places

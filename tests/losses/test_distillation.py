@@ -158,9 +158,9 @@ def test_on_a_model(model_of: Callable[..., PrunedViT], images_for: Callable[...
         _, trace = model(images, return_trace=True)
         assert trace.features is not None
         assert trace.positions is not None
-        losses.append(token_distillation(trace.features, dense, trace.positions, trace.masks[-1]))
+        losses.append(token_distillation(trace.features, dense, trace.positions, trace.stages[-1].kept))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
     assert losses[0] > 1e-3
     model.set_keep_ratio(1.0)
     _, trace = model(images, return_trace=True)
-    assert token_distillation(trace.features, dense, trace.positions, trace.masks[-1]) == 0
+    assert token_distillation(trace.features, dense, trace.positions, trace.stages[-1].kept) == 0

@@ -60,8 +60,13 @@ def test_a_batch_equals_its_images_one_by_one(family: str, reducer: str, model_o
         alone, own = run(model, images[number : number + 1])
         torch.testing.assert_close(logits[number : number + 1], alone, **CLOSE)
         assert torch.equal(kept_counts(own), counts[number : number + 1])
-        assert all(torch.equal(m[number], o[0]) for m, o in zip(trace.masks, own.masks, strict=True))
-        assert [int(length[number]) for length in trace.lengths] == [int(length[0]) for length in own.lengths]
+        assert all(
+            torch.equal(m[number], o[0])
+            for m, o in zip([stage.kept for stage in trace.stages], [stage.kept for stage in own.stages], strict=True)
+        )
+        assert [int(length[number]) for length in [stage.length for stage in trace.stages]] == [
+            int(length[0]) for length in [stage.length for stage in own.stages]
+        ]
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
@@ -77,8 +82,8 @@ def test_gathering_equals_masking(
     masked, other = run(model, images)
     torch.testing.assert_close(gathered, masked, **CLOSE)
     assert torch.equal(kept_counts(trace), kept_counts(other))
-    assert all(map(torch.equal, trace.masks, other.masks))
-    assert all(map(torch.equal, trace.lengths, other.lengths))
+    assert all(map(torch.equal, [stage.kept for stage in trace.stages], [stage.kept for stage in other.stages]))
+    assert all(map(torch.equal, [stage.length for stage in trace.stages], [stage.length for stage in other.stages]))
 
 
 def test_padding_that_is_not_hidden_would_be_noticed(model_of: Model, images_for: Images) -> None:
@@ -86,13 +91,14 @@ def test_padding_that_is_not_hidden_would_be_noticed(model_of: Model, images_for
     model = model_of("vit")
     images = images_for(model, batch=6)
     logits, trace = run(adaptive(model, images), images)
-    shortest = int(trace.lengths[-1].argmin())
-    assert trace.mask is not None
-    assert not trace.mask[shortest].all()
-    longest = trace.lengths[0].max()
+    shortest = int(trace.stages[-1].length.argmin())
+    assert trace.weight is not None
+    assert not trace.weight[shortest].all()
+    longest = trace.stages[0].length.max()
     model.set_thresholds(None)
     seen = model(
-        images[shortest : shortest + 1], keep_counts=[int(longest), *(int(c.max()) for c in trace.lengths[1:])]
+        images[shortest : shortest + 1],
+        keep_counts=[int(longest), *(int(stage.length.max()) for stage in trace.stages[1:])],
     )
     assert (logits[shortest] - seen[0]).abs().max() > 1e-2
 
@@ -137,7 +143,7 @@ def test_the_budget_is_met_where_images_have_nothing_above_the_threshold(model_o
     images[:8] *= 0.01  # eight that look alike and score alike
     thresholds = calibrate(model, in_batches(images))
     _, trace = run(model, images)
-    assert (trace.scores[0].amax(dim=1) < thresholds[0]).any()
+    assert (trace.choices[0].logits.amax(dim=1) < thresholds[0]).any()
     assert kept_counts(trace).sum(dim=0).tolist() == [12 * count for count in (4, 2, 1)]
     assert (kept_counts(trace)[:, 2] == 1).all()
 
@@ -258,8 +264,8 @@ def test_at_least_one_token_is_kept(
     logits, trace = run(model, images_for(model))
     assert (kept_counts(trace) == 1).all()
     assert logits.isfinite().all()
-    best = trace.scores[0].argmax(dim=1)  # and it is the best one
-    assert trace.masks[0].gather(1, best[:, None]).all()
+    best = trace.choices[0].logits.argmax(dim=1)  # and it is the best one
+    assert trace.stages[0].kept.gather(1, best[:, None]).all()
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
@@ -274,7 +280,7 @@ def test_a_threshold_that_all_exceed_changes_nothing(
     logits, trace = run(model, images)
     with torch.inference_mode():
         torch.testing.assert_close(logits, model.backbone(images), rtol=1e-5, atol=1e-5)
-    assert all(mask.all() for mask in trace.masks)
+    assert all(mask.all() for mask in [stage.kept for stage in trace.stages])
 
 
 def test_tokens_above_the_threshold_are_those_kept(model_of: Model, images_for: Images) -> None:
@@ -284,8 +290,10 @@ def test_tokens_above_the_threshold_are_those_kept(model_of: Model, images_for: 
     thresholds = adaptive(model, images).thresholds
     assert thresholds is not None
     _, trace = run(model, images)
-    expected = torch.ones_like(trace.masks[0])
-    for scores, threshold, mask in zip(trace.scores, thresholds, trace.masks, strict=True):
+    expected = torch.ones_like(trace.stages[0].kept)
+    for scores, threshold, mask in zip(
+        [choice.logits for choice in trace.choices], thresholds, [stage.kept for stage in trace.stages], strict=True
+    ):
         expected = expected & (scores > threshold)
         assert expected.any(dim=1).all()
         assert torch.equal(mask, expected)

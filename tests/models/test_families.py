@@ -65,7 +65,7 @@ def assert_mask_equals_gather(model: PrunedViT, images: Tensor) -> None:
     gathered, trace = forward(model, images, "gather")
     masked, other = forward(model, images, "mask")
     torch.testing.assert_close(masked, gathered, rtol=1e-4, atol=1e-4 * float(gathered.std()))
-    assert all(map(torch.equal, other.masks, trace.masks))
+    assert all(map(torch.equal, [stage.kept for stage in other.stages], [stage.kept for stage in trace.stages]))
     tokens, all_tokens = trace.features, other.features
     assert tokens is not None
     assert all_tokens is not None
@@ -95,7 +95,7 @@ def test_ratio_one_is_exact_in_eval(name: str, execution: str, small: Model, ima
     images = images_for(model)
     logits, trace = forward(model, images, execution)
     assert torch.equal(logits, model.backbone(images))
-    assert all(mask.all() for mask in trace.masks)
+    assert all(mask.all() for mask in [stage.kept for stage in trace.stages])
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def test_it_would_not_with_the_context_of_other_patches(name: str, small: Model,
     expected, trace = forward(model, images, "mask")
     right = model.adapter.gather
     model.adapter.gather = lambda context, index: right(context, index.sort().values * 0 + torch.arange(index.shape[1]))  # type: ignore[method-assign]
-    model.selector = Fixed([mask.float() for mask in trace.masks]).eval()
+    model.selector = Fixed([mask.float() for mask in [stage.kept for stage in trace.stages]]).eval()
     wrong, _ = forward(model, images, "gather")
     assert (wrong - expected).abs().max() > 100 * 1e-4 * expected.std()
 
@@ -163,9 +163,9 @@ def test_other_decisions_change_the_output(name: str, small: Model, images_for: 
     model = small(name)
     images = images_for(model)
     expected, trace = forward(model, images, "gather")
-    model.selector = Fixed([mask.float() for mask in trace.masks]).eval()
+    model.selector = Fixed([mask.float() for mask in [stage.kept for stage in trace.stages]]).eval()
     assert torch.equal(forward(model, images, "gather")[0], expected)
-    model.selector = Fixed([mask.flip(1).float() for mask in trace.masks]).eval()
+    model.selector = Fixed([mask.flip(1).float() for mask in [stage.kept for stage in trace.stages]]).eval()
     assert not torch.allclose(forward(model, images, "gather")[0], expected, atol=0.02)
 
 
@@ -203,7 +203,7 @@ def test_after_a_change_of_the_input_size(name: str, small: Model, images_for: I
     model.set_input_size((7 * rows, 3 * columns))
     images = images_for(model)
     _, trace = forward(model, images)
-    assert trace.masks[0].shape == (3, 21)
+    assert trace.stages[0].kept.shape == (3, 21)
     assert_mask_equals_gather(model, images)
     model.set_keep_ratio(1.0)
     assert torch.equal(model(images), model.backbone(images))
@@ -232,7 +232,7 @@ def test_training_forward_is_the_eval_forward(name: str, mask_form: str, small: 
     for execution in ("mask", "gather"):
         logits, other = forward(model, images, execution)
         torch.testing.assert_close(logits, expected, rtol=0, atol=2e-3)
-        assert all(map(torch.equal, other.masks, trace.masks))
+        assert all(map(torch.equal, [stage.kept for stage in other.stages], [stage.kept for stage in trace.stages]))
 
 
 # The context, number by number
@@ -291,7 +291,7 @@ def test_kept_patches(name: str, execution: str, small: Model, images_for: Image
     _, trace = forward(model, images_for(model), execution)
     rows, columns = model.adapter.grid_size
     alive = torch.ones(3, rows * columns, dtype=torch.bool)
-    for mask, kept, ratio in zip(trace.masks, trace.kept, model.keep_ratios, strict=True):
+    for mask, kept, ratio in zip([stage.kept for stage in trace.stages], trace.kept, model.keep_ratios, strict=True):
         assert not (mask & ~alive).any()
         assert kept.shape == (3, num_keep(rows * columns, ratio))
         assert (kept.diff(dim=1) > 0).all()
@@ -331,12 +331,14 @@ def test_permuted_patches(name: str, execution: str, small: Model, images_for: I
     model.adapter = Reordered(adapter, order)
     other_logits, other_trace = forward(model, images, execution)
     torch.testing.assert_close(other_logits, logits, rtol=1e-4, atol=1e-4)
-    for mask, other in zip(trace.masks, other_trace.masks, strict=True):
+    for mask, other in zip(
+        [stage.kept for stage in trace.stages], [stage.kept for stage in other_trace.stages], strict=True
+    ):
         assert torch.equal(other, mask[:, order])
         assert not torch.equal(other, mask)
     if name in WITH_CONTEXT:  # tokens that leave behind what they carry: the check can fail
         model.adapter = Reordered(adapter, order, with_context=False)
-        model.selector = Fixed([mask.float() for mask in other_trace.masks]).eval()
+        model.selector = Fixed([mask.float() for mask in [stage.kept for stage in other_trace.stages]]).eval()
         assert (forward(model, images, execution)[0] - logits).abs().max() > 0.01
 
 
@@ -376,10 +378,10 @@ def test_gradients_reach_all_predictors(name: str, mask_form: str, small: Model,
     F.cross_entropy(logits, LABELS).backward()
     for predictor in model.predictors:
         assert gradient_norm(predictor) > 1e-6
-    for mask, kept in zip(masks, trace.masks, strict=True):
+    for mask, kept in zip(masks, [stage.kept for stage in trace.stages], strict=True):
         assert mask.grad is not None
         assert (mask.grad[kept] != 0).all()
-    assert (masks[0].grad[~trace.masks[0]] != 0).any()  # type: ignore[index]
+    assert (masks[0].grad[~trace.stages[0].kept] != 0).any()  # type: ignore[index]
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -446,7 +448,7 @@ def test_half_precision(name: str, dtype: torch.dtype, small: Model, images_for:
         logits, trace = forward(model.train(training), images, execution)
         assert logits.dtype == dtype
         assert logits.isfinite().all()
-        assert len(trace.masks) == 3
+        assert len([stage.kept for stage in trace.stages]) == 3
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.errors import UnsupportedBackbone
+from dynavit.functional import log_mask
 from dynavit.models.adapters import BackboneAdapter, create_adapter
-from dynavit.selectors.functional import log_mask
 
 Backbone = Callable[..., nn.Module]
 Images = Callable[..., Tensor]

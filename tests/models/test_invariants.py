@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import dynavit
 from dynavit import InputError, PrunedViT, Trace
+from dynavit.functional import log_mask
 from dynavit.selectors import Fixed, create_selector, list_selectors, num_keep
-from dynavit.selectors.functional import log_mask
 
 Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]
@@ -94,7 +94,7 @@ def test_without_stages_exactly_timm(
     logits, trace = forward(model, images)
     assert torch.equal(logits, model.backbone(images))
     assert torch.equal(model.forward_features(images), model.backbone.forward_features(images))
-    assert trace.masks == trace.expected == trace.kept == []
+    assert [stage.kept for stage in trace.stages] == [choice.expected for choice in trace.choices] == trace.kept == []
 
 
 @torch.no_grad()
@@ -105,8 +105,8 @@ def test_ratio_one_is_exact_in_eval(family: str, execution: str, model_of: Model
     images = images_for(model)
     logits, trace = forward(model, images)
     assert torch.equal(logits, model.backbone(images))
-    assert all(mask.all() for mask in trace.masks)
-    assert len(trace.masks) == 3
+    assert all(mask.all() for mask in [stage.kept for stage in trace.stages])
+    assert len([stage.kept for stage in trace.stages]) == 3
 
 
 @pytest.mark.parametrize("selector", TRAINABLE)
@@ -116,7 +116,7 @@ def test_at_ratio_one_predictors_stay_in_the_training_graph(
     model = model_of(family, keep_ratio=1.0, selector=selector).train()
     images = images_for(model)
     logits, trace = forward(model, images)
-    (F.cross_entropy(logits, LABELS) + sum(e.mean() for e in trace.expected)).backward()
+    (F.cross_entropy(logits, LABELS) + sum(e.mean() for e in [choice.expected for choice in trace.choices])).backward()
     for name, parameter in model.named_parameters():
         if "head_dist" not in name:
             assert parameter.grad is not None, name
@@ -130,7 +130,9 @@ def test_at_ratio_one_predictors_stay_in_the_training_graph(
 def assert_same_outcome(family: str, masked: tuple[Tensor, Trace], gathered: tuple[Tensor, Trace]) -> None:
     """Same logits, and same final tokens where both have them: 1e-4 of their scale."""
     torch.testing.assert_close(masked[0], gathered[0], rtol=1e-4, atol=1e-4 * float(gathered[0].std()))
-    for mine, theirs in zip(masked[1].masks, gathered[1].masks, strict=True):
+    for mine, theirs in zip(
+        [stage.kept for stage in masked[1].stages], [stage.kept for stage in gathered[1].stages], strict=True
+    ):
         assert torch.equal(mine, theirs)
     all_tokens, tokens, positions = masked[1].features, gathered[1].features, gathered[1].positions
     assert all_tokens is not None
@@ -169,7 +171,7 @@ def test_mask_equals_gather_for_replayed_decisions(family: str, model_of: Model,
     model = model_of(family)
     images = images_for(model)
     expected = forward(model, images)
-    model.selector = Fixed([mask.float() for mask in expected[1].masks]).eval()
+    model.selector = Fixed([mask.float() for mask in [stage.kept for stage in expected[1].stages]]).eval()
     replayed = {}
     for execution in ("gather", "mask"):
         model.execution = execution  # type: ignore[assignment]
@@ -177,7 +179,7 @@ def test_mask_equals_gather_for_replayed_decisions(family: str, model_of: Model,
     assert torch.equal(replayed["gather"][0], expected[0])
     assert_same_outcome(family, replayed["mask"], replayed["gather"])
     # other decisions, other logits: the comparison can fail
-    model.selector = Fixed([mask.flip(1).float() for mask in expected[1].masks]).eval()
+    model.selector = Fixed([mask.flip(1).float() for mask in [stage.kept for stage in expected[1].stages]]).eval()
     assert not torch.allclose(forward(model, images)[0], expected[0], atol=0.05)
 
 
@@ -192,7 +194,9 @@ def test_training_forward_is_the_eval_forward(family: str, mask_form: str, model
     model.mask_form = mask_form  # type: ignore[assignment]
     masked = forward(model, images)
     torch.testing.assert_close(masked[0], gathered[0], rtol=0, atol=2e-3)
-    assert all(map(torch.equal, masked[1].masks, gathered[1].masks))
+    assert all(
+        map(torch.equal, [stage.kept for stage in masked[1].stages], [stage.kept for stage in gathered[1].stages])
+    )
 
 
 @torch.no_grad()
@@ -221,7 +225,9 @@ def test_trace(family: str, execution: str, ratios: tuple[float, ...], model_of:
     num_patches = model.adapter.grid_size[0] * model.adapter.grid_size[1]
     x, trace = model.forward_features(images, return_trace=True)
     alive = torch.ones(3, num_patches, dtype=torch.bool)
-    for mask, kept, count, ratio in zip(trace.masks, trace.kept, trace.counts, ratios, strict=True):
+    for mask, kept, count, ratio in zip(
+        [stage.kept for stage in trace.stages], trace.kept, trace.counts, ratios, strict=True
+    ):
         k = num_keep(num_patches, ratio)
         assert mask.shape == (3, num_patches)
         assert not (mask & ~alive).any()  # what is dropped does not come back
@@ -237,13 +243,15 @@ def test_trace(family: str, execution: str, ratios: tuple[float, ...], model_of:
     assert torch.equal(trace.features, x[:, model.num_prefix_tokens :])
     if execution == "gather":
         assert torch.equal(trace.positions, trace.kept[-1])
-        assert trace.mask is None
+        assert trace.weight is None
     else:
-        assert trace.mask is not None
-        assert torch.equal(trace.mask.bool(), trace.masks[-1])
+        assert trace.weight is not None
+        assert torch.equal(trace.weight.bool(), trace.stages[-1].kept)
     # one entry a stage that selected: in eval a stage at ratio 1.0 is skipped
-    assert len(trace.expected) == sum(ratio < 1 for ratio in ratios)
-    assert all(e.shape == (3,) and (e > 0).all() and (e < 1).all() for e in trace.expected)
+    assert len([choice.expected for choice in trace.choices]) == sum(ratio < 1 for ratio in ratios)
+    assert all(
+        e.shape == (3,) and (e > 0).all() and (e < 1).all() for e in [choice.expected for choice in trace.choices]
+    )
 
 
 @torch.no_grad()
@@ -256,7 +264,9 @@ def test_trace_of_images_that_keep_different_numbers(
     centre(model, images).train()
     _, trace = forward(model, images)
     differing = 0
-    for stage, (mask, kept, count) in enumerate(zip(trace.masks, trace.kept, trace.counts, strict=True)):
+    for stage, (mask, kept, count) in enumerate(
+        zip([stage.kept for stage in trace.stages], trace.kept, trace.counts, strict=True)
+    ):
         differing += len(count.unique()) > 1
         assert kept.shape == (3, int(count.max()))
         for image in range(3):
@@ -264,7 +274,7 @@ def test_trace_of_images_that_keep_different_numbers(
             assert torch.equal(kept[image, :n], mask[image].nonzero()[:, 0])
             assert (kept[image, n:] == -1).all()
         if stage:
-            assert not (mask & ~trace.masks[stage - 1]).any()
+            assert not (mask & ~trace.stages[stage - 1].kept).any()
     assert differing
 
 
@@ -272,32 +282,34 @@ def test_trace_of_images_that_keep_different_numbers(
 def test_prefix_tokens_are_never_scored(family: str, model_of: Model, images_for: Images) -> None:
     model = model_of(family)
     _, trace, scores = scores_of(model, images_for(model))
-    counts = [trace.masks[0].shape[1], *(int(count[0]) for count in trace.counts)]
+    counts = [trace.stages[0].kept.shape[1], *(int(count[0]) for count in trace.counts)]
     assert [score.shape for score in scores] == [(3, n) for n in counts[:-1]]
 
 
 def test_soft_masks_multiply_and_remove_nothing(model_of: Model, images_for: Images) -> None:
     model = model_of("gap", selector="gumbel_sigmoid").train()
     _, trace, scores = scores_of(model, images_for(model))
-    assert trace.mask is not None
-    assert ((trace.mask > 0) & (trace.mask < 1)).all()
+    assert trace.weight is not None
+    assert ((trace.weight > 0) & (trace.weight < 1)).all()
     survival = torch.ones_like(scores[0])
-    for expected, score in zip(trace.expected, scores, strict=True):
+    for expected, score in zip([choice.expected for choice in trace.choices], scores, strict=True):
         survival = survival * score.sigmoid()
         torch.testing.assert_close(expected, survival.mean(dim=1))
-    assert all(score.shape == trace.masks[0].shape for score in scores)
+    assert all(score.shape == trace.stages[0].kept.shape for score in scores)
 
 
 def test_expected_fraction_of_hard_selectors(model_of: Model, images_for: Images) -> None:
     model = model_of("vit", selector="ste").train()
     _, trace, scores = scores_of(model, images_for(model))
-    alive = torch.ones_like(trace.masks[0])
-    for expected, score, mask in zip(trace.expected, scores, trace.masks, strict=True):
+    alive = torch.ones_like(trace.stages[0].kept)
+    for expected, score, mask in zip(
+        [choice.expected for choice in trace.choices], scores, [stage.kept for stage in trace.stages], strict=True
+    ):
         torch.testing.assert_close(expected, (score.sigmoid() * alive).mean(dim=1))
         alive = mask
     model.selector = create_selector("topk").train()
     _, trace = forward(model, images_for(model))
-    for expected, count in zip(trace.expected, trace.counts, strict=True):
+    for expected, count in zip([choice.expected for choice in trace.choices], trace.counts, strict=True):
         torch.testing.assert_close(expected, count / 24, atol=1e-4, rtol=0)
 
 
@@ -363,7 +375,9 @@ def test_permuted_patches(family: str, execution: str, model_of: Model, images_f
     logits, trace = forward(model, images)
     other_logits, other_trace = forward(permuted, permute_patches(images, grid, order))
     torch.testing.assert_close(other_logits, logits, rtol=1e-4, atol=1e-4)
-    for mask, other in zip(trace.masks, other_trace.masks, strict=True):
+    for mask, other in zip(
+        [stage.kept for stage in trace.stages], [stage.kept for stage in other_trace.stages], strict=True
+    ):
         assert torch.equal(other, mask[:, order])
         assert not torch.equal(other, mask)
     # a selector that looks at places is not equivariant: the check can fail
@@ -371,7 +385,7 @@ def test_permuted_patches(family: str, execution: str, model_of: Model, images_f
         each.selector = create_selector("random").eval()
     _, trace = forward(model, images)
     _, other_trace = forward(permuted, permute_patches(images, grid, order))
-    assert not torch.equal(other_trace.masks[0], trace.masks[0][:, order])
+    assert not torch.equal(other_trace.stages[0].kept, trace.stages[0].kept[:, order])
 
 
 # 6. Gradients
@@ -388,8 +402,8 @@ def test_gradient_through_kept_and_dropped_tokens(
     model.mask_form = mask_form  # type: ignore[assignment]
     logits, trace, scores = scores_of(model, images)
     F.cross_entropy(logits, LABELS).backward()
-    alive = torch.ones_like(trace.masks[0])
-    for score, mask in zip(scores, trace.masks, strict=True):
+    alive = torch.ones_like(trace.stages[0].kept)
+    for score, mask in zip(scores, [stage.kept for stage in trace.stages], strict=True):
         gradient = score.grad
         assert gradient is not None
         size = gradient.abs()
@@ -459,7 +473,7 @@ def test_that_check_notices_big_negative_masks(
     model = model_of("vit").train()
     images = images_for(model)
     expected, norm = model(images), backbone_norm(model, images)
-    monkeypatch.setattr("dynavit.models.tokens.log_mask", lambda mask: -(1 - mask) * big)
+    monkeypatch.setattr("dynavit.models.mask.log_mask", lambda mask: -(1 - mask) * big)
     torch.testing.assert_close(model(images), expected, atol=1e-2, rtol=0)  # looks all right
     assert not backbone_norm(model, images) < 10 * norm  # or it has become NaN
 
@@ -471,7 +485,7 @@ def test_mask_gradient_is_the_multiplicative_one(
     """Finite differences of the whole model: a token's mask moved by h moves the loss by gradient * h."""
     model = model_of("gap", stages=(3,), keep_ratio=0.5).double().train()
     images = images_for(model).double()
-    decision = forward(model, images)[1].masks[0].double().requires_grad_()
+    decision = forward(model, images)[1].stages[0].kept.double().requires_grad_()
 
     def loss(value: Tensor) -> Tensor:
         model.selector = Fixed([value]).train()
@@ -491,7 +505,7 @@ def test_mask_gradient_is_the_multiplicative_one(
 
     assert relative_error() < 1e-3
     honest = torch.autograd.grad(loss(decision), decision)[0].norm()
-    monkeypatch.setattr("dynavit.models.tokens.log_mask", lambda mask: -(1 - mask) * big)
+    monkeypatch.setattr("dynavit.models.mask.log_mask", lambda mask: -(1 - mask) * big)
     inflated = torch.autograd.grad(loss(decision), decision)[0].norm()
     assert inflated > 100 * honest
 
@@ -535,7 +549,7 @@ def test_forwards_leave_no_trace_in_the_model(selector: str, model_of: Model, im
 def test_temperature_is_an_argument(model_of: Model, images_for: Images) -> None:
     model = model_of("vit", selector="gumbel_sigmoid").train()
     images = images_for(model)
-    sharp, smooth = (forward(model, images, temperature=t)[1].mask for t in (0.05, 5.0))
+    sharp, smooth = (forward(model, images, temperature=t)[1].weight for t in (0.05, 5.0))
     assert sharp is not None
     assert smooth is not None
     assert torch.minimum(sharp, 1 - sharp).mean() < 0.1 < smooth.std() + 0.1
@@ -593,7 +607,7 @@ def test_gradient_checkpointing_changes_nothing(
         logits, trace = forward(model, images, seed=3)
         F.cross_entropy(logits, LABELS).backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
-        results.append((logits.detach(), trace.masks, gradients))
+        results.append((logits.detach(), [stage.kept for stage in trace.stages], gradients))
     (logits, masks, gradients), (again, again_masks, again_gradients) = results
     assert torch.equal(logits, again)
     assert all(map(torch.equal, masks, again_masks))
@@ -646,7 +660,7 @@ def test_half_precision_model(family: str, dtype: torch.dtype, model_of: Model, 
     assert logits.dtype == dtype
     assert logits.isfinite().all()
     assert [int(count[0]) for count in trace.counts] == [
-        num_keep(trace.masks[0].shape[1], ratio) for ratio in model.keep_ratios
+        num_keep(trace.stages[0].kept.shape[1], ratio) for ratio in model.keep_ratios
     ]
 
 
@@ -658,8 +672,8 @@ def test_training_under_autocast(family: str, model_of: Model, images_for: Image
         logits, trace = forward(model, images)
         loss = F.cross_entropy(logits.float(), LABELS)
     loss.backward()
-    assert trace.mask is not None
-    assert trace.mask.dtype == torch.float32
+    assert trace.weight is not None
+    assert trace.weight.dtype == torch.float32
     assert gradient_norm(model.predictors) > 1e-6
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert logits.isfinite().all()
@@ -676,7 +690,7 @@ def test_log_mask_is_what_the_model_uses(
         seen.append(log_mask(mask, eps))
         return seen[-1]
 
-    monkeypatch.setattr("dynavit.models.tokens.log_mask", spy)
+    monkeypatch.setattr("dynavit.models.mask.log_mask", spy)
     model = model_of(family).train()
     forward(model, images_for(model))
     assert len(seen) >= 3
@@ -694,9 +708,9 @@ def test_gather_in_training_for_a_fixed_number(family: str, model_of: Model, ima
     model.execution = "gather"
     logits, trace, scores = scores_of(model, images)
     torch.testing.assert_close(logits, masked, rtol=0, atol=2e-3)
-    assert trace.mask is not None
-    assert torch.equal(trace.mask, torch.ones_like(trace.mask))
-    assert trace.mask.shape[1] == int(trace.counts[-1][0])
+    assert trace.weight is not None
+    assert torch.equal(trace.weight, torch.ones_like(trace.weight))
+    assert trace.weight.shape[1] == int(trace.counts[-1][0])
     F.cross_entropy(logits, LABELS).backward()
     for score, predictor in zip(scores, model.predictors, strict=True):
         assert score.grad is not None

@@ -14,8 +14,8 @@ from timm.models.naflexvit import NaFlexVitCfg
 from torch import Tensor, nn
 
 from dynavit.errors import InputError, UnsupportedBackbone
+from dynavit.functional import log_mask
 from dynavit.models.adapters import NaFlexVitAdapter, create_adapter
-from dynavit.selectors.functional import log_mask
 from tests.conftest import randomise
 
 Patches = dict[str, Tensor]

@@ -50,8 +50,8 @@ def test_batch_equals_its_images_one_by_one(kind: str, method: str) -> None:
     for image in range(len(GRIDS)):
         own, own_trace = model(alone(batch, image), return_trace=True)
         torch.testing.assert_close(own[0], logits[image], rtol=1e-4, atol=1e-4)
-        for stage, mask in enumerate(trace.masks):
-            assert torch.equal(mask[image, : LENGTHS[image]], own_trace.masks[stage][0])
+        for stage, mask in enumerate([stage.kept for stage in trace.stages]):
+            assert torch.equal(mask[image, : LENGTHS[image]], own_trace.stages[stage].kept[0])
             assert not mask[image, LENGTHS[image] :].any()
 
 
@@ -62,7 +62,7 @@ def test_ratios_are_of_each_image_s_own_patches(kind: str) -> None:
     _, trace = model(batch_of(), return_trace=True)
     for ratio, counts in zip(model.keep_ratios, trace.counts, strict=True):
         assert counts.tolist() == [num_keep(length, ratio) for length in LENGTHS]
-    assert trace.expected[0].max() <= 1
+    assert trace.choices[0].expected.max() <= 1
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def test_mask_equals_gather(kind: str, method: str) -> None:
     model.execution = "mask"
     masked, other = model(batch, return_trace=True)
     torch.testing.assert_close(masked, gathered, rtol=1e-4, atol=1e-4)
-    assert all(map(torch.equal, trace.masks, other.masks))
+    assert all(map(torch.equal, [stage.kept for stage in trace.stages], [stage.kept for stage in other.stages]))
 
 
 @torch.no_grad()

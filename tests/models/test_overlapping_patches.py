@@ -65,7 +65,7 @@ def test_the_sizes_of_the_literature() -> None:
     images = torch.randn(1, 3, 256, 128)
     with torch.no_grad():
         output, trace = model.eval()(images, return_trace=True)
-        assert trace.masks == [] or trace.masks[0].shape == (1, 210)
+        assert [stage.kept for stage in trace.stages] == [] or trace.stages[0].kept.shape == (1, 210)
         images[..., -4:] = 9.0  # as announced
         assert torch.equal(model(images), output)
         images[..., -5] = 9.0
@@ -146,7 +146,7 @@ def test_round_trip(family: str, tmp_path: Path, model_of: Model, images_for: Im
     images = images_for(model)
     output, trace = loaded(images, return_trace=True)
     assert torch.equal(output, model(images))
-    assert trace.masks[0].shape == (3, 15)
+    assert trace.stages[0].kept.shape == (3, 15)
     loaded.execution = "mask"
     torch.testing.assert_close(loaded(images), output, rtol=1e-4, atol=1e-4)
 
@@ -170,7 +170,7 @@ def test_dynamic_image_sizes() -> None:
     model = dynavit.create_model("test_vit", img_size=32, patch_stride=8, stages=(2,))  # has dynamic_img_size=True
     with torch.no_grad():
         _, trace = model.eval()(torch.randn(1, 3, 48, 32), return_trace=True)
-    assert trace.masks[0].shape == (1, 5 * 3)
+    assert trace.stages[0].kept.shape == (1, 5 * 3)
     with pytest.raises(
         InputError, match=r"images of \(50, 32\) pixels are not covered .* \(2, 0\) pixels are left over"
     ):

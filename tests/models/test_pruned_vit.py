@@ -30,8 +30,8 @@ def test_features_and_head_make_the_forward(
     model.execution = execution  # type: ignore[assignment]
     images = images_for(model)
     x, trace = model.forward_features(images, return_trace=True)
-    assert torch.equal(model.forward_head(x, mask=trace.mask), model(images))
-    pooled = model.forward_head(x, pre_logits=True, mask=trace.mask)
+    assert torch.equal(model.forward_head(x, weight=trace.weight), model(images))
+    pooled = model.forward_head(x, pre_logits=True, weight=trace.weight)
     assert pooled.shape == (3, model.num_features)
     if family != "deit_distilled":  # whose two heads are averaged
         assert torch.equal(model.backbone.head(pooled), model(images))
@@ -46,7 +46,7 @@ def test_head_refuses_masked_tokens_without_their_mask(family: str, model_of: Mo
         model.execution = execution  # type: ignore[assignment]
         x = model.forward_features(images)
         if pools:
-            with pytest.raises(InputError, match=r"forward_head\(x, mask=trace.mask\)"):
+            with pytest.raises(InputError, match=r"forward_head\(x, weight=trace.weight\)"):
                 model.forward_head(x)
         else:
             assert torch.equal(model.forward_head(x), model(images))
@@ -65,7 +65,7 @@ def test_dynamic_image_size(model_of: Model) -> None:
         images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
         logits, trace = model(images, return_trace=True)
         n = height // 16 * (width // 16)
-        assert trace.masks[0].shape == (2, n)
+        assert trace.stages[0].kept.shape == (2, n)
         assert [kept.shape[1] for kept in trace.kept] == [num_keep(n, r) for r in model.keep_ratios]
         model.execution = "mask"
         torch.testing.assert_close(model(images), logits, atol=1e-4, rtol=1e-4)
@@ -84,7 +84,7 @@ def test_set_input_size(family: str, model_of: Model, images_for: Images) -> Non
     assert model.adapter.grid_size == (3, 7)
     images = images_for(model)
     logits, trace = model(images, return_trace=True)
-    assert trace.masks[0].shape == (3, 21)
+    assert trace.stages[0].kept.shape == (3, 21)
     model.execution = "mask"
     torch.testing.assert_close(model(images), logits, atol=1e-4, rtol=1e-4)
     model.set_keep_ratio(1.0)
@@ -207,7 +207,7 @@ def test_keep_counts_by_image(model_of: Model, images_for: Images) -> None:
     model.execution = "mask"
     logits, trace = model(images, return_trace=True, keep_counts=counts)
     assert all(map(torch.equal, trace.counts, counts))
-    assert all(map(torch.equal, other.masks, trace.masks))
+    assert all(map(torch.equal, [stage.kept for stage in other.stages], [stage.kept for stage in trace.stages]))
     torch.testing.assert_close(padded, logits, atol=1e-4, rtol=1e-4)
     assert trace.kept[0].tolist()[2][5:] == [-1] * 15
     # each image is as if alone with its own counts, also where the others' tokens are padding

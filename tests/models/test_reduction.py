@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_ratio_one_is_exact_in_eval(name: str, method: str, small: Model, images
     images = images_for(model)
     logits, trace = forward(model, images)
     assert torch.equal(logits, model.backbone(images))
-    assert all(mask.all() for mask in trace.masks)
+    assert all(mask.all() for mask in [stage.kept for stage in trace.stages])
 
 
 @torch.no_grad()
@@ -123,8 +124,8 @@ def test_mask_equals_gather(name: str, method: str, small: Model, images_for: Im
     gathered, trace = forward(model, images, "gather")
     masked, other = forward(model, images, "mask")
     torch.testing.assert_close(masked, gathered, rtol=1e-4, atol=1e-4 * float(gathered.std()))
-    assert all(map(torch.equal, other.masks, trace.masks))
-    assert all(map(torch.equal, other.lengths, trace.lengths))
+    assert all(map(torch.equal, [stage.kept for stage in other.stages], [stage.kept for stage in trace.stages]))
+    assert all(map(torch.equal, [stage.length for stage in other.stages], [stage.length for stage in trace.stages]))
     tokens = held(trace)
     torch.testing.assert_close(held(other), tokens, rtol=1e-4, atol=1e-4 * float(tokens.std()))
 
@@ -138,7 +139,7 @@ def test_training_forward_is_the_eval_forward(method: str, small: Model, images_
     logits, trace = forward(model, images)
     trained, other = forward(model.train(), images)
     torch.testing.assert_close(trained, logits, rtol=0, atol=2e-3)
-    assert all(map(torch.equal, other.masks, trace.masks))
+    assert all(map(torch.equal, [stage.kept for stage in other.stages], [stage.kept for stage in trace.stages]))
 
 
 @pytest.mark.parametrize("method", ["merge_before", "tome", "aggregate"])
@@ -169,7 +170,7 @@ def test_trace_follows_every_patch(method: str, small: Model, images_for: Images
         for row, patch in enumerate(positions):
             if patch >= 0:
                 assert source[patch] == row  # a token at a place holds at least the patch of that place
-        keeps = trace.masks[-1][image].nonzero().flatten().tolist()
+        keeps = trace.stages[-1].kept[image].nonzero().flatten().tolist()
         if method == "aggregate":  # whose mixtures stand nowhere
             assert set(positions) == {-1}
         else:
@@ -179,7 +180,7 @@ def test_trace_follows_every_patch(method: str, small: Model, images_for: Images
             assert not gone
         else:
             assert gone
-    for earlier, later in zip(trace.masks, trace.masks[1:], strict=False):
+    for earlier, later in pairwise(stage.kept for stage in trace.stages):
         assert not (later & ~earlier).any()
 
 
@@ -190,12 +191,16 @@ def test_numbers_of_tokens_follow_the_rule(small: Model, images_for: Images) -> 
     assert [int(count[0]) for count in trace.counts] == [17, 12, 9]  # of 24, each time rounded up
     fused = small("vit", "evit_fuse", keep_ratio=0.7)
     _, trace = forward(fused, images_for(fused))
-    assert [int(length[0]) for length in trace.lengths] == [18, 14, 11]  # 17 + 1; .7 of 18 is 13, + 1; ...
+    assert [int(length[0]) for length in [stage.length for stage in trace.stages]] == [
+        18,
+        14,
+        11,
+    ]  # 17 + 1; .7 of 18 is 13, + 1; ...
     tome = small("vit", "tome", keep_ratio=0.5)
     _, trace = forward(tome, images_for(tome))
-    assert [int(length[0]) for length in trace.lengths] == [21, 18, 15, 12]
+    assert [int(length[0]) for length in [stage.length for stage in trace.stages]] == [21, 18, 15, 12]
     _, trace = forward(tome, images_for(tome), keep_counts=[20, 16, 12, 8])
-    assert [int(length[0]) for length in trace.lengths] == [20, 16, 12, 8]
+    assert [int(length[0]) for length in [stage.length for stage in trace.stages]] == [20, 16, 12, 8]
     aggregated = small("vit", "aggregate", keep_ratio=0.7)
     _, trace = forward(aggregated, images_for(aggregated))
     assert trace.features is not None
@@ -247,7 +252,9 @@ def test_the_order_of_patches_does_not_matter(name: str, method: str, small: Mod
     model.adapter.embed = reordered  # type: ignore[method-assign]
     other_logits, other = forward(model, images)
     torch.testing.assert_close(other_logits, logits, rtol=1e-4, atol=1e-4)
-    for mask, theirs in zip(trace.masks, other.masks, strict=True):
+    for mask, theirs in zip(
+        [stage.kept for stage in trace.stages], [stage.kept for stage in other.stages], strict=True
+    ):
         assert torch.equal(theirs, mask[:, order])
 
 
@@ -309,7 +316,7 @@ def test_gates_train_with_reducers(reducer: str, model_of: Model, images_for: Im
         F.cross_entropy(logits, LABELS).backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
         if bias == 8.0:
-            assert trace.masks[0].all()
+            assert trace.stages[0].kept.all()
 
 
 # Intermediate features
@@ -341,7 +348,7 @@ def test_intermediates_hold_every_patch(name: str, method: str, small: Model, im
     final, features = model.forward_intermediates(images, norm=True, output_fmt="NLC")
     logits, trace = forward(model, images)
     assert torch.equal(final, model.forward_features(images))
-    assert torch.equal(model.forward_head(final, mask=trace.mask), logits)
+    assert torch.equal(model.forward_head(final, weight=trace.weight), logits)
     gone = trace.source == -1
     assert torch.equal(features[-1][~gone], held(trace)[~gone])
     # dropped patches keep what they were when they went: before the first stage nothing is dropped
@@ -352,7 +359,7 @@ def test_intermediates_hold_every_patch(name: str, method: str, small: Model, im
     if at:
         assert torch.equal(features[at - 1], dense[at - 1])
         if model.placement == "before" and gone.any() and len(model.stages) == 3:
-            first = ~trace.masks[0] & gone
+            first = ~trace.stages[0].kept & gone
             assert torch.equal(features[-1][first], dense[at - 1][first])
 
 
@@ -462,14 +469,14 @@ def test_pooling_counts_merged_tokens_as_often_as_they_are_patches(pool: str, mo
     image = torch.randn(1, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(1, 3, 64, 96).clone()
     image[..., :16, :16] += 1  # one patch differs from the 23 others
     logits, trace = forward(model, image)
-    assert trace.mask is not None
-    assert trace.mask.sum() == 24
-    assert trace.mask.max() > 1
+    assert trace.weight is not None
+    assert trace.weight.sum() == 24
+    assert trace.weight.max() > 1
     torch.testing.assert_close(logits, model.backbone(image), rtol=1e-4, atol=1e-4)
     tokens = model.forward_features(image)
-    with pytest.raises(InputError, match=r"merged tokens are several.*mask=trace.mask"):
+    with pytest.raises(InputError, match=r"merged tokens are several.*weight=trace.weight"):
         model.forward_head(tokens)
-    assert torch.equal(model.forward_head(tokens, mask=trace.mask), logits)
+    assert torch.equal(model.forward_head(tokens, weight=trace.weight), logits)
 
 
 @torch.no_grad()
@@ -481,7 +488,7 @@ def test_head_wants_to_know_of_padding(model_of: Model, images_for: Images) -> N
     tokens = model.forward_features(images)
     with pytest.raises(InputError, match="shorter images are padded"):
         model.forward_head(tokens)
-    assert torch.equal(model.forward_head(tokens, mask=trace.mask), logits)
+    assert torch.equal(model.forward_head(tokens, weight=trace.weight), logits)
 
 
 @pytest.mark.parametrize("method", ["fuse", "squeeze", "evit_fuse"])
@@ -493,7 +500,7 @@ def test_training_gathers_what_it_would_mask(method: str, counts: list[int], sma
     gathered, trace = forward(model, images, "gather", keep_counts=counts)
     masked, other = forward(model, images, "mask", keep_counts=counts)
     torch.testing.assert_close(gathered, masked, rtol=0, atol=2e-3)
-    assert all(map(torch.equal, trace.lengths, other.lengths))
+    assert all(map(torch.equal, [stage.length for stage in trace.stages], [stage.length for stage in other.stages]))
     if counts == [24, 24, 24]:
         torch.testing.assert_close(gathered, model.backbone(images), rtol=0, atol=2e-3)
 

@@ -121,15 +121,15 @@ def test_neck_receives_the_pooled_features(family: str, execution: str, reid: Mo
     images = images_for(model)
     with torch.no_grad():
         x, trace = model.forward_features(images, return_trace=True)
-        pooled = model.forward_head(x, pre_logits=True, mask=trace.mask)
+        pooled = model.forward_head(x, pre_logits=True, weight=trace.weight)
         embedding = model(images)
         assert torch.equal(embedding, F.normalize(model.neck.norm(pooled), dim=1))
-        assert torch.equal(embedding, model.forward_head(x, mask=trace.mask))
+        assert torch.equal(embedding, model.forward_head(x, weight=trace.weight))
         assert embedding.shape == (3, model.num_features)
         again, trace = model.train()(images, return_trace=True)
     assert isinstance(again, Embedding)
     assert again.logits.shape == (3, 5)
-    assert len(trace.masks) == 3
+    assert len([stage.kept for stage in trace.stages]) == 3
 
 
 @torch.no_grad()

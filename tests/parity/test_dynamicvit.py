@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import dynavit
 from dynavit import PrunedViT, Selection, Selector
 from dynavit.losses import token_distillation
-from dynavit.models.tokens import attention_mask
+from dynavit.models.mask import attention_mask
 from dynavit.selectors import Fixed
 from dynavit.selectors.functional import straight_through
 
@@ -151,11 +151,11 @@ def test_training_forward_and_gradients(model: PrunedViT, images: Tensor, v: dic
     logits, trace = train_on(model, Replay(decisions), images)
 
     torch.testing.assert_close(logits.detach(), v["train_logits"], atol=1e-5, rtol=0)
-    assert torch.equal(trace.mask.detach(), v["train_mask"])
+    assert torch.equal(trace.weight.detach(), v["train_mask"])
     kept = v["train_mask"].bool()
     torch.testing.assert_close(trace.features.detach()[kept], v["train_features"][kept], atol=1e-4, rtol=0)
     for stage in range(3):
-        assert torch.equal(trace.masks[stage].float(), v[f"train_out_pred_prob_{stage}"])
+        assert torch.equal(trace.stages[stage].kept.float(), v[f"train_out_pred_prob_{stage}"])
         logprob = v[f"train_logprob_{stage}"]
         found = scores[stage]
         # their scores of dropped tokens come from rows that only the identity term defines
@@ -218,7 +218,7 @@ def test_kept_token_distillation_reads_their_features(model: PrunedViT, images: 
     _, trace = train_on(model, Fixed(list(v["decisions"].float())), images)
     kept = v["train_mask"].bool()
     expected = nn.functional.mse_loss(v["train_features"][kept], v["dense_tokens_norm"][kept])
-    found = token_distillation(trace.features, v["dense_tokens_norm"], trace.positions, trace.masks[-1])
+    found = token_distillation(trace.features, v["dense_tokens_norm"], trace.positions, trace.stages[-1].kept)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -44,7 +44,9 @@ def test_same_logits_and_tokens(
     logits, trace = model(published_images, return_trace=True)
     torch.testing.assert_close(logits, v[f"{form}_logits"], rtol=1e-4, atol=1e-5)
     present = v[f"{form}_left_tokens"][[2, 3, 4]].tolist()
-    assert [lengths.tolist() for lengths in trace.lengths] == [[number] * 2 for number in present]
+    assert [lengths.tolist() for lengths in [stage.length for stage in trace.stages]] == [
+        [number] * 2 for number in present
+    ]
 
 
 @torch.no_grad()
@@ -54,11 +56,11 @@ def test_same_patches_kept_at_every_stage(
 ) -> None:
     model = with_published_weights(reducer=REDUCERS[form], **EVIT)
     _, trace = model(published_images, return_trace=True)
-    for stage, mask in enumerate(trace.masks):
+    for stage, mask in enumerate([stage.kept for stage in trace.stages]):
         theirs = v[f"{form}_orig_{stage}"].long()
         for image, mine in enumerate(mask):
             assert set(mine.nonzero().flatten().tolist()) == {p for p in theirs[image].tolist() if p >= 0}
-    scores = trace.scores[0].exp()
+    scores = trace.choices[0].logits.exp()
     torch.testing.assert_close(scores, v[f"{form}_cls_attn_0"], rtol=1e-4, atol=1e-7)
 
 

@@ -43,10 +43,12 @@ def test_same_logits_sources_and_tokens(
     model = tome(form, v, with_published_weights)
     logits, trace = model(published_images, return_trace=True)
     torch.testing.assert_close(logits, v[f"{form}_logits"], rtol=1e-4, atol=1e-5)
-    assert [lengths.tolist() for lengths in trace.lengths] == [[n - 1] * 2 for n in v[f"{form}_ntokens"].tolist()]
+    assert [lengths.tolist() for lengths in [stage.length for stage in trace.stages]] == [
+        [n - 1] * 2 for n in v[f"{form}_ntokens"].tolist()
+    ]
     assert trace.source is not None
     assert torch.equal(trace.source + 1, v[f"{form}_group_of_token"][:, 1:].long())
-    sizes = torch.stack([torch.bincount(row, minlength=trace.lengths[-1][0].item()) for row in trace.source])
+    sizes = torch.stack([torch.bincount(row, minlength=trace.stages[-1].length[0].item()) for row in trace.source])
     assert torch.equal(sizes, v[f"{form}_size"][:, 1:].long())
     expected = model.backbone.norm(v[f"{form}_tokens_out"])
     torch.testing.assert_close(trace.features, expected[:, 1:], rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynavit.errors import InputError
-from dynavit.reducers import Merge, Merged, TokenSet, create_reducer
+from dynavit.reducers import Merge, Merged, TokenSet
 
 
 def inputs(n: int, batch: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,8 +188,6 @@ def test_macs_are_those_counted(n: int, k: int) -> None:
     with counter:
         merge(tokens, metric, size, k)
     assert counter.get_total_flops() == 2 * 3 * Merge().macs(k, n - k, 6, metric_dim=4)
-    with pytest.raises(InputError, match="needs metric_dim"):
-        create_reducer("merge", 6).macs(k, n - k, 6)
 
 
 def test_exports_with_a_dynamic_number_of_tokens() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynavit.functional import log_mask
 from dynavit.models.adapters import BackboneAdapter, create_adapter
 from dynavit.models.adapters.attention import AttentionView
 from dynavit.scorers import Scorer, StageView
-from dynavit.selectors.functional import log_mask
 
 BATCH, NUMBER = 2, 1
 

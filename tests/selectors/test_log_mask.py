@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynavit.selectors.functional import log_mask
+from dynavit.functional import log_mask
 
 B, H, N, D = 2, 2, 9, 4
 Bias = Callable[[Tensor], Tensor]

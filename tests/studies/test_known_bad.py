@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import dynavit
+from dynavit.functional import log_mask, masked_mean
 from dynavit.selectors import Selector, create_selector, list_selectors
-from dynavit.selectors.functional import log_mask, masked_mean
 from dynavit.studies import known_bad
 
 

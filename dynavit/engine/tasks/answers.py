@@ -74,8 +74,9 @@ def collect_answers(
         with accelerator.autocast():
             output, trace = model(images, return_trace=True, **inputs(indices))
         part = {"indices": indices, "labels": labels, "answers": answer(output)}
-        if trace.expected:
-            part |= {"kept": trace.masks[0], "expected": torch.stack(trace.expected, 1)}
+        if trace.choices:
+            expected = torch.stack([choice.expected for choice in trace.choices], dim=1)
+            part |= {"kept": trace.stages[0].kept, "expected": expected}
         if model.thresholds is not None:
             part["counts"] = kept_counts(trace)
         found.append({name: tensor.cpu() for name, tensor in part.items()})

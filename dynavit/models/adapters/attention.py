@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynavit.errors import UnsupportedBackbone
+from dynavit.functional import full_precision
 from dynavit.models.adapters.base import additive_mask
-from dynavit.selectors.functional import full_precision
 
 _KNOWN = (Attention, AttentionRope, EvaAttention, BeitAttention)
 _ALL = slice(None)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.errors import UnsupportedBackbone
+from dynavit.functional import log_mask, masked_mean
 from dynavit.models.adapters.halves import add_mlp
-from dynavit.selectors.functional import log_mask, masked_mean
 
 if TYPE_CHECKING:
     from dynavit.models.adapters.attention import AttentionView

@@ -1,0 +1,41 @@
+"""The tensor mathematics that several parts share.
+
+Shapes: B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEVER = -1e30
+"""What stands for minus infinity: ``exp`` gives exactly 0, and no difference of two gives NaN."""
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Return the tensor in fp32, or as it is in fp64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Return the tokens ``(B, k, D)`` at ``index`` ``(B, k)`` of tokens ``(B, N, D)``."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean ``(B, D)`` of tokens ``(B, N, D)`` by their mask ``(B, N)``, which may be fractional.
+
+    The denominator is at least 1: an image that lost nearly every token must not divide by nearly nothing.
+    """
+    weight = mask.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def log_mask(mask: Tensor, eps: float = 1e-6) -> Tensor:
+    """Return ``log(m (1 - eps) + eps)`` in fp32 (fp64, when given): a mask's additive attention bias.
+
+    Through the softmax it multiplies attention weights by ``m`` and renormalises, with the gradient
+    of that product. Never replace it by ``-(1 - m) * BIG``: same value at 0 and 1, but a gradient
+    ``BIG`` times too large. Nor by ``log(clamp(m, eps))``: no gradient to dropped tokens.
+    """
+    return (full_precision(mask) * (1 - eps) + eps).log()

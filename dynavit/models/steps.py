@@ -1,0 +1,193 @@
+"""What happens at a stage: tokens are chosen by their scores, or merged by their likeness.
+
+Shapes: B batch, n tokens present beside the prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynavit.errors import InputError
+from dynavit.models.adapters import BackboneAdapter
+from dynavit.models.adapters.attention import normalises_keys
+from dynavit.models.tokens import GatheredTokens, Tokens
+from dynavit.models.trace import Choice
+from dynavit.reducers import Merge, Reducer
+from dynavit.scorers import Scorer, StageView
+from dynavit.selectors import Selection, Selector
+from dynavit.selectors.functional import above
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a forward asks of its stages.
+
+    Attributes:
+        counts: tokens to keep at each stage: ints, or tensors of shape ``()`` or ``(B,)``.
+        training: whether the model trains.
+        always: run a stage at keep ratio 1.0 as well.
+        thresholds: one logit a stage above which tokens are kept, in place of counts; or None.
+        temperature, generator: for the selector.
+    """
+
+    counts: Sequence[int | Tensor]
+    training: bool
+    always: bool
+    thresholds: Sequence[float] | None = None
+    temperature: float | Tensor = 1.0
+    generator: torch.Generator | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the two kinds of stage have in common.
+
+    Attributes:
+        stage: 0-based number of the stage.
+        block: the block at which it is.
+        keep_ratio: of this stage.
+    """
+
+    stage: int
+    block: int
+    keep_ratio: float
+
+    def idle(self, ask: Ask) -> bool:
+        """Tell whether the stage leaves the tokens exactly as they are."""
+        return not ask.always and self.keep_ratio == 1
+
+
+@dataclass(frozen=True)
+class SelectStep(Step):
+    """Scores the tokens, keeps the chosen ones, and leaves the others to a reducer.
+
+    Attributes:
+        scorer: gives each token its logit.
+        selector: turns logits into a decision.
+        reducer: says what becomes of the tokens not kept.
+    """
+
+    scorer: Scorer
+    selector: Selector
+    reducer: Reducer
+
+    def __call__(self, tokens: Tokens, ask: Ask) -> Choice | None:
+        """Shorten the tokens to their count, and those that the reducer makes.
+
+        Returns:
+            What was chosen, if patches are followed.
+
+        Raises:
+            InputError: images keep different numbers of tokens, which this execution or reducer cannot.
+        """
+        logits, k = self._logits(tokens), ask.counts[self.stage]
+        selector = self.selector.at(self.stage, tokens.positions)
+        same = self._same(tokens, ask, k) if isinstance(tokens, GatheredTokens) else None
+        if same is not None and tokens.places is None and not ask.training:
+            assert isinstance(tokens, GatheredTokens)
+            tokens.shorten(selector.order(logits, same), same, logits, self.reducer)
+            return None
+        alive, before, total = tokens.candidates, tokens.mask, tokens.num_patches
+        if ask.thresholds is None:
+            selection = selector(logits, alive, k, ask.temperature, ask.generator, ask.training)
+        else:
+            keep = above(logits, alive, ask.thresholds[self.stage])
+            selection = Selection(keep, keep.float(), keep.float())
+        soft = ask.training and selector.soft
+        tokens.select(selection, logits, self.reducer, same, soft)
+        if tokens.places is None:
+            return None
+        probs, mask = selection.probs, selection.mask
+        if soft:
+            tokens.probs = probs = probs if tokens.probs is None else tokens.probs * probs
+        if before is not None and not isinstance(tokens, GatheredTokens):
+            mask = before * mask
+        return Choice(
+            candidates=alive,
+            logits=logits,
+            probs=probs,
+            expected=probs.sum(dim=1) / total,
+            decided=mask.sum(dim=1) / total,
+            num_kept=selection.keep.sum(dim=1),
+            log_prob=selection.log_prob,
+            aux=selection.aux,
+        )
+
+    def macs(self, n: int, k: int, adapter: BackboneAdapter) -> tuple[int, int]:
+        """Return the multiply-accumulates, for one image, of choosing k of n tokens and of reducing the others."""
+        attention, dim = adapter.backbone.blocks[self.block].attn, int(adapter.backbone.embed_dim)
+        scoring = 0
+        if self.selector.needs_scores:
+            folds = not normalises_keys(attention) and getattr(adapter.backbone, "rope", None) is None
+            scoring = self.scorer.macs(n, adapter.num_prefix_tokens, attention.num_heads, dim, folds)
+        return scoring, self.reducer.macs(k, n - k, dim)
+
+    def leaves(self, n: int, k: int) -> int:
+        """Return how many tokens there are after k of n were kept, those made included."""
+        return self.reducer.leaves(k) if k < n or not self.reducer.keeps_places else k
+
+    def _logits(self, tokens: Tokens) -> Tensor:
+        if not self.selector.needs_scores:
+            return tokens.patches.new_zeros(tokens.positions.shape)
+        attention = tokens.view(self.block) if self.scorer.needs_attention else None
+        logits: Tensor = self.scorer(tokens.patches, tokens.mask, StageView(self.stage, tokens.positions, attention))
+        return logits
+
+    def _same(self, tokens: GatheredTokens, ask: Ask, k: int | Tensor) -> int | None:
+        """Return the number of tokens that all images keep; None where images differ, which they may in eval."""
+        differ = isinstance(k, Tensor) and k.numel() != 1
+        if ask.training and differ:
+            raise InputError(
+                "keep_counts that differ by image leave no rectangular batch to train on: use execution='mask'."
+            )
+        uneven = ask.thresholds is not None or tokens.mask is not None
+        if differ or (uneven and not ask.training):
+            return None
+        return int(k) if isinstance(k, Tensor) else k
+
+
+@dataclass(frozen=True)
+class MergeStep(Step):
+    """Merges the most similar tokens, by the keys of the block; nothing is scored.
+
+    Attributes:
+        merge: how.
+    """
+
+    merge: Merge
+
+    def __call__(self, tokens: Tokens, ask: Ask) -> None:
+        """Merge tokens until their count is left.
+
+        Raises:
+            InputError: images are to keep different numbers of tokens.
+        """
+        k = ask.counts[self.stage]
+        if isinstance(tokens.num_patches, Tensor):
+            raise InputError("reducer 'merge' needs images of one size: it leaves as many tokens in each.")
+        if isinstance(k, Tensor) and k.numel() != 1:
+            raise InputError(
+                "reducer 'merge' leaves as many tokens in every image: give one number of keep_counts a stage."
+            )
+        assert isinstance(tokens, GatheredTokens)
+        if k < tokens.positions.shape[1]:
+            keys = tokens.view(self.block).mean_keys()
+            tokens.merge(self.merge, keys[:, tokens.adapter.num_prefix_tokens :], int(k))
+
+    def macs(self, n: int, k: int, adapter: BackboneAdapter) -> tuple[int, int]:
+        """Return the multiply-accumulates, for one image, of comparing n tokens and merging them to k; and 0."""
+        if k >= n:
+            return 0, 0
+        attention = adapter.backbone.blocks[self.block].attn
+        dim, width = attention.proj.out_features, attention.proj.in_features
+        metric_dim = width // attention.num_heads
+        keys = (adapter.num_prefix_tokens + n) * dim * (width if normalises_keys(attention) else metric_dim)
+        return keys + self.merge.macs(k, n - k, dim, metric_dim), 0
+
+    def leaves(self, n: int, k: int) -> int:
+        """Return how many tokens there are after n were merged to k."""
+        return k
