@@ -74,8 +74,8 @@ def check_training(
     [
         ("topk", (1,)),
         pytest.param("topk", (0, 1), marks=pytest.mark.slow),
-        ("gumbel_sigmoid", (0, 1)),
-        ("ste", (0, 1)),
+        pytest.param("gumbel_sigmoid", (0, 1), marks=pytest.mark.slow),
+        pytest.param("ste", (0, 1), marks=pytest.mark.slow),
     ],
 )
 def test_a_schedule_of_training_steps_is_compiled_once(selector: str, stages: tuple[int, ...]) -> None:

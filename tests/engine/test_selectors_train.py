@@ -22,7 +22,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", ["topk", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name != "topk")]
+)
 def test_a_few_steps_of_the_quickstart(variant: str, tmp_path: Path) -> None:
     """A freshly initialised head on one batch, so that there is something to gain in ten steps."""
     config = load_config(

@@ -391,7 +391,7 @@ def test_permuted_patches(family: str, execution: str, model_of: Model, images_f
 # 6. Gradients
 
 
-@pytest.mark.parametrize("mask_form", ["key", "identity"])
+@pytest.mark.parametrize("mask_form", ["key", pytest.param("identity", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("selector", TRAINABLE)
 def test_gradient_through_kept_and_dropped_tokens(
     family: str, selector: str, mask_form: str, model_of: Model, images_for: Images
@@ -595,7 +595,9 @@ def test_plain_timm_weights_load_strictly(
 # What else may be switched on
 
 
-@pytest.mark.parametrize("selector", TRAINABLE)
+@pytest.mark.parametrize(
+    "selector", ["topk", *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINABLE if name != "topk")]
+)
 def test_gradient_checkpointing_changes_nothing(
     family: str, selector: str, model_of: Model, images_for: Images
 ) -> None:

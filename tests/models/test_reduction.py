@@ -401,7 +401,10 @@ def test_saved_and_loaded(method: str, small: Model, images_for: Images, tmp_pat
     assert dynavit.load(tmp_path, keep_ratio=1.0).keep_ratios == (1.0,) * len(model.stages)
 
 
-@pytest.mark.parametrize("method", ["evit_fuse", "squeeze", "tome", "aggregate", "random"])
+@pytest.mark.parametrize(
+    "method",
+    ["tome", *(pytest.param(name, marks=pytest.mark.slow) for name in ("evit_fuse", "squeeze", "aggregate", "random"))],
+)
 @pytest.mark.parametrize("name", ["vit", pytest.param("eva02", marks=pytest.mark.slow)])
 def test_torch_export(name: str, method: str, small: Model, images_for: Images) -> None:
     model = small(name, method)

@@ -146,6 +146,7 @@ class NoSelector:
 '''
 
 
+@pytest.mark.slow
 def test_selector_of_an_installed_package(tmp_path: Path) -> None:
     """A package made and installed as its author would, seen by a new Python process."""
     source, site = tmp_path / "source", tmp_path / "site"
