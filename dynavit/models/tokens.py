@@ -273,7 +273,7 @@ class GatheredTokens(Tokens):
             self._bias = proportional_bias(merged.size, num_prefix, self.x.dtype)
         if self.places is not None:
             self.places.keep(self.positions, self.candidates)
-            self.places.move(merged.target)
+            self.places.move(merged.target())
 
 
 def _first(chosen: Tensor, count: int) -> Tensor:

@@ -23,13 +23,21 @@ class Merged:
         tokens: ``(B, k, D)``.
         size: ``(B, k)``, how many patches each stands for.
         index: ``(B, k)`` int64, the slot among the n whose place (position, rotation) each one keeps.
-        target: ``(B, n)`` int64, the slot among the k that holds each token now.
+        merged: ``(B, n - k)`` int64, the slots among the n of the tokens that are merged into others.
+        into: ``(B, n - k)`` int64, the slots among the k of those others.
     """
 
     tokens: Tensor
     size: Tensor
     index: Tensor
-    target: Tensor
+    merged: Tensor
+    into: Tensor
+
+    def target(self) -> Tensor:
+        """Return ``(B, n)`` int64, the slot among the k that holds each of the n tokens now."""
+        slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
+        held = torch.cat([self.index, self.merged], dim=1)
+        return torch.zeros_like(held).scatter(1, held, torch.cat([slots, self.into], dim=1))
 
 
 class Merge(nn.Module):
@@ -59,7 +67,7 @@ class Merge(nn.Module):
     def forward(self, tokens: Tensor, metric: Tensor, size: Tensor, k: int) -> Merged:
         """Merge n tokens until k remain: those of A left over, in their order, then all of B.
 
-        Equal similarities go to the lowest index.
+        Of equal similarities the lowest index comes first, but on a GPU any.
 
         Args:
             tokens: ``(B, n, D)``.
@@ -79,22 +87,19 @@ class Merge(nn.Module):
                 f"({n - num_a} to {n}); keep more, or use more stages."
             )
         similarity, partner = nearest(metric[:, 1::2].detach(), metric[:, ::2].detach())
-        order = _order(similarity, num_merged)
-        rest, merged = order[:, : num_a - num_merged], order[:, num_a - num_merged :]
-
+        order = similarity.argsort(dim=1, descending=True)
+        merged, rest = order[:, :num_merged], order[:, num_merged:].sort(dim=1).values
+        into = partner.gather(1, merged)
         tokens_a, tokens_b = tokens[:, 1::2], tokens[:, ::2]
         size_a, size_b = size[:, 1::2], size[:, ::2]
-        into = partner.gather(1, merged)
         tokens_b, received = absorb(tokens_b, size_b, take(tokens_a, merged), size_a.gather(1, merged), into)
-        b = torch.arange(n - num_a, device=tokens.device).expand(tokens.shape[0], -1)
-        slot_b = num_a - num_merged
-        # where each of A is now: its place in `rest`, or its partner's in B
-        target_a = torch.zeros_like(partner).scatter(1, order, torch.cat([_count(rest), slot_b + into], dim=1))
+        even = torch.arange(0, n, 2, device=tokens.device).expand(tokens.shape[0], -1)
         return Merged(
             tokens=torch.cat([take(tokens_a, rest), tokens_b], dim=1),
             size=torch.cat([size_a.gather(1, rest), size_b + received], dim=1),
-            index=torch.cat([2 * rest + 1, 2 * b], dim=1),
-            target=_interleave(slot_b + b, target_a),
+            index=torch.cat([2 * rest + 1, even], dim=1),
+            merged=2 * merged + 1,
+            into=rest.shape[1] + into,
         )
 
     def macs(self, k: int, q: int, dim: int, metric_dim: int) -> int:
@@ -109,28 +114,3 @@ class Merge(nn.Module):
         num_a = (k + q) // 2
         num_b = k + q - num_a
         return num_a * num_b * metric_dim + num_b * q * dim
-
-
-def _order(similarity: Tensor, num_merged: int) -> Tensor:
-    """Order A's tokens ``(B, a)``: those left over by their index, then the most similar, the closest first.
-
-    Ranks are counted, not sorted: sorting leaves the order of equal values open, and this exports.
-    """
-    index = torch.arange(similarity.shape[1], device=similarity.device)
-    mine, other = similarity.unsqueeze(2), similarity.unsqueeze(1)
-    before = (other > mine) | ((other == mine) & (index < index.unsqueeze(1)))
-    rank = before.sum(dim=2)
-    left = rank >= num_merged
-    place = torch.where(left, left.cumsum(dim=1) - 1, similarity.shape[1] - num_merged + rank)
-    return torch.zeros_like(place).scatter(1, place, index.expand_as(place))
-
-
-def _count(index: Tensor) -> Tensor:
-    return torch.arange(index.shape[1], device=index.device).expand_as(index)
-
-
-def _interleave(even: Tensor, odd: Tensor) -> Tensor:
-    """Return ``(B, n)`` with ``even`` at 0, 2, 4, .. and ``odd`` at 1, 3, 5, .."""
-    half = even.shape[1]
-    index = torch.arange(half + odd.shape[1], device=even.device)
-    return torch.cat([even, odd], dim=1)[:, index // 2 + half * (index % 2)]

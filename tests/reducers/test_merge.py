@@ -44,7 +44,7 @@ def test_equals_the_published_matching(r: int, vectors: Path) -> None:
     torch.testing.assert_close(merged.tokens, expected[:, 1:], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(merged.size, expected_size[:, 1:, 0])
     # ToMe's inverse gives every patch the token that holds it
-    spread = merged.tokens.gather(1, merged.target.unsqueeze(2).expand(-1, -1, 6))
+    spread = merged.tokens.gather(1, merged.target().unsqueeze(2).expand(-1, -1, 6))
     torch.testing.assert_close(spread, stored[f"bsm_r{r}_unmerged"][:, 1:], rtol=1e-5, atol=1e-6)
 
 
@@ -75,7 +75,7 @@ def test_equals_enumeration(n: int, r: int) -> None:
             mean = sum(size[image, i] * tokens[image, i] for i in members) / total
             torch.testing.assert_close(merged.tokens[image, slot], mean)
             assert merged.size[image, slot] == total
-            assert all(merged.target[image, i] == slot for i in members)
+            assert all(merged.target()[image, i] == slot for i in members)
 
 
 @pytest.mark.parametrize("n", [7, 12])
@@ -99,15 +99,15 @@ def test_target_and_index_agree(k: int) -> None:
     n = 13
     tokens, metric, size = inputs(n)
     merged = merge(tokens, metric, size, k)
-    assert merged.target.shape == size.shape
-    assert merged.target.dtype == merged.index.dtype == torch.int64
-    held = torch.nn.functional.one_hot(merged.target, k).to(size.dtype).transpose(1, 2)  # (B, k, n)
+    assert merged.target().shape == size.shape
+    assert merged.target().dtype == merged.index.dtype == torch.int64
+    held = torch.nn.functional.one_hot(merged.target(), k).to(size.dtype).transpose(1, 2)  # (B, k, n)
     assert (held.sum(dim=2) > 0).all()
     torch.testing.assert_close((held @ size.unsqueeze(2)).squeeze(2), merged.size)
     mean = held @ (tokens * size.unsqueeze(2)) / merged.size.unsqueeze(2)
     torch.testing.assert_close(merged.tokens, mean, rtol=1e-5, atol=1e-6)
     slots = torch.arange(k).expand_as(merged.index)
-    assert torch.equal(merged.target.gather(1, merged.index), slots)  # who lends its place is held there
+    assert torch.equal(merged.target().gather(1, merged.index), slots)  # who lends its place is held there
     single = held.sum(dim=2) == 1
     assert torch.equal(merged.tokens[single], _rows(tokens, merged.index)[single])  # exactly
     assert all(len(set(row)) == k for row in merged.index.tolist())
@@ -124,7 +124,7 @@ def test_keeping_all_changes_the_order_only(n: int) -> None:
     assert merged.index.tolist() == [[*range(1, n, 2), *range(0, n, 2)]] * 3
     assert torch.equal(merged.tokens, _rows(tokens, merged.index))
     assert torch.equal(merged.size, size.gather(1, merged.index))
-    assert torch.equal(merged.target.gather(1, merged.index), torch.arange(n).expand(3, n))
+    assert torch.equal(merged.target().gather(1, merged.index), torch.arange(n).expand(3, n))
 
 
 @pytest.mark.parametrize(("n", "k"), [(8, 3), (9, 4), (1, 0), (8, 9)])
@@ -139,7 +139,7 @@ def test_ties_go_to_the_lowest_index() -> None:
     metric = torch.ones(3, 10, 4)
     merged = merge(tokens, metric, size, 7)
     assert merged.index.tolist() == [[7, 9, 0, 2, 4, 6, 8]] * 3
-    assert merged.target.tolist() == [[2, 2, 3, 2, 4, 2, 5, 0, 6, 1]] * 3
+    assert merged.target().tolist() == [[2, 2, 3, 2, 4, 2, 5, 0, 6, 1]] * 3
     again = merge(tokens, metric, size, 7)
     assert torch.equal(again.tokens, merged.tokens)
 
@@ -152,7 +152,7 @@ def test_images_do_not_mix() -> None:
         torch.testing.assert_close(alone.tokens, together.tokens[i : i + 1])
         assert torch.equal(alone.size, together.size[i : i + 1])
         assert torch.equal(alone.index, together.index[i : i + 1])
-        assert torch.equal(alone.target, together.target[i : i + 1])
+        assert torch.equal(alone.target(), together.target()[i : i + 1])
 
 
 def test_gradients_reach_tokens_and_not_the_metric() -> None:
@@ -172,13 +172,13 @@ def test_half_precision() -> None:
     full = merge(tokens.bfloat16().float(), metric.bfloat16().float(), size, 40)
     assert low.tokens.dtype == torch.bfloat16
     assert low.size.dtype == torch.float32
-    assert torch.equal(low.target, full.target)
+    assert torch.equal(low.target(), full.target())
     torch.testing.assert_close(low.tokens.float(), full.tokens, rtol=0.02, atol=0.02)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = merge(tokens, metric, size, 40)
     plain = merge(tokens, metric, size, 40)
     assert torch.equal(mixed.tokens, plain.tokens)
-    assert torch.equal(mixed.target, plain.target)
+    assert torch.equal(mixed.target(), plain.target())
 
 
 @pytest.mark.parametrize(("n", "k"), [(12, 9), (13, 7), (13, 13)])
@@ -199,7 +199,7 @@ def test_exports_with_a_dynamic_number_of_tokens() -> None:
         def forward(self, tokens: Tensor, metric: Tensor, size: Tensor) -> tuple[Tensor, ...]:
             n = tokens.shape[1]
             merged: Merged = self.reducer(tokens, metric, size, n * 700 // 1000)
-            return merged.tokens, merged.size, merged.index, merged.target
+            return merged.tokens, merged.size, merged.index, merged.target()
 
     module = Halve()
     dynamic = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
@@ -214,7 +214,7 @@ def test_compares_half_precision_keys_in_fp32() -> None:
     """Cosines of 0.9995 and 0.9999 are the same number in bf16."""
     metric = torch.tensor([[[1.0, 1 / 32], [1.0, 0.0], [1.0, 1 / 64]]]).bfloat16()
     merged = merge(torch.zeros(1, 3, 2), metric, torch.ones(1, 3), 2)
-    assert merged.target.tolist() == [[0, 1, 1]]
+    assert merged.target().tolist() == [[0, 1, 1]]
 
 
 def test_reads_no_token_sets() -> None:
