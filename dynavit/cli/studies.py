@@ -21,6 +21,9 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--batch-sizes", type=numbers(int), metavar="1,8,32", help="(default: 1,8,32; selectors: 256)")
     parser.add_argument("--dtypes", metavar="float32,bfloat16", help="float16, too (default: float32)")
     parser.add_argument("--selector", metavar="NAME", help="(default: topk)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="FILE", help="configurations of methods, or shipped ones such as methods/evit"
+    )
     parser.add_argument("--training", action="store_true", help="time training steps, masked and gathered")
     parser.add_argument("--selectors", action="store_true", help="time every selector against one block instead")
     parser.add_argument("--model-kwargs", type=mapping, metavar="JSON", help="for timm, as '{\"img_size\": 384}'")
@@ -30,6 +33,7 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _benchmark(options: argparse.Namespace) -> None:
+    from dynavit.config.recipes import find_config
     from dynavit.engine.benchmark import (
         benchmark_models,
         benchmark_selectors,
@@ -37,10 +41,13 @@ def _benchmark(options: argparse.Namespace) -> None:
         format_selectors,
         machine,
     )
+    from dynavit.engine.method import read_methods
     from dynavit.engine.run import choose_device
 
     if options.selectors:
-        refuse(options, "means nothing with --selectors", "keep_ratios", "dtypes", "selector", "training")
+        refuse(options, "means nothing with --selectors", "keep_ratios", "dtypes", "selector", "methods", "training")
+    if options.methods:
+        refuse(options, "means nothing with --methods", "selector")
     if options.output is not None:
         check_suffix(options.output, ".json")
         require_writable(options.output)
@@ -57,6 +64,7 @@ def _benchmark(options: argparse.Namespace) -> None:
             options.batch_sizes or [1, 8, 32],
             [name.strip() for name in (options.dtypes or "float32").split(",")],
             selector=options.selector or "topk",
+            methods=read_methods(map(find_config, options.methods)) if options.methods else (),
             training=options.training,
             **common,
         )

@@ -7,6 +7,7 @@ Everything that is compared is timed interleaved, and ratios are medians of rati
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from statistics import median
 from typing import Any
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from dynavit.engine.method import Method
 from dynavit.errors import InputError
 from dynavit.metrics.efficiency import checked_size, closed_form_macs, tokens_per_stage
-from dynavit.metrics.timing import measure, median_ratio
+from dynavit.metrics.timing import measure, median_interval, median_ratio
 from dynavit.models import PrunedViT, create_model, prune
 from dynavit.report.table import aligned, significant
 from dynavit.selectors import Selector, create_selector, list_selectors, num_keep
@@ -32,7 +34,7 @@ _RUNS = ("inference", "training, mask", "training, gather")
 _SELECTOR_KEEPS = 0.7
 _LEGEND = (
     "ms: per image, the time of a batch over its size. oracle: what pruning could save at best, the same blocks on as "
-    "few tokens without choosing them. over oracle: how much longer the pruned model takes than that."
+    "few tokens without choosing them. share: how much of the oracle's speed the pruned model has; 95 % interval."
 )
 
 
@@ -43,6 +45,7 @@ def benchmark_models(
     dtypes: Sequence[str] = ("float32",),
     *,
     selector: str = "topk",
+    methods: Sequence[Method] = (),
     training: bool = False,
     device: torch.device | str = "cpu",
     rounds: int = 7,
@@ -56,20 +59,22 @@ def benchmark_models(
 
     Args:
         backbone: timm model name.
-        keep_ratios: r keeps r, r^2, r^3 ... over the default stages.
+        keep_ratios: r keeps r, r^2, r^3 ... over the default stages; of a method, by its own rule.
         batch_sizes: images in a batch.
         dtypes: of "float32", "bfloat16" and "float16".
-        selector: a registered name.
+        selector: a registered name, for learned scores and dropped tokens.
+        methods: published ones, in place of that.
         training: time training steps instead, in mask and, where the selector allows it, gather execution.
         device: where to run.
         rounds: how often each is timed.
         model_kwargs: further arguments of ``timm.create_model``.
 
     Returns:
-        One row for each precision, batch size, ratio and way to run: ``ms`` an image of the dense model,
-        the pruned one and the oracle; ``speedup`` over dense, ``oracle_speedup``, and ``overhead``, the
-        time over the oracle's minus 1, each as [median, least, largest] over rounds; ``macs_ratio``; and
-        in inference ``stages``: by block number, how many times faster the model is with that stage.
+        One row for each precision, batch size, method, ratio and way to run: ``ms`` an image of the dense model,
+        the pruned one and the oracle; ``speedup`` over dense and ``oracle_speedup``, each as [median, least, largest]
+        over rounds; ``share``, the oracle's time over the pruned model's, as [median, low, high] of a 95 % interval;
+        ``macs_ratio``; and in inference, unless methods are given, ``stages``: by block number, how many times faster
+        the model is with that stage.
 
     Raises:
         InputError: an unknown name or impossible value.
@@ -78,30 +83,38 @@ def benchmark_models(
     if unknown:
         raise InputError(f"dtype {unknown[0]}: choose from {', '.join(_DTYPES)}.")
     dense = create_model(backbone, stages=(), **(model_kwargs or {})).to(device)
-    models = [prune(dense.backbone, keep_ratio=ratio, selector=selector).to(device) for ratio in keep_ratios]
+    named = [(one.name, {**one.parts, "stages": one.stages_in(dense.adapter.depth)}) for one in methods]
+    named = named or [(selector, {"selector": selector})]
+    cases = [(name, parts, ratio) for name, parts in named for ratio in keep_ratios]
+    models = [prune(dense.backbone, keep_ratio=ratio, **parts).to(device) for _, parts, ratio in cases]
     rows: list[Row] = []
-    cases = [(name, batch_size) for name in dtypes for batch_size in batch_sizes]
-    for name, batch_size in tqdm(cases, desc="timing", leave=False, disable=None):
+    runs = [(name, batch_size) for name in dtypes for batch_size in batch_sizes]
+    for name, batch_size in tqdm(runs, desc="timing", leave=False, disable=None):
         images = torch.randn(batch_size, 3, *checked_size(dense, None), device=device)
         with torch.inference_mode(not training):
-            variants = (_training if training else _inference)(dense, models, images, _DTYPES[name])
+            dtype = _DTYPES[name]
+            variants = _training(dense, models, images, dtype) if training else _inference(dense, models, images, dtype)
+            if not training and not methods:
+                variants |= _without_each_stage(models, images.to(dtype))
             seconds = measure(variants, rounds=rounds)
         for number, model in enumerate(models):
             for run in (run for run in _RUNS if f"{run} {number}" in seconds):
                 row = _row(dense, model, run, number, batch_size, seconds)
-                rows.append({"dtype": name, "batch_size": batch_size, **row})
+                rows.append({"method": cases[number][0], "dtype": name, "batch_size": batch_size, **row})
     return rows
 
 
 def oracle(model: PrunedViT, images: Tensor) -> Any:
     """Run the model's blocks on its first tokens, as many as it keeps, whatever they show."""
-    counts = dict(zip(model.stages, tokens_per_stage(model), strict=True))
-    adapter = model.adapter
+    counts, steps, adapter = tokens_per_stage(model), model.steps(), model.adapter
     x, context = adapter.embed(images)
     for number in range(adapter.depth):
-        if number in counts:
-            x = x[:, : adapter.num_prefix_tokens + counts[number]]
-            context = adapter.gather(context, torch.arange(counts[number], device=x.device).expand(len(x), -1))
+        step = steps.get(number)
+        if step is not None and step.keep_ratio < 1:
+            present = x.shape[1] - adapter.num_prefix_tokens
+            left = min(step.leaves(present, counts[step.stage]), present)
+            x = x[:, : adapter.num_prefix_tokens + left]
+            context = adapter.gather(context, torch.arange(left, device=x.device).expand(len(x), -1))
         x = adapter.block(number, x, context, None)
     return adapter.head(adapter.norm(x), None, model.training, pre_logits=False)
 
@@ -112,6 +125,12 @@ def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dt
     for number, model in enumerate(models):
         variants[f"inference {number}"] = partial(model.to(dtype).eval(), images)
         variants[f"oracle {number}"] = partial(oracle, model, images)
+    return variants
+
+
+def _without_each_stage(models: Sequence[PrunedViT], images: Tensor) -> Variants:
+    variants: Variants = {}
+    for number, model in enumerate(models):
         for stage in _pruning_stages(model):
             fewer = prune(
                 model.backbone,
@@ -135,11 +154,12 @@ def _training(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dty
     variants: Variants = {"dense": partial(step, dense, dense.train().backbone)}
     for number, model in enumerate(models):
         variants[f"oracle {number}"] = partial(step, model, partial(oracle, model.train()))
-        variants[f"training, mask {number}"] = partial(step, model, model)
+        if not model.only_gathers:
+            variants[f"training, mask {number}"] = partial(step, model, model)
         if model.selector.budget == "k":
-            gathers = prune(model.backbone, keep_ratios=model.keep_ratios, selector=model.selector).to(images.device)
+            gathers = copy(model)
             gathers.execution = "gather"
-            variants[f"training, gather {number}"] = partial(step, gathers, gathers.train())
+            variants[f"training, gather {number}"] = partial(step, gathers, gathers)
     return variants
 
 
@@ -158,12 +178,13 @@ def _row(
         },
         "speedup": median_ratio(base, mine),
         "oracle_speedup": median_ratio(base, best),
-        "overhead": [ratio - 1 for ratio in median_ratio(base=mine, other=best)],
+        "share": median_interval(base=best, other=mine),
     }
     if run == "inference":
         row["stages"] = {
-            model.stages[stage]: median_ratio(base=seconds[f"without {stage} {number}"], other=mine)
+            model.stages[stage]: median_ratio(base=seconds[name], other=mine)
             for stage in _pruning_stages(model)
+            if (name := f"without {stage} {number}") in seconds
         }
     return row
 
@@ -253,23 +274,27 @@ def machine(device: torch.device | str) -> str:
 
 def format_models(rows: Sequence[Row]) -> str:
     """Return the rows of :func:`benchmark_models` as an aligned table, and below it the stages that do not pay."""
-    titles = ["run", "dtype", "batch", "keep ratio", "tokens", "x fewer"]
-    titles += ["dense ms", "pruned ms", "oracle ms", "speedup", "[min, max]", "oracle", "over oracle"]
+    titles = ["method", "run", "dtype", "batch", "keep ratio", "tokens", "x fewer"]
+    titles += ["dense ms", "pruned ms", "oracle ms", "speedup", "[min, max]", "oracle", "share", "95 % interval"]
     lines = [titles]
     remarks = []
     for row in rows:
         speedup, low, high = row["speedup"]
-        case = [row["run"], row["dtype"], str(row["batch_size"]), f"{row['keep_ratio']:g}"]
+        share, least_share, largest_share = row["share"]
+        case = [row["method"], row["run"], row["dtype"], str(row["batch_size"]), f"{row['keep_ratio']:g}"]
         lines.append(
             [
                 *case,
-                "/".join(map(str, row["tokens"])),
+                "/".join(
+                    map(str, row["tokens"] if len(row["tokens"]) < 5 else [row["tokens"][0], "..", row["tokens"][-1]])
+                ),
                 f"{row['macs_ratio']:.2f}x",
                 *(significant(row["ms"][name]) for name in ("dense", "pruned", "oracle")),
                 f"{speedup:.2f}x",
                 f"[{low:.2f}, {high:.2f}]",
                 f"{row['oracle_speedup'][0]:.2f}x",
-                f"{100 * row['overhead'][0]:+.1f} %",
+                f"{share:.3f}",
+                f"{least_share:.3f} to {largest_share:.3f}",
             ]
         )
         for block, (gain, least, largest) in row.get("stages", {}).items():
@@ -279,7 +304,7 @@ def format_models(rows: Sequence[Row]) -> str:
                     f"{row['dtype']}, batch {row['batch_size']}, keep ratio {row['keep_ratio']:g}: the stage before "
                     f"block {block} {verdict}: with it the model runs {gain:.2f}x [{least:.2f}, {largest:.2f}] as fast."
                 )
-    return "\n".join([aligned(lines, left=range(2)), "", _LEGEND, *(["", *remarks] if remarks else [])])
+    return "\n".join([aligned(lines, left=range(3)), "", _LEGEND, *(["", *remarks] if remarks else [])])
 
 
 def format_selectors(rows: Sequence[Row]) -> str:

@@ -306,7 +306,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         kind = GatheredTokens if gathers else MaskedTokens
         tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
         if self.training and self.stages and gathers and isinstance(tokens.num_patches, Tensor):
-            way = f"reducer {self.reducer.name!r} cannot mask them" if self._only_gathers else "use execution='mask'"
+            way = f"reducer {self.reducer.name!r} cannot mask them" if self.only_gathers else "use execution='mask'"
             raise InputError(
                 f"images of different sizes keep different numbers of tokens; none can be removed in training: {way}."
             )
@@ -325,17 +325,18 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         return stage_counts(num_patches, ratios, self.count_rule, makes)
 
     @property
-    def _only_gathers(self) -> bool:
+    def only_gathers(self) -> bool:
+        """Whether tokens can be removed but not masked."""
         return isinstance(self.reducer, Merge) or not self.reducer.masks
 
     def _executes(self) -> Literal["mask", "gather"]:
         execution = self.execution
         if execution == "auto":
-            execution = "gather" if not self.training or self._only_gathers else "mask"
+            execution = "gather" if not self.training or self.only_gathers else "mask"
         if not self.stages:
             return execution
         reducer, selector = type(self.reducer).__name__, type(self.selector).__name__
-        if execution == "mask" and self._only_gathers:
+        if execution == "mask" and self.only_gathers:
             raise InputError(f"reducer {reducer} removes tokens, it cannot mask them: use execution='auto'.")
         if self.training and not isinstance(self.reducer, Merge):
             if self.selector.soft and (self.reducer.reads_dropped or not self.reducer.masks):

@@ -12,8 +12,10 @@ import torch
 import dynavit
 from dynavit import InputError
 from dynavit.cli import main
+from dynavit.config.recipes import find_config
 from dynavit.engine import benchmark
 from dynavit.engine.benchmark import benchmark_models, benchmark_selectors, format_models, format_selectors, oracle
+from dynavit.engine.method import read_methods
 from dynavit.metrics import closed_form_macs, measure
 from dynavit.selectors import create_selector, list_selectors
 
@@ -62,14 +64,14 @@ def test_rows_say_what_the_times_say(clock: dict[str, list[float]]) -> None:
     assert row["ms"] == pytest.approx({"dense": 7500 / 4, "pruned": 3500 / 4, "oracle": 2250 / 4})
     assert row["speedup"] == pytest.approx(((1.5 + 3) / 2, 1.5, 3))
     assert row["oracle_speedup"] == pytest.approx((3.3, 3, 3.6))
-    assert row["overhead"] == pytest.approx([(1 + 0.2) / 2, 0.2, 1])
+    assert row["share"] == pytest.approx([(1 / 2 + 2.5 / 3) / 2, 1 / 2, 2.5 / 3])
     assert row["stages"][2] == pytest.approx(((0.5 + 0.8) / 2, 0.5, 0.8))
     pruned, dense = dynavit.create_model(NAME, keep_ratio=0.5, **TINY), dynavit.create_model(NAME, stages=(), **TINY)
     assert row["macs_ratio"] == closed_form_macs(dense) / closed_form_macs(pruned)
 
     shown = format_models([row]).splitlines()
     assert "8/4/2" in shown[2]
-    assert shown[2].endswith("2.25x  [1.50, 3.00]   3.30x      +60.0 %")
+    assert shown[2].endswith("2.25x  [1.50, 3.00]   3.30x  0.667  0.500 to 0.833")
     remarks = [line for line in shown if "saves less than it costs" in line]
     assert len(remarks) == 3  # the others: 1 s without, 3.5 s with
     assert "before block 2" in remarks[1]
@@ -93,6 +95,15 @@ def test_every_ratio_size_and_precision_has_its_row(clock: dict[str, list[float]
     assert len(cases) == len(rows) == 8
     table = format_models(rows).splitlines()[:10]
     assert len({len(line) for line in table}) == 1
+
+
+def test_methods_are_compared_with_an_oracle_of_their_own_lengths(clock: dict[str, list[float]]) -> None:
+    methods = read_methods(find_config(f"methods/{name}") for name in ("evit", "tome"))
+    evit, tome = benchmark_models(NAME, [0.5], [2], methods=methods, model_kwargs=TINY)
+    assert [row["method"] for row in (evit, tome)] == ["evit", "tome"]
+    assert len(evit["tokens"]) == 3
+    assert len(tome["tokens"]) == TINY["depth"]
+    assert evit["stages"] == tome["stages"] == {}
 
 
 def precisions(monkeypatch: pytest.MonkeyPatch, **options: object) -> dict[str, set[torch.dtype]]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from dynavit import InputError
 from dynavit.metrics import measure, median_ratio
+from dynavit.metrics.timing import median_interval
 
 
 class Machine:
@@ -124,3 +126,16 @@ def test_ratio_of_different_rounds_is_refused(base: list[float], other: list[flo
 def test_nothing_to_time_is_refused(variants: dict[str, Callable[[], object]], rounds: int) -> None:
     with pytest.raises(InputError, match="at least one"):
         measure(variants, rounds=rounds)
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    """Of 400 samples of a skewed distribution about 95 % have the true median inside."""
+    random = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        times = random.lognormal(size=31)
+        middle, low, high = median_interval(times.tolist(), [1.0] * 31)
+        assert low <= middle <= high
+        inside += low <= 1 <= high
+    assert 0.93 <= inside / 400 <= 0.99
+    assert median_interval([1.0, 2.0, 3.0], [1.0] * 3) == (2.0, 1.0, 3.0)  # too few for any interval
