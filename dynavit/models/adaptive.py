@@ -20,7 +20,7 @@ from dynavit.models.trace import Trace
 from dynavit.selectors.functional import hard_topk
 from dynavit.text import listed
 
-_ALWAYS, _NEVER = float("-inf"), float("inf")
+_KEEP_ALL, _KEEP_NONE = float("-inf"), float("inf")
 
 
 @torch.inference_mode()
@@ -59,7 +59,7 @@ def calibrate(
         if keep_ratios is not None:
             model.set_keep_ratio(keep_ratios)
         for _ in range(num_stages):
-            model.set_thresholds([*found, *[_ALWAYS] * (num_stages - len(found))])
+            model.set_thresholds([*found, *[_KEEP_ALL] * (num_stages - len(found))])
             found.append(_calibrated(model, len(found), again()))
         model.set_thresholds(found)
     except BaseException:  # an interruption, too, leaves the model as it was
@@ -151,8 +151,8 @@ def _unknown(model: PrunedViT, images: Any) -> dict[str, Tensor]:
 def _threshold(scores: Tensor, count: int) -> float:
     """Return a value that ``count`` of the scores exceed, half way between two of them."""
     if count >= len(scores):
-        return _ALWAYS
+        return _KEEP_ALL
     if count <= 0:
-        return _NEVER
+        return _KEEP_NONE
     ordered = scores.sort(descending=True).values
     return float((ordered[count - 1] + ordered[count]) / 2)

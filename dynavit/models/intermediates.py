@@ -20,7 +20,7 @@ class Intermediates:
 
     adapter: Any
     _embed: Any
-    _ask: Any
+    _request: Any
     _run: Any
 
     def forward_intermediates(
@@ -79,7 +79,7 @@ class Intermediates:
 
         tokens = self._embed(images, cameras, views, follow=True)
         tokens.places.remember(tokens.patches)
-        self._run(tokens, self._ask(tokens), after=collect)
+        self._run(tokens, self._request(tokens), after=collect)
         x = self.adapter.norm(tokens.x)
         features: list[Any] = [full[:, num_prefix:] for full in found]
         if output_fmt == "NCHW":

@@ -25,7 +25,7 @@ from dynavit.models.intermediates import Intermediates
 from dynavit.models.places import Places
 from dynavit.models.pruning import Pruning
 from dynavit.models.side import SideEmbedding
-from dynavit.models.steps import Ask, MergeStep, SelectStep
+from dynavit.models.steps import ForwardRequest, MergeStep, SelectStep
 from dynavit.models.tokens import GatheredTokens, MaskedTokens, Tokens
 from dynavit.models.trace import StageTrace, Trace
 from dynavit.reducers import Drop, Merge
@@ -173,7 +173,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 a neck in training; a reducer that this execution or selector cannot be used with.
         """
         tokens = self._embed(images, cameras, views, follow=return_trace)
-        stages = self._run(tokens, self._ask(tokens, keep_counts, temperature, generator))
+        stages = self._run(tokens, self._request(tokens, keep_counts, temperature, generator))
         x = self.adapter.norm(tokens.x)
         output = self._head(x, tokens.weight)
         return (output, self._trace(x, tokens, stages)) if return_trace else output
@@ -194,7 +194,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         Where tokens do not all count alike, pooling has to know: pass ``trace.weight`` on to :meth:`forward_head`.
         """
         tokens = self._embed(images, cameras, views, follow=return_trace)
-        stages = self._run(tokens, self._ask(tokens))
+        stages = self._run(tokens, self._request(tokens))
         x = self.adapter.norm(tokens.x)
         return (x, self._trace(x, tokens, stages)) if return_trace else x
 
@@ -227,12 +227,14 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             return self.adapter.head(x, weight, self.training, pre_logits)
         return self.neck(self.adapter.head(x, weight, self.training, pre_logits=True))
 
-    def _run(self, tokens: Tokens, ask: Ask, after: Callable[[int, Tokens], None] | None = None) -> list[StageTrace]:
+    def _run(
+        self, tokens: Tokens, request: ForwardRequest, after: Callable[[int, Tokens], None] | None = None
+    ) -> list[StageTrace]:
         """Run the blocks, and shorten the tokens at the stages.
 
         Args:
             tokens: embedded; changed.
-            ask: what is asked of the stages.
+            request: what is asked of the stages.
             after: called with the number and the tokens after each block.
 
         Returns:
@@ -242,14 +244,14 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         stages: list[StageTrace] = []
         for number in range(self.adapter.depth):
             step, choice = steps.get(number), None
-            if step is None or step.idle(ask):
+            if step is None or step.idle(request):
                 tokens.block(number)
             elif self.placement == "inside":
                 tokens.attention(number)
-                choice = step(tokens, ask)
+                choice = step(tokens, request)
                 tokens.mlp(number)
             else:
-                choice = step(tokens, ask)
+                choice = step(tokens, request)
                 tokens.block(number)
             if step is not None and tokens.places is not None:
                 stages.append(StageTrace(tokens.places.kept, tokens.candidates.sum(dim=1), choice))
@@ -270,16 +272,16 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             steps[block] = SelectStep(stage, block, ratio, scorer, self.selector, reducer)
         return steps
 
-    def _ask(
+    def _request(
         self,
         tokens: Tokens,
         keep_counts: Sequence[int | Tensor] | None = None,
         temperature: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
-    ) -> Ask:
+    ) -> ForwardRequest:
         if keep_counts is not None and len(keep_counts) != len(self.stages):
             raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
-        return Ask(
+        return ForwardRequest(
             counts=self.stage_counts(tokens.num_patches) if keep_counts is None else keep_counts,
             training=self.training,
             always=self.training or keep_counts is not None or self.thresholds is not None,

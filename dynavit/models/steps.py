@@ -23,7 +23,7 @@ from dynavit.selectors.functional import above
 
 
 @dataclass(frozen=True)
-class Ask:
+class ForwardRequest:
     """What a forward asks of its stages.
 
     Attributes:
@@ -56,9 +56,9 @@ class Step:
     block: int
     keep_ratio: float
 
-    def idle(self, ask: Ask) -> bool:
+    def idle(self, request: ForwardRequest) -> bool:
         """Tell whether the stage leaves the tokens exactly as they are."""
-        return not ask.always and self.keep_ratio == 1
+        return not request.always and self.keep_ratio == 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class SelectStep(Step):
     selector: Selector
     reducer: Reducer
 
-    def __call__(self, tokens: Tokens, ask: Ask) -> Choice | None:
+    def __call__(self, tokens: Tokens, request: ForwardRequest) -> Choice | None:
         """Shorten the tokens to their count, and those that the reducer makes.
 
         Returns:
@@ -84,20 +84,20 @@ class SelectStep(Step):
         Raises:
             InputError: images keep different numbers of tokens, which this execution or reducer cannot.
         """
-        logits, k = self._logits(tokens), ask.counts[self.stage]
+        logits, k = self._logits(tokens), request.counts[self.stage]
         selector = self.selector.at(self.stage, tokens.positions)
-        same = self._same(tokens, ask, k) if isinstance(tokens, GatheredTokens) else None
-        if same is not None and tokens.places is None and not ask.training:
+        same = self._same(tokens, request, k) if isinstance(tokens, GatheredTokens) else None
+        if same is not None and tokens.places is None and not request.training:
             assert isinstance(tokens, GatheredTokens)
             tokens.shorten(selector.order(logits, same), same, logits, self.reducer)
             return None
         alive, before, total = tokens.candidates, tokens.mask, tokens.num_patches
-        if ask.thresholds is None:
-            selection = selector(logits, alive, k, ask.temperature, ask.generator, ask.training)
+        if request.thresholds is None:
+            selection = selector(logits, alive, k, request.temperature, request.generator, request.training)
         else:
-            keep = above(logits, alive, ask.thresholds[self.stage])
+            keep = above(logits, alive, request.thresholds[self.stage])
             selection = Selection(keep, keep.float(), keep.float())
-        soft = ask.training and selector.soft
+        soft = request.training and selector.soft
         tokens.select(selection, logits, self.reducer, same, soft)
         if tokens.places is None:
             return None
@@ -137,15 +137,15 @@ class SelectStep(Step):
         logits: Tensor = self.scorer(tokens.patches, tokens.mask, StageView(self.stage, tokens.positions, attention))
         return logits
 
-    def _same(self, tokens: GatheredTokens, ask: Ask, k: int | Tensor) -> int | None:
+    def _same(self, tokens: GatheredTokens, request: ForwardRequest, k: int | Tensor) -> int | None:
         """Return the number of tokens that all images keep; None where images differ, which they may in eval."""
         differ = isinstance(k, Tensor) and k.numel() != 1
-        if ask.training and differ:
+        if request.training and differ:
             raise InputError(
                 "keep_counts that differ by image leave no rectangular batch to train on: use execution='mask'."
             )
-        uneven = ask.thresholds is not None or tokens.mask is not None
-        if differ or (uneven and not ask.training):
+        uneven = request.thresholds is not None or tokens.mask is not None
+        if differ or (uneven and not request.training):
             return None
         return int(k) if isinstance(k, Tensor) else k
 
@@ -160,13 +160,13 @@ class MergeStep(Step):
 
     merge: Merge
 
-    def __call__(self, tokens: Tokens, ask: Ask) -> None:
+    def __call__(self, tokens: Tokens, request: ForwardRequest) -> None:
         """Merge tokens until their count is left.
 
         Raises:
             InputError: images are to keep different numbers of tokens.
         """
-        k = ask.counts[self.stage]
+        k = request.counts[self.stage]
         if isinstance(tokens.num_patches, Tensor):
             raise InputError("reducer 'merge' needs images of one size: it leaves as many tokens in each.")
         if isinstance(k, Tensor) and k.numel() != 1:

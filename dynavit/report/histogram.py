@@ -7,9 +7,8 @@ from itertools import pairwise
 
 from dynavit.errors import InputError
 from dynavit.report.figures import Target, save_figure
+from dynavit.report.style import COLOURS, INK, finish, new_figure
 from dynavit.report.table import Row, is_adaptive, ratio_text
-
-_COLOUR, _INK, _FAINT = "#1f6feb", "#24292f", "#d0d7de"
 
 
 def plot_token_counts(rows: Sequence[Row], path: Target) -> None:
@@ -22,27 +21,20 @@ def plot_token_counts(rows: Sequence[Row], path: Target) -> None:
     Raises:
         InputError: no adaptive row.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a large import, needed here alone
-    from matplotlib.figure import Figure
-
     rows = [row for row in rows if is_adaptive(row)]
     if not rows:
         raise InputError("there is nothing to draw: no row is adaptive.")
-    figure = Figure(figsize=(2.4 * len(rows) + 0.4, 2.3), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.4 * len(rows) + 0.4, 2.3)
     panels = figure.subplots(1, len(rows), sharey=True, squeeze=False)[0]
     for axes, row in zip(panels, rows, strict=True):
         edges, images = row["tokens_histogram"]["edges"], row["tokens_histogram"]["images"]
         widths = [high - low for low, high in pairwise(edges)]
         share = [100 * count / sum(images) for count in images]
         left = [edge - 0.5 for edge in edges[:-1]]  # a bar stands round its whole numbers
-        axes.bar(left, share, widths, align="edge", color=_COLOUR, edgecolor="white", linewidth=0.5)
-        axes.axvline(row["tokens"][-1], color=_INK, linestyle="--", linewidth=1)
+        axes.bar(left, share, widths, align="edge", color=COLOURS[0], edgecolor="white", linewidth=0.5)
+        axes.axvline(row["tokens"][-1], color=INK, linestyle="--", linewidth=1)
         axes.set_title(f"keep ratio {ratio_text(row)}", fontsize=9)
-        axes.grid(axis="y", color=_FAINT, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        finish(axes, grid="y", size=8)
     panels[0].set_ylabel("images (%)", fontsize=9)
-    figure.supxlabel("tokens after the last stage; dashed: mean", fontsize=9, color=_INK)
+    figure.supxlabel("tokens after the last stage; dashed: mean", fontsize=9, color=INK)
     save_figure(figure, path)

@@ -7,9 +7,9 @@ from typing import Any
 
 from dynavit.errors import InputError
 from dynavit.report.figures import Target, save_figure
+from dynavit.report.style import COLOURS, finish, new_figure
 from dynavit.report.table import metric_name
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -24,15 +24,12 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Target, m
     Raises:
         InputError: a run without a complete epoch.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a large import, needed here alone
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator  # a large import, needed here alone
 
     for name, rows in runs.items():
         if not rows:
             raise InputError(f"{name} has no complete epoch yet: there is nothing to draw.")
-    figure = Figure(figsize=(9.6, 3.6), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.6, 3.6)
     for place, key, label in ((1, "train/loss", "training loss"), (2, f"val/{metric}", f"{metric_name(metric)} (%)")):
         axes = figure.add_subplot(1, 2, place)
         for number, (name, rows) in enumerate(runs.items()):
@@ -41,13 +38,12 @@ def plot_losses(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Target, m
                 [row[key] for row in rows],
                 label=name,
                 linewidth=1.8,
-                color=_COLOURS[number % len(_COLOURS)],
+                color=COLOURS[number % len(COLOURS)],
                 linestyle=_STYLES[number % len(_STYLES)],
             )
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
-        axes.grid(color="#d0d7de", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        finish(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.axes[0].legend(frameon=False, fontsize=9)
     save_figure(figure, path)

@@ -18,15 +18,14 @@ from dynavit.errors import InputError
 from dynavit.files import write_together
 from dynavit.report.figures import Target, png, save_figure
 from dynavit.report.rows import speed_columns
+from dynavit.report.style import COLOURS, INK, finish, new_figure
 from dynavit.report.table import aligned, batch_sizes, is_dense, metric_name, signed, significant, throughput
 from dynavit.tables import csv_text
 
 Row = Mapping[str, Any]
 
 _NOTHING = "-"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 _MARKERS = "osv^DPX*<>"
-_INK, _FAINT = "#24292f", "#d0d7de"
 
 
 def format_methods(rows: Sequence[Row]) -> str:
@@ -97,12 +96,8 @@ def plot_methods(rows: Sequence[Row], path: Target) -> None:
     Raises:
         InputError: no row.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a large import, needed here alone
-    from matplotlib.figure import Figure
-
     _require(rows)
-    figure = Figure(figsize=(7.6, 4.4), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.6, 4.4)
     axes = figure.add_subplot()
     lines: dict[str, list[Row]] = {}
     for row in rows:
@@ -115,22 +110,19 @@ def plot_methods(rows: Sequence[Row], path: Target) -> None:
             [row["gmacs"] for row in points],
             [row["top1"] for row in points],
             marker=_MARKERS[number % len(_MARKERS)],
-            color=_COLOURS[number % len(_COLOURS)],
-            linestyle="-" if number < len(_COLOURS) else "--",
+            color=COLOURS[number % len(COLOURS)],
+            linestyle="-" if number < len(COLOURS) else "--",
             linewidth=1.5,
             markersize=5,
             label=name,
         )
     for row in rows:
         if is_dense(row):
-            style: dict[str, Any] = {"color": "white", "markeredgecolor": _INK, "markeredgewidth": 1.8, "zorder": 3}
+            style: dict[str, Any] = {"color": "white", "markeredgecolor": INK, "markeredgewidth": 1.8, "zorder": 3}
             axes.plot(row["gmacs"], row["top1"], "D", markersize=8, label="dense", **style)
     axes.set_xlabel("GMACs per image, scoring included")
     axes.set_ylabel(f"{metric_name('top1')} (%)")
-    axes.grid(color=_FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
+    finish(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     save_figure(figure, path)
 

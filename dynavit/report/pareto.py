@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from dynavit.errors import InputError
 from dynavit.report.figures import Target, save_figure
+from dynavit.report.style import COLOURS, INK, finish, new_figure
 from dynavit.report.table import Row, batch_sizes, is_adaptive, is_dense, metric_name, ratio_text, throughput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#1f6feb", "#d1570a", "#1a7f4b", "#8250df", "#bf3989", "#57606a")
-_INK, _FAINT = "#24292f", "#d0d7de"
 _LEAST_SPAN = 4.0  # points of accuracy; less would make noise look like a result
 _LOG_FROM = 6.0  # speeds this many times apart are drawn on a logarithmic axis
 
@@ -29,20 +28,16 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
     Raises:
         InputError: no row has the metric.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a large import, needed here alone
-    from matplotlib.figure import Figure
-
     rows = [row for row in rows if row.get(metric) is not None and row.get("gmacs") is not None]
     if not rows:
         raise InputError(f"there is nothing to draw: no row has both {metric!r} and 'gmacs'.")
     sizes = batch_sizes(rows)
     panels = 2 if sizes else 1
-    figure = Figure(figsize=(5.4 * panels, 4.2), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.4 * panels, 4.2)
 
     cost = figure.add_subplot(1, panels, 1)
     points = [(row["gmacs"], row) for row in rows]
-    _draw(cost, points, metric, _INK)
+    _draw(cost, points, metric, INK)
     for x, row in points:
         if is_dense(row):
             best = row[metric] >= max(other[metric] for other in rows)
@@ -50,10 +45,10 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
             _write(cost, "dense", (x, row[metric]), offset, ha="center", va=side, weight="bold")
         elif not is_adaptive(row):  # the curve falls to the left: below it and to the right is room
             _write(cost, ratio_text(row), (x, row[metric]), (5, -4), va="top")
-    _finish(cost, "GMACs per image", metric)
+    _label(cost, "GMACs per image", metric)
     if any(is_adaptive(row) for row in rows):
-        cost.plot([], [], label="same number of tokens in every image", **_line(_INK))
-        cost.plot([], [], label="as many as each image needs", **_line(_INK, adaptive=True))
+        cost.plot([], [], label="same number of tokens in every image", **_line(INK))
+        cost.plot([], [], label="as many as each image needs", **_line(INK, adaptive=True))
         cost.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
 
     if sizes:
@@ -62,7 +57,7 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
         for number, size in enumerate(sizes):
             timed = [row for row in rows if size in throughput(row)]
             points = [(throughput(row)[size]["images_per_second"], row) for row in timed]
-            _draw(speed, points, metric, _COLOURS[number % len(_COLOURS)], f"batch {size}")
+            _draw(speed, points, metric, COLOURS[number % len(COLOURS)], f"batch {size}")
             for x, row in points:
                 fastest[id(row)] = max(fastest.get(id(row), (0.0, row)), (x, row), key=lambda point: point[0])
         for x, row in fastest.values():  # a row has one height, so one label serves all batch sizes
@@ -71,11 +66,11 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
             elif not (is_dense(row) or is_adaptive(row)):
                 _write(speed, ratio_text(row), (x, row[metric]), (6, 3), va="bottom")
         if any(is_dense(row) for _, row in fastest.values()):
-            speed.plot([], [], label="dense", **_diamond(_INK))
+            speed.plot([], [], label="dense", **_diamond(INK))
         speeds = [throughput(row)[size]["images_per_second"] for row in rows for size in throughput(row)]
         if max(speeds) > _LOG_FROM * min(speeds):
             _use_log_scale(speed)
-        _finish(speed, "images per second", metric)
+        _label(speed, "images per second", metric)
         speed.legend(
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
@@ -116,10 +111,10 @@ def _diamond(colour: str) -> dict[str, Any]:
 
 
 def _write(axes: Axes, text: str, point: tuple[float, float], offset: tuple[int, int], **style: Any) -> None:
-    axes.annotate(text, point, xytext=offset, textcoords="offset points", fontsize=8.5, color=_INK, **style)
+    axes.annotate(text, point, xytext=offset, textcoords="offset points", fontsize=8.5, color=INK, **style)
 
 
-def _finish(axes: Axes, x_label: str, metric: str) -> None:
+def _label(axes: Axes, x_label: str, metric: str) -> None:
     axes.set_xlabel(x_label)
     axes.set_ylabel(f"{metric_name(metric)} (%)")
     axes.margins(x=0.12, y=0.16)
@@ -127,10 +122,7 @@ def _finish(axes: Axes, x_label: str, metric: str) -> None:
     if high - low < _LEAST_SPAN:
         middle = (low + high) / 2
         axes.set_ylim(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)
-    axes.grid(color=_FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
+    finish(axes)
 
 
 def _use_log_scale(axes: Axes) -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from dynavit.errors import InputError
 from dynavit.report.patches import as_array, draw_kept
-from dynavit.report.tokens import _GAP, _INK, _MARGIN, _QUIET, _font, _shortened
+from dynavit.report.style import GAP, INK, MARGIN, QUIET, font, shortened
 
 _RIGHT, _WRONG = (26, 127, 55), (207, 34, 46)
 _FRAME, _BADGE = 4, 22  # pixels
@@ -104,31 +104,31 @@ def _picture(image: ArrayLike, kept: ArrayLike | None, grid_size: tuple[int, int
 
 
 def _draw(rows: list[list[_Cell]], height: int) -> Image.Image:
-    font, small = _font(14), _font(12)
+    large, small = font(14), font(12)
     cell = max(c.picture.width for row in rows for c in row) + 2 * _FRAME
     columns = max(len(row) for row in rows)
     lines = [max(len(c.caption) for c in row) for row in rows]
-    heights = [height + 2 * _FRAME + (4 + _LINE * count if count else 0) + _GAP for count in lines]
-    lefts = [_MARGIN + column * (cell + _GAP) + (_GAP if column else 0) for column in range(columns)]
-    size = (lefts[-1] + cell + _MARGIN, 2 * _MARGIN + 26 + sum(heights) - _GAP)
+    heights = [height + 2 * _FRAME + (4 + _LINE * count if count else 0) + GAP for count in lines]
+    lefts = [MARGIN + column * (cell + GAP) + (GAP if column else 0) for column in range(columns)]
+    size = (lefts[-1] + cell + MARGIN, 2 * MARGIN + 26 + sum(heights) - GAP)
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for column, left in enumerate(lefts):
-        draw.text((left + cell // 2, _MARGIN + 16), str(column or "query"), fill=_INK, font=font, anchor="ms")
-    top = _MARGIN + 26
+        draw.text((left + cell // 2, MARGIN + 16), str(column or "query"), fill=INK, font=large, anchor="ms")
+    top = MARGIN + 26
     for row, row_height in zip(rows, heights, strict=True):
         for left, shown in zip(lefts, row, strict=False):
             _draw_cell(canvas, draw, shown, left + (cell - shown.picture.width) // 2, top)
             for number, line in enumerate(shown.caption):
                 place = (left + cell // 2, top + height + 2 * _FRAME + 4 + _LINE * number + 11)
-                draw.text(place, _shortened(line, small, cell), fill=_QUIET, font=small, anchor="ms")
+                draw.text(place, shortened(line, small, cell), fill=QUIET, font=small, anchor="ms")
         top += row_height
     return canvas
 
 
 def _draw_cell(canvas: Image.Image, draw: ImageDraw.ImageDraw, shown: _Cell, left: int, top: int) -> None:
     """Paste a picture with its frame inside the column, and its mark."""
-    colour = _QUIET if shown.correct is None else _RIGHT if shown.correct else _WRONG
+    colour = QUIET if shown.correct is None else _RIGHT if shown.correct else _WRONG
     width, height = shown.picture.size
     outer = (left - _FRAME, top, left + width + _FRAME - 1, top + height + 2 * _FRAME - 1)
     draw.rectangle(outer, fill=colour)

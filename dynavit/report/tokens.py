@@ -6,21 +6,19 @@ Shapes: B images, H and W pixels, N patches, S stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dynavit.errors import InputError
 from dynavit.models import Trace
 from dynavit.report.patches import as_array, draw_groups, draw_kept
+from dynavit.report.style import GAP, INK, MARGIN, QUIET, font, shortened
 
 _READABLE = 192  # pixels; smaller pictures are enlarged to about this
-_MARGIN, _GAP = 16, 12
-_INK, _QUIET = (36, 41, 47), (100, 108, 118)
 
 
 def trace_grid(
@@ -89,30 +87,30 @@ def kept_token_grid(
     height, width = pictures[0].shape[:2]
     scale = scale or max(1, round(_READABLE / max(height, width)))
     height, width = height * scale, width * scale
-    font, small = _font(14), _font(12)
-    cell = max([width, *(int(font.getlength(title)) + 1 for title in titles)])
-    row_height = height + (28 if captions else 0) + _GAP
+    large, small = font(14), font(12)
+    cell = max([width, *(int(large.getlength(title)) + 1 for title in titles)])
+    row_height = height + (28 if captions else 0) + GAP
     size = (
-        2 * _MARGIN + len(titles) * (cell + _GAP) - _GAP,
-        2 * _MARGIN + 26 + len(pictures) * row_height - _GAP,
+        2 * MARGIN + len(titles) * (cell + GAP) - GAP,
+        2 * MARGIN + 26 + len(pictures) * row_height - GAP,
     )
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(titles):
-        middle = _MARGIN + column * (cell + _GAP) + cell // 2
-        draw.text((middle, _MARGIN + 16), title, fill=_INK, font=font, anchor="ms")
+        middle = MARGIN + column * (cell + GAP) + cell // 2
+        draw.text((middle, MARGIN + 16), title, fill=INK, font=large, anchor="ms")
     for row, picture in enumerate(pictures):
-        top = _MARGIN + 26 + row * row_height
+        top = MARGIN + 26 + row * row_height
         drawn = [picture, *(draw_kept(picture, mask[row], grid_size) for mask in masks)]
         if shared is not None:
             drawn.append(draw_groups(picture, shared[row], grid_size))
         for column, shown in enumerate(drawn):
             enlarged = Image.fromarray(shown).resize((width, height), Image.Resampling.NEAREST)
-            canvas.paste(enlarged, (_MARGIN + column * (cell + _GAP) + (cell - width) // 2, top))
+            canvas.paste(enlarged, (MARGIN + column * (cell + GAP) + (cell - width) // 2, top))
         if captions:
-            line = _shortened(captions[row], small, size[0] - 2 * _MARGIN)
-            left = _MARGIN + (cell - width) // 2
-            draw.text((left, top + height + 17), line, fill=_QUIET, font=small, anchor="ls")
+            line = shortened(captions[row], small, size[0] - 2 * MARGIN)
+            left = MARGIN + (cell - width) // 2
+            draw.text((left, top + height + 17), line, fill=QUIET, font=small, anchor="ls")
     return canvas
 
 
@@ -128,22 +126,3 @@ def _default_titles(masks: Sequence[NDArray[np.bool_]], groups: NDArray[Any] | N
 def _range(counts: ArrayLike) -> str:
     least, most = np.min(counts), np.max(counts)
     return f"{least}" if least == most else f"{least}-{most}"
-
-
-def _font(size: int) -> Any:
-    """matplotlib's DejaVu Sans: Pillow's own font is ASCII, and file names and labels are not."""
-    import matplotlib  # a large import, needed here alone
-
-    try:
-        return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-    except OSError:  # some distributions package the fonts elsewhere
-        return ImageFont.load_default(size)
-
-
-def _shortened(text: str, font: Any, width: int) -> str:
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."

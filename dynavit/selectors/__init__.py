@@ -1,6 +1,6 @@
 """Rules that decide which tokens a Vision Transformer keeps."""
 
-from dynavit.selectors.base import Selection, Selector
+from dynavit.selectors.base import Selection, SelectionRequest, Selector
 from dynavit.selectors.baselines import Fixed, Random
 from dynavit.selectors.concrete import GumbelSigmoid, StraightThrough, ThresholdStraightThrough
 from dynavit.selectors.contract import check_selector
@@ -18,6 +18,7 @@ __all__ = [
     "Random",
     "ScoreFunction",
     "Selection",
+    "SelectionRequest",
     "Selector",
     "SoftTopK",
     "StraightThrough",

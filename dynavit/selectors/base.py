@@ -19,6 +19,30 @@ from dynavit.selectors.functional import hard_topk
 
 
 @dataclass(frozen=True)
+class SelectionRequest:
+    """What is asked of a selector in training, beside the logits.
+
+    Attributes:
+        alive: ``(B, N)`` bool, the tokens that earlier stages left.
+        k: tokens to keep per image: an int, or an int64 tensor of shape ``()`` or ``(B,)``; None if a budget
+            loss sets their number.
+        temperature: smoothness of the gradient (and of a soft forward), above 0.
+        generator: source of the noise; the global one if None.
+    """
+
+    alive: Tensor
+    k: int | Tensor | None = None
+    temperature: float | Tensor = 1.0
+    generator: torch.Generator | None = None
+
+    @property
+    def count(self) -> int | Tensor:
+        """``k``, for a selector whose budget is ``"k"``: such a one always gets it."""
+        assert self.k is not None
+        return self.k
+
+
+@dataclass(frozen=True)
 class Selection:
     """The outcome of one stage.
 
@@ -104,20 +128,18 @@ class Selector(nn.Module):
             # a dead token's logit may be anything, NaN included: it must not reach sums or sorts
             logits = full_precision(logits).masked_fill(~alive, 0.0)
             if training:
-                return self.sample(logits, alive, k, temperature, generator)
+                return self.sample(logits, SelectionRequest(alive, k, temperature, generator))
             assert k is not None
             return self.decide(logits, alive, k)
 
     @abstractmethod
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        """Select during training; arguments as in :meth:`forward`, logits in fp32."""
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        """Select during training.
+
+        Args:
+            logits: ``(B, N)`` fp32 (fp64, when given), finite on the alive tokens and 0 on others.
+            request: which tokens are alive, how many to keep, and how to sample.
+        """
 
     def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
         """Select in eval: the ``k`` largest alive logits."""

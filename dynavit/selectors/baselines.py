@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.selectors.base import Selection, Selector
+from dynavit.selectors.base import Selection, SelectionRequest, Selector
 from dynavit.selectors.functional import hard_topk, random_rank
 from dynavit.selectors.registry import register_selector
 
@@ -19,16 +19,8 @@ class _NotLearned(Selector):
     trains_predictor = False
     needs_scores = False
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        assert k is not None
-        return self.decide(logits, alive, k)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        return self.decide(logits, request.alive, request.count)
 
 
 @register_selector("random")
@@ -98,15 +90,8 @@ class Fixed(_NotLearned):
         mine = decision.gather(1, positions.clamp(min=0)) * (positions >= 0)
         return _Replayed(mine).train(self.training)
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        return self.at(0, _in_order(logits)).sample(logits, alive, k, temperature, generator)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        return self.at(0, _in_order(logits)).sample(logits, request)
 
     def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
         return self.at(0, _in_order(logits)).decide(logits, alive, k)
@@ -124,15 +109,8 @@ class _Replayed(_NotLearned):
         super().__init__()
         self.decision = decision
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        keep = (self.decision > 0.5) & alive
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        keep = (self.decision > 0.5) & request.alive
         # as given, dead tokens included: the running product of masks silences those
         mask = self.decision.to(logits.dtype)
         return Selection(keep, mask, keep.to(logits.dtype))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.selectors.base import Selection, Selector
+from dynavit.selectors.base import Selection, SelectionRequest, Selector
 from dynavit.selectors.functional import hard_topk, logistic_noise, straight_through
 from dynavit.selectors.registry import register_selector
 
@@ -35,16 +35,10 @@ class GumbelSigmoid(Selector):
     soft = True
     stochastic = True
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        noisy = logits + logistic_noise(logits, generator)
-        mask = torch.sigmoid(noisy / temperature) * alive
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        alive = request.alive
+        noisy = logits + logistic_noise(logits, request.generator)
+        mask = torch.sigmoid(noisy / request.temperature) * alive
         return Selection((noisy > 0) & alive, mask, logits.sigmoid() * alive)
 
 
@@ -76,19 +70,13 @@ class StraightThrough(Selector):
             raise InputError(f"selector 'ste': backward={backward!r}; choose one of {', '.join(_BACKWARDS)}.")
         self.backward = backward
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        noisy = logits + logistic_noise(logits, generator)  # the same noise in both directions
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        alive = request.alive
+        noisy = logits + logistic_noise(logits, request.generator)  # the same noise in both directions
         keep = _at_least_one((noisy > 0) & alive, noisy, alive)
         hard, probability = keep.to(logits.dtype), logits.sigmoid() * alive
         if self.backward == "concrete":
-            soft = torch.sigmoid(noisy / temperature) * alive
+            soft = torch.sigmoid(noisy / request.temperature) * alive
         elif self.backward == "bernoulli":
             soft = probability
         else:
@@ -107,16 +95,10 @@ class ThresholdStraightThrough(Selector):
 
     budget = "expected"
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        alive = request.alive
         keep = _at_least_one((logits > 0) & alive, logits, alive)
-        soft = torch.sigmoid(logits / temperature) * alive
+        soft = torch.sigmoid(logits / request.temperature) * alive
         return Selection(keep, straight_through(keep.to(soft.dtype), soft), logits.sigmoid() * alive)
 
 

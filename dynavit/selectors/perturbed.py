@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.selectors.base import Selection, Selector
+from dynavit.selectors.base import Selection, SelectionRequest, Selector
 from dynavit.selectors.functional import hard_topk
 from dynavit.selectors.registry import register_selector
 
@@ -43,18 +43,11 @@ class PerturbedTopK(Selector):
         self.sigma = sigma
         self.samples = samples
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        assert k is not None
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         shape = (self.samples, *logits.shape)
-        noise = torch.randn(shape, generator=generator, device=logits.device, dtype=torch.float32)
-        mask = _PerturbedTopK.apply(logits, alive, k, self.sigma * temperature, noise.to(logits.dtype))
+        noise = torch.randn(shape, generator=request.generator, device=logits.device, dtype=torch.float32)
+        alive, k, sigma = request.alive, request.count, self.sigma * request.temperature
+        mask = _PerturbedTopK.apply(logits, alive, k, sigma, noise.to(logits.dtype))
         return Selection(hard_topk(logits, alive, k), mask, mask)
 
 

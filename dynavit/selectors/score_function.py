@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from dynavit.errors import InputError
 from dynavit.functional import NEVER
-from dynavit.selectors.base import Selection, Selector
+from dynavit.selectors.base import Selection, SelectionRequest, Selector
 from dynavit.selectors.functional import gumbel_noise, logistic_noise
 from dynavit.selectors.registry import register_selector
 
@@ -60,23 +60,16 @@ class ScoreFunction(Selector):
         self.antithetic = antithetic
         self.budget = "k" if distribution == "plackett_luce" else "expected"
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        alive = request.alive
         probability = logits.sigmoid() * alive
         if self.distribution == "plackett_luce":
-            assert k is not None
-            noisy = (logits + gumbel_noise(logits, generator)).masked_fill(~alive, NEVER)
-            keep, log_prob = _ordered_plackett_luce(logits, alive, k, noisy)
+            noisy = (logits + gumbel_noise(logits, request.generator)).masked_fill(~alive, NEVER)
+            keep, log_prob = _ordered_plackett_luce(logits, alive, request.count, noisy)
         elif self.antithetic:
-            keep, log_prob = self._antithetic_pairs(logits, alive, generator)
+            keep, log_prob = self._antithetic_pairs(logits, alive, request.generator)
         else:
-            keep = (logits + logistic_noise(logits, generator) > 0) & alive
+            keep = (logits + logistic_noise(logits, request.generator) > 0) & alive
             log_prob = (torch.where(keep, F.logsigmoid(logits), F.logsigmoid(-logits)) * alive).sum(dim=1)
         return Selection(keep, keep.to(logits.dtype), probability, log_prob)
 

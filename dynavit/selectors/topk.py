@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.selectors.base import Selection, Selector
+from dynavit.selectors.base import Selection, SelectionRequest, Selector
 from dynavit.selectors.functional import gumbel_noise, hard_topk, soft_topk, straight_through
 from dynavit.selectors.registry import register_selector
 
@@ -38,22 +38,14 @@ class TopK(Selector):
         self.gradient = gradient
         self.trains_predictor = gradient != "none"
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        assert k is not None
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         if self.gradient == "none":
-            return self.decide(logits.detach(), alive, k)
+            return self.decide(logits.detach(), request.alive, request.count)
         if self.gradient == "gate":
-            keep = hard_topk(logits, alive, k)
-            gate = torch.sigmoid(logits / temperature) * alive
+            keep = hard_topk(logits, request.alive, request.count)
+            gate = torch.sigmoid(logits / request.temperature) * request.alive
             return Selection(keep, straight_through(keep.to(gate.dtype), gate * keep), gate)
-        return _hard_forward_soft_backward(logits, alive, k, temperature)
+        return _hard_forward_soft_backward(logits, request)
 
 
 @register_selector("gumbel_topk")
@@ -67,17 +59,9 @@ class GumbelTopK(Selector):
 
     stochastic = True
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        assert k is not None
-        noisy = logits + gumbel_noise(logits, generator)  # the same noise in both directions
-        return _hard_forward_soft_backward(noisy, alive, k, temperature)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        noisy = logits + gumbel_noise(logits, request.generator)  # the same noise in both directions
+        return _hard_forward_soft_backward(noisy, request)
 
 
 @register_selector("soft_topk")
@@ -91,22 +75,12 @@ class SoftTopK(Selector):
 
     soft = True
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        assert k is not None
-        mask = soft_topk(logits, alive, k, temperature)
-        return Selection(hard_topk(logits, alive, k), mask, mask)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        mask = soft_topk(logits, request.alive, request.count, request.temperature)
+        return Selection(hard_topk(logits, request.alive, request.count), mask, mask)
 
 
-def _hard_forward_soft_backward(
-    scores: Tensor, alive: Tensor, k: int | Tensor, temperature: float | Tensor
-) -> Selection:
-    keep = hard_topk(scores, alive, k)
-    soft = soft_topk(scores, alive, k, temperature)
+def _hard_forward_soft_backward(scores: Tensor, request: SelectionRequest) -> Selection:
+    keep = hard_topk(scores, request.alive, request.count)
+    soft = soft_topk(scores, request.alive, request.count, request.temperature)
     return Selection(keep, straight_through(keep.to(soft.dtype), soft), soft)

@@ -7,17 +7,16 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from dynavit.report.figures import Target, save_figure
+from dynavit.report.style import finish, new_figure
 from dynavit.studies.selection import SelectionRow
 from dynavit.studies.stability import StabilityRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/) but the pale ones, in which labels are hard to read
+# the colours of other figures, but not the pale ones, in which labels are hard to read
 _COLOURS = ("#000000", "#D55E00", "#0072B2", "#CC79A7", "#009E73", "#B8860B", "#57606a")
 _DASHES = ("-", "-", "-", "-", (0, (5, 4)), (4, (2, 4)), "-")
-_INK, _FAINT = "#24292f", "#d0d7de"
 _CURVES = {
     "control": "control: no mask gradient",
     "attempt1": "attempt 1: Gumbel, STE, 1e10",
@@ -39,7 +38,8 @@ def plot_stability(rows: Sequence[StabilityRow], path: Target) -> None:
         path: picture to write.
     """
     chosen = [row for row in rows if row.variant in _CURVES] or list(rows[: len(_COLOURS)])
-    figure, axes = _figure(8.2, 4.2)
+    figure = new_figure(8.2, 4.2)
+    axes = figure.add_subplot()
     ends = []
     for row, colour, dash in zip(chosen, _COLOURS, _DASHES, strict=False):
         steps = min(len(run.losses) for run in row.runs)
@@ -56,7 +56,7 @@ def plot_stability(rows: Sequence[StabilityRow], path: Target) -> None:
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("training loss")
     _label_ends(axes, ends)
-    _finish(axes)
+    finish(axes)
     save_figure(figure, path)
 
 
@@ -68,7 +68,8 @@ def plot_selection(rows: Sequence[SelectionRow], path: Target) -> None:
         path: picture to write.
     """
     ordered = sorted(rows, key=lambda row: row.accuracy.mean)
-    figure, axes = _figure(7.2, 0.9 + 0.25 * len(ordered))
+    figure = new_figure(7.2, 0.9 + 0.25 * len(ordered))
+    axes = figure.add_subplot()
     for height, row in enumerate(ordered):
         colour, marker = _KINDS[row.kind]
         axes.plot([100 * row.accuracy.low, 100 * row.accuracy.high], [height, height], color=colour, linewidth=2)
@@ -80,17 +81,8 @@ def plot_selection(rows: Sequence[SelectionRow], path: Target) -> None:
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     axes.set_xlabel("accuracy (%), mean and range over the seeds")
     axes.margins(y=0.03)
-    _finish(axes)
+    finish(axes)
     save_figure(figure, path)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a large import, needed here alone
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -110,10 +102,3 @@ def _smooth(values: Sequence[float]) -> list[float]:
     """Mean of the last few steps."""
     windows = [values[max(end - _SMOOTHING, 0) : end] for end in range(1, len(values) + 1)]
     return [sum(window) / len(window) for window in windows]
-
-
-def _finish(axes: Axes) -> None:
-    axes.grid(color=_FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9, colors=_INK)

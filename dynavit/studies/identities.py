@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynavit.functional import take
+
 NUM_IDENTITIES = 24
 NUM_TOKENS = 32
 NUM_FOREGROUND = 8
@@ -51,7 +53,7 @@ class Identities:
         tokens = torch.cat([self.parts[labels] + self.marker, self.bystanders[others]], dim=1)
         tokens = tokens + self.noise * self._normal(*tokens.shape)
         places = torch.rand(count, NUM_TOKENS, generator=self.generator).argsort(dim=1)
-        return tokens.gather(1, places.unsqueeze(-1).expand_as(tokens)), labels
+        return take(tokens, places), labels
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynavit.selectors import Selection, Selector
+from dynavit.selectors import Selection, SelectionRequest, Selector
 from dynavit.selectors.functional import gumbel_noise, hard_topk, logistic_noise, straight_through
 
 
@@ -80,17 +80,11 @@ class UnguardedGate(Selector):
     stochastic = True
     noise = staticmethod(logistic_noise)
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        noisy = logits + self.noise(logits, generator)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        alive = request.alive
+        noisy = logits + self.noise(logits, request.generator)
         keep = (noisy > 0) & alive
-        soft = torch.sigmoid(noisy / temperature) * alive
+        soft = torch.sigmoid(noisy / request.temperature) * alive
         return Selection(keep, straight_through(keep.to(soft.dtype), soft), logits.sigmoid() * alive)
 
 
@@ -111,17 +105,10 @@ class SoftmaxLogGate(UnguardedGate):
     whatever the budget asks for. Instead: one raw logit a token.
     """
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         # a row with nothing alive keeps finite numbers; its mask is zero anyway
-        log_probability = functional.log_softmax(logits.masked_fill(~alive, -1e4), dim=1)
-        return super().sample(log_probability, alive, k, temperature, generator)
+        log_probability = functional.log_softmax(logits.masked_fill(~request.alive, -1e4), dim=1)
+        return super().sample(log_probability, request)
 
 
 class DiagonalPerturbedTopK(Selector):
@@ -138,17 +125,11 @@ class DiagonalPerturbedTopK(Selector):
         super().__init__()
         self.sigma, self.samples = sigma, samples
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        alive, k = request.alive, request.count
         assert isinstance(k, int)
         shape = (self.samples, *logits.shape)
-        noise = torch.randn(shape, generator=generator, device=logits.device, dtype=logits.dtype)
+        noise = torch.randn(shape, generator=request.generator, device=logits.device, dtype=logits.dtype)
         mask = _DiagonalPerturbed.apply(logits, alive, k, noise, self.sigma)
         return Selection(hard_topk(logits, alive, k), mask, mask)
 

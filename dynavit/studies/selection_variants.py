@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from dynavit.functional import masked_mean
-from dynavit.selectors import Selection, Selector, create_selector
+from dynavit.selectors import Selection, SelectionRequest, Selector, create_selector
 from dynavit.studies import known_bad
 from dynavit.studies.layers import Pool
 
@@ -56,15 +55,8 @@ class KeepAll(Selector):
 
     trains_predictor = False
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        return self.decide(logits, alive, 0)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        return self.decide(logits, request.alive, 0)
 
     def decide(self, logits: Tensor, alive: Tensor, k: int | Tensor) -> Selection:
         return Selection(alive, alive.to(logits.dtype), alive.to(logits.dtype))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynavit.functional import log_mask
+from dynavit.functional import log_mask, take
 from dynavit.losses import keep_ratio_loss
 from dynavit.scorers import ScorePredictor
 from dynavit.selectors import Selector, num_keep
@@ -85,7 +85,7 @@ class TokenSelection(nn.Module):
         decide = self.decide if self.training else constant_topk
         keep, mask = decide(scores, k, generator)
         index = torch.where(keep, torch.arange(NUM_TOKENS), NUM_TOKENS).topk(k, largest=False).indices
-        kept = patches.gather(1, index.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        kept = take(patches, index)
         weights = self.weigh(self.aggregation(kept).mT, mask.gather(1, index))
         rest = scores.masked_fill(keep, float("-inf")).softmax(dim=1).unsqueeze(1) @ patches
         aggregated = torch.cat([weights @ kept, rest], dim=1).mean(dim=1)

@@ -266,10 +266,10 @@ def test_an_exploding_learning_rate_is_stopped_and_the_good_checkpoint_kept(tiny
 class Amplified(Selector):
     """The well-known mistake: a huge constant times a mask that carries a gradient."""
 
-    def sample(self, logits, alive, k, temperature, generator):
-        keep = hard_topk(logits, alive, k)
+    def sample(self, logits, request):
+        keep = hard_topk(logits, request.alive, request.count)
         soft = logits.sigmoid() * 1e10
-        return Selection(keep, keep + (soft - soft.detach()), logits.sigmoid() * alive)
+        return Selection(keep, keep + (soft - soft.detach()), logits.sigmoid() * request.alive)
 
 
 def test_an_amplified_mask_is_recognised(tiny: Make) -> None:

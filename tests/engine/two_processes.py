@@ -16,9 +16,9 @@ from dynavit.selectors import GumbelSigmoid, Selection, register_selector
 class Quiet(GumbelSigmoid):
     """Soft gates without their noise, which would differ between processes."""
 
-    def sample(self, logits, alive, k, temperature, generator):
-        probs = logits.sigmoid() * alive
-        return Selection((logits > 0) & alive, probs, probs)
+    def sample(self, logits, request):
+        probs = logits.sigmoid() * request.alive
+        return Selection((logits > 0) & request.alive, probs, probs)
 
 
 def main() -> None:

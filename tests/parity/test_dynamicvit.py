@@ -21,7 +21,7 @@ import dynavit
 from dynavit import PrunedViT, Selection, Selector
 from dynavit.losses import token_distillation
 from dynavit.models.mask import attention_mask
-from dynavit.selectors import Fixed
+from dynavit.selectors import Fixed, SelectionRequest
 from dynavit.selectors.functional import straight_through
 
 RATIOS = (0.7, 0.49, 0.343)
@@ -83,9 +83,9 @@ class NoiseFree(Selector):
     def at(self, stage: int, positions: Tensor) -> Selector:
         return NoiseFree(self.decisions, stage)
 
-    def sample(self, logits: Tensor, alive: Tensor, *rest: Any) -> Selection:
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         hard, soft = self.decisions[self.stage], logits.sigmoid()
-        return Selection(hard.bool() & alive, straight_through(hard, soft), soft * alive)
+        return Selection(hard.bool() & request.alive, straight_through(hard, soft), soft * request.alive)
 
 
 def recorded(model: PrunedViT) -> list[Tensor]:

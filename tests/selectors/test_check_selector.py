@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from dynavit.selectors import Selection, Selector, TopK, check_selector, create_selector, list_selectors
+from dynavit.selectors import (
+    Selection,
+    SelectionRequest,
+    Selector,
+    TopK,
+    check_selector,
+    create_selector,
+    list_selectors,
+)
 from dynavit.selectors.functional import hard_topk, soft_topk, straight_through
 
 
@@ -19,25 +29,27 @@ def test_our_own_pass(name: str, training: bool) -> None:
 
 
 class Resurrects(TopK):
-    def sample(self, logits: Tensor, alive: Tensor, k, temperature, generator) -> Selection:
-        return super().sample(logits, torch.ones_like(alive), k, temperature, generator)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        return super().sample(logits, replace(request, alive=torch.ones_like(request.alive)))
 
 
 class IdentityMask(TopK):
     """Soft where it says hard: eval would differ."""
 
-    def sample(self, logits: Tensor, alive: Tensor, k, temperature, generator) -> Selection:
-        soft = soft_topk(logits, alive, k, temperature)
-        return Selection(hard_topk(logits, alive, k), soft, soft)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        soft = soft_topk(logits, request.alive, request.count, request.temperature)
+        return Selection(hard_topk(logits, request.alive, request.count), soft, soft)
 
 
 class Overflows(TopK):
     """exp(60) overflows in half precision, and in sums of squares in single precision."""
 
-    def sample(self, logits: Tensor, alive: Tensor, k, temperature, generator) -> Selection:
-        selection = super().sample(logits, alive, k, temperature, generator)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        selection = super().sample(logits, request)
         share = logits.exp().square() / logits.exp().square().sum(dim=1, keepdim=True)
-        return Selection(selection.keep, straight_through(selection.mask.detach(), share * alive), selection.probs)
+        return Selection(
+            selection.keep, straight_through(selection.mask.detach(), share * request.alive), selection.probs
+        )
 
 
 class NoisyEval(TopK):
@@ -50,9 +62,9 @@ class Counts(TopK):
         super().__init__()
         self.calls = 0
 
-    def sample(self, logits: Tensor, alive: Tensor, k, temperature, generator) -> Selection:
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         self.calls += 1
-        return super().sample(logits, alive, k, temperature, generator)
+        return super().sample(logits, request)
 
 
 class SaysItLearns(TopK):
@@ -62,17 +74,17 @@ class SaysItLearns(TopK):
 
 
 class PrefersTheLeft(TopK):
-    def sample(self, logits: Tensor, alive: Tensor, k, temperature, generator) -> Selection:
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         place = torch.linspace(9, 0, logits.shape[1])
-        return super().sample(logits + place, alive, k, temperature, generator)
+        return super().sample(logits + place, request)
 
 
 class DividesByNothing(TopK):
     """A share of the alive tokens: 0 / 0 where there is none."""
 
-    def sample(self, logits: Tensor, alive: Tensor, k, temperature, generator) -> Selection:
-        selection = super().sample(logits, alive, k, temperature, generator)
-        gate = logits.sigmoid() * alive
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        selection = super().sample(logits, request)
+        gate = logits.sigmoid() * request.alive
         share = gate / gate.sum(dim=1, keepdim=True)
         return Selection(selection.keep, straight_through(selection.mask.detach(), share), selection.probs)
 
@@ -85,8 +97,8 @@ class TooMany(TopK):
 class AboveOne(TopK):
     soft = True
 
-    def sample(self, logits: Tensor, alive: Tensor, k, temperature, generator) -> Selection:
-        selection = super().sample(logits, alive, k, temperature, generator)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        selection = super().sample(logits, request)
         return Selection(selection.keep, 1.4 * selection.mask, selection.probs)
 
 

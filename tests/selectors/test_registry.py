@@ -16,7 +16,7 @@ from torch import Tensor
 
 import dynavit
 from dynavit import InputError, Selection, Selector, create_selector, list_selectors, register_selector
-from dynavit.selectors import Fixed, Random, TopK, registry
+from dynavit.selectors import Fixed, Random, SelectionRequest, TopK, registry
 
 
 @pytest.fixture(autouse=True)
@@ -40,16 +40,8 @@ class Mine(Selector):
         super().__init__()
         self.reverse, self.label = reverse, label
 
-    def sample(
-        self,
-        logits: Tensor,
-        alive: Tensor,
-        k: int | Tensor | None,
-        temperature: float | Tensor,
-        generator: torch.Generator | None,
-    ) -> Selection:
-        assert k is not None
-        return self.decide(logits, alive, k)
+    def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
+        return self.decide(logits, request.alive, request.count)
 
 
 def test_list_names_and_describes() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dynavit.errors import UnsupportedBackbone
+from dynavit.functional import take
 from dynavit.models.adapters.attention import AttentionView, relative_bias
 from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for, register_adapter
 from dynavit.models.adapters.halves import add_attention
@@ -62,7 +63,7 @@ class BeitAdapter(BackboneAdapter):
         kept = nn.functional.pad(index + 1, (1, 0))  # the class token stays first
         if context.ndim == 2:
             return context[kept[:, :, None], kept[:, None, :]]
-        rows = context.gather(1, kept[:, :, None].expand(-1, -1, context.shape[2]))
+        rows = take(context, kept)
         return rows.gather(2, kept[:, None, :].expand(-1, kept.shape[1], -1))
 
     def extend(self, context: Tensor | None, count: int) -> Tensor | None:
