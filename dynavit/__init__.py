@@ -4,7 +4,7 @@ from dynavit.errors import InputError
 from dynavit.models import PrunedViT, Trace, create_model, load, prune
 from dynavit.models.adaptive import calibrate
 from dynavit.models.convert import convert
-from dynavit.models.counts import ratios_removing
+from dynavit.models.ratios import ratios_removing
 from dynavit.reducers import list_reducers
 from dynavit.scorers import list_scorers
 from dynavit.selectors import (

@@ -5,6 +5,8 @@ Shapes: B batch, N tokens, D width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,20 @@ NEVER = -1e30
 def full_precision(tensor: Tensor) -> Tensor:
     """Return the tensor in fp32, or as it is in fp64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def num_keep(num_tokens: Any, keep_ratio: float) -> Any:
+    """Return how many of ``num_tokens`` a ratio keeps, at least one; of a tensor of them, each by itself.
+
+    Ratios are thousandths and the arithmetic is on integers, so that exported graphs with a dynamic
+    image size can trace it; for 196 tokens it gives DynamicViT's counts.
+
+    Example:
+        >>> [num_keep(196, ratio) for ratio in (0.7, 0.49, 0.343)]
+        [137, 96, 67]
+    """
+    kept = num_tokens * round(keep_ratio * 1000) // 1000
+    return kept.clamp(min=1) if isinstance(kept, Tensor) else max(1, kept)
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:

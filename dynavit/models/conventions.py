@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dynavit.errors import InputError
-from dynavit.models.counts import checked_whole
+from dynavit.models.ratios import checked_whole
 from dynavit.text import first_line
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from torch import nn
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models.adapters import create_adapter
 from dynavit.models.backbone import create_backbone
-from dynavit.models.counts import is_number
 from dynavit.models.heads import BNNeck, EmbeddingPlace
 from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.pruning import PRUNING, Pruning
+from dynavit.models.ratios import is_number
 from dynavit.models.rebuild import find_origin
 from dynavit.models.side import SideEmbedding
 from dynavit.text import first_line

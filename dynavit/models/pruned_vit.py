@@ -5,28 +5,30 @@ Shapes: B batch, P prefix tokens, N patch tokens, D width, S stages.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dynavit.errors import InputError, UnsupportedBackbone
+from dynavit.errors import InputError
 from dynavit.models.adapters import BackboneAdapter, create_adapter
-from dynavit.models.adapters.attention import check_attention
 from dynavit.models.choice import Choice
 from dynavit.models.conventions import TimmConventions
-from dynavit.models.counts import checked_ratios, checked_rule, checked_stages, is_number, stage_counts
+from dynavit.models.counts import stage_counts
+from dynavit.models.execution import check_scorers, execution_of
+from dynavit.models.gathered import GatheredTokens
 from dynavit.models.heads import BNNeck
 from dynavit.models.hub import HubMixin
 from dynavit.models.intermediates import Intermediates
+from dynavit.models.masked import MaskedTokens
 from dynavit.models.places import Places
 from dynavit.models.pruning import Pruning
+from dynavit.models.ratios import checked_ratios, checked_rule, checked_stages, checked_thresholds
 from dynavit.models.side import SideEmbedding
 from dynavit.models.steps import ForwardRequest, MergeStep, SelectStep
-from dynavit.models.tokens import GatheredTokens, MaskedTokens, Tokens
+from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageTrace, Trace
 from dynavit.reducers import Drop, Merge
 
@@ -84,7 +86,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         self.neck = neck
         self.side = side
         self._check_head()
-        self._check_scorers()
+        check_scorers(self)
         self.scorer = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
         self.model_kwargs: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
@@ -127,16 +129,11 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         if thresholds is None:
             self.thresholds = None
             return
-        if not isinstance(thresholds, Sequence) or not all(is_number(threshold) for threshold in thresholds):
-            raise InputError(f"thresholds={thresholds!r}: give a list of numbers, one a stage.")
-        if len(thresholds) != len(self.stages) or not self.stages:
-            raise InputError(f"{len(thresholds)} thresholds for {len(self.stages)} stages; give one a stage.")
-        if any(math.isnan(threshold) for threshold in thresholds):
-            raise InputError(f"thresholds={list(thresholds)}: NaN is no threshold.")
+        found = checked_thresholds(thresholds, len(self.stages))
         if not self.predictors or not self.selector.needs_scores:
             chooser = self.selector if self.predictors else self.reducer
             raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
-        self.thresholds = tuple(float(threshold) for threshold in thresholds)
+        self.thresholds = found
 
     def forward(
         self,
@@ -213,7 +210,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
         adaptive = self.thresholds is not None and not self.training
         prunes = bool(self.stages) if self.training else any(ratio < 1 for ratio in self.keep_ratios)
-        differ = adaptive or (prunes and (self._executes() == "mask" or isinstance(self.reducer, Merge)))
+        differ = adaptive or (prunes and (execution_of(self) == "mask" or isinstance(self.reducer, Merge)))
         if weight is None and differ and self.backbone.global_pool not in ("token", ""):
             raise InputError(
                 "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "
@@ -304,7 +301,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 "this model has no side embedding: call it without cameras and views, or create it with "
                 "side={'cameras': ...}."
             )
-        gathers = self._executes() == "gather"
+        gathers = execution_of(self) == "gather"
         kind = GatheredTokens if gathers else MaskedTokens
         tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
         if self.training and self.stages and gathers and isinstance(tokens.num_patches, Tensor):
@@ -330,44 +327,3 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
     def only_gathers(self) -> bool:
         """Whether tokens can be removed but not masked."""
         return isinstance(self.reducer, Merge) or not self.reducer.masks
-
-    def _executes(self) -> Literal["mask", "gather"]:
-        execution = self.execution
-        if execution == "auto":
-            execution = "gather" if not self.training or self.only_gathers else "mask"
-        if not self.stages:
-            return execution
-        reducer, selector = type(self.reducer).__name__, type(self.selector).__name__
-        if execution == "mask" and self.only_gathers:
-            raise InputError(f"reducer {reducer} removes tokens, it cannot mask them: use execution='auto'.")
-        if self.training and not isinstance(self.reducer, Merge):
-            if self.selector.soft and (self.reducer.reads_dropped or not self.reducer.masks):
-                raise InputError(
-                    f"selector {selector} drops no token while training, so reducer {reducer} has nothing to work on: "
-                    f"choose a selector that decides, such as 'topk', or reducer='drop'."
-                )
-            way = "execution='mask' or 'auto'" if self.reducer.masks else f"another one: {reducer} cannot mask tokens"
-            if execution == "gather" and (self.selector.budget != "k" or self.selector.soft):
-                raise InputError(
-                    f"execution='gather' in training needs a selector that removes a fixed number of tokens; "
-                    f"{selector} does not. Use {way}."
-                )
-        return execution
-
-    def _check_scorers(self) -> None:
-        if isinstance(self.reducer, Merge) or any(scorer.needs_attention for scorer in self.predictors):
-            for stage in self.stages:
-                check_attention(self.backbone.blocks[stage].attn)
-        for scorer in self.predictors:
-            if scorer.needs_class_token and not self.adapter.has_class_token:
-                raise UnsupportedBackbone(
-                    f"scorer {scorer.name!r} reads the attention of the class token, and this backbone has none: use "
-                    f"'attention_received', 'key_norm' or a learned scorer."
-                )
-            unread = self.placement == "inside" and self.adapter.depth - 1 in self.stages
-            if scorer.learned and unread and self.backbone.global_pool == "token":
-                raise InputError(
-                    f"stages={list(self.stages)}, placement='inside': after the attention of the last block only the "
-                    f"class token is read, so the stage there saves little and its scorer {scorer.name!r} would never "
-                    f"learn: leave it out."
-                )

@@ -14,7 +14,8 @@ from torch import Tensor
 from dynavit.errors import InputError
 from dynavit.models.adapters import BackboneAdapter
 from dynavit.models.adapters.attention import normalises_keys
-from dynavit.models.tokens import GatheredTokens, Tokens
+from dynavit.models.gathered import GatheredTokens
+from dynavit.models.tokens import Tokens
 from dynavit.models.trace import Choice
 from dynavit.reducers import Merge, Reducer
 from dynavit.scorers import Scorer, StageView

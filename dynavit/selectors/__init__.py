@@ -1,10 +1,10 @@
 """Rules that decide which tokens a Vision Transformer keeps."""
 
+from dynavit.functional import num_keep
 from dynavit.selectors.base import Selection, SelectionRequest, Selector
 from dynavit.selectors.baselines import Fixed, Random
 from dynavit.selectors.concrete import GumbelSigmoid, StraightThrough, ThresholdStraightThrough
 from dynavit.selectors.contract import check_selector
-from dynavit.selectors.functional import num_keep
 from dynavit.selectors.perturbed import PerturbedTopK
 from dynavit.selectors.registry import create_selector, list_selectors, register_selector
 from dynavit.selectors.score_function import ScoreFunction

@@ -16,20 +16,6 @@ from dynavit.functional import NEVER
 _BISECTIONS = {torch.float32: 30, torch.float64: 64}  # which exhaust their digits
 
 
-def num_keep(num_tokens: Any, keep_ratio: float) -> Any:
-    """Return how many of ``num_tokens`` a ratio keeps, at least one; of a tensor of them, each by itself.
-
-    Ratios are thousandths and the arithmetic is on integers, so that exported graphs with a dynamic
-    image size can trace it; for 196 tokens it gives DynamicViT's counts.
-
-    Example:
-        >>> [num_keep(196, ratio) for ratio in (0.7, 0.49, 0.343)]
-        [137, 96, 67]
-    """
-    kept = num_tokens * round(keep_ratio * 1000) // 1000
-    return kept.clamp(min=1) if isinstance(kept, Tensor) else max(1, kept)
-
-
 def logistic_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw standard logistic noise shaped like ``like``: fp32, always finite (|x| < 16.7)."""
     u = _open_uniform(like, generator)

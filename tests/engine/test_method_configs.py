@@ -13,7 +13,8 @@ from dynavit.cli import main
 from dynavit.config import load_config
 from dynavit.engine.trainer import Trainer
 from dynavit.metrics.efficiency import closed_form_macs, scoring_macs
-from dynavit.models.counts import checked_ratios, stage_counts
+from dynavit.models.counts import stage_counts
+from dynavit.models.ratios import checked_ratios
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs/methods").glob("*.yaml"))}

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import dynavit
 from dynavit import PrunedViT, Trace
 from dynavit.errors import UnsupportedBackbone
-from dynavit.models.adapters import BackboneAdapter, base, create_adapter, register_adapter
+from dynavit.models.adapters import BackboneAdapter, create_adapter, register_adapter, registry
 from dynavit.selectors import Fixed, num_keep
 
 Model = Callable[..., PrunedViT]
@@ -604,7 +604,7 @@ def test_adding_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(3, 3, 40, 40)
     with pytest.raises(UnsupportedBackbone, match="NearViT cannot be pruned"):
         dynavit.prune(backbone)
-    monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))  # forget it again after this test
+    monkeypatch.setattr(registry, "_ADAPTERS", dict(registry._ADAPTERS))  # forget it again after this test
     register_adapter(NearViT)(NearAdapter)
 
     assert torch.equal(dynavit.prune(backbone, stages=())(images), backbone(images))

@@ -21,7 +21,8 @@ import dynavit
 from dynavit import PrunedViT, Trace
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.metrics.efficiency import closed_form_macs, count_macs
-from dynavit.models.counts import checked_ratios, stage_counts
+from dynavit.models.counts import stage_counts
+from dynavit.models.ratios import checked_ratios
 
 Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynavit import PrunedViT
-from dynavit.models.counts import ratios_removing
+from dynavit.models.ratios import ratios_removing
 
 Make = Callable[..., PrunedViT]
 FORMS = ["r8_prop", "r8_noprop", "r8dec_prop", "r8dec_noprop"]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dynavit.errors import UnsupportedBackbone
 from dynavit.functional import full_precision
-from dynavit.models.adapters.base import additive_mask
+from dynavit.models.adapters.masking import additive_mask
 
 _KNOWN = (Attention, AttentionRope, EvaAttention, BeitAttention)
 _ALL = slice(None)

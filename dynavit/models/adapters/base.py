@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.errors import UnsupportedBackbone
 from dynavit.functional import log_mask, masked_mean
@@ -22,9 +19,6 @@ from dynavit.models.adapters.halves import add_mlp
 
 if TYPE_CHECKING:
     from dynavit.models.adapters.attention import AttentionView
-
-_ADAPTERS: dict[type[nn.Module], type[BackboneAdapter]] = {}
-_A = TypeVar("_A", bound="type[BackboneAdapter]")
 
 
 class BackboneAdapter(ABC):
@@ -166,52 +160,3 @@ class BackboneAdapter(ABC):
         return UnsupportedBackbone(
             f"{type(self.backbone).__name__}: {type(self).__name__} cannot {what}; it has no method {method}()."
         )
-
-
-def register_adapter(*backbones: type[nn.Module]) -> Callable[[_A], _A]:
-    """Use an adapter class for these timm classes and everything that inherits from them."""
-
-    def register(cls: _A) -> _A:
-        for backbone in backbones:
-            _ADAPTERS[backbone] = cls
-        return cls
-
-    return register
-
-
-def create_adapter(backbone: nn.Module) -> BackboneAdapter:
-    """Return the adapter for a backbone, by its class or the nearest base class.
-
-    Raises:
-        UnsupportedBackbone: no adapter; the message lists the supported classes.
-    """
-    for base in type(backbone).__mro__:
-        if base in _ADAPTERS:
-            if getattr(type(backbone), "forward_features", None) is not getattr(base, "forward_features", None):
-                break  # a subclass that computes something else
-            return _ADAPTERS[base](backbone)
-    supported = ", ".join(sorted(cls.__name__ for cls in _ADAPTERS))
-    raise UnsupportedBackbone(
-        f"{type(backbone).__name__} cannot be pruned: dynavit supports timm's {supported} and their "
-        f"subclasses. Others can be added with dynavit.models.adapters.register_adapter."
-    )
-
-
-def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask to add to attention scores: booleans become 0 and -inf, an additive mask is left alone.
-
-    Without fused attention some of timm's modules add a boolean mask as it is, so that True counts as 1 and False as
-    0. Prefix tokens, or the one patch that is always kept, see to it that no row is -inf throughout.
-    """
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
-
-
-def backend_for(x: Tensor, attention_mask: Tensor | None) -> AbstractContextManager[Any]:
-    """Avoid fused attention where only the mask needs a gradient (a frozen backbone).
-
-    CUDA's memory-efficient kernel crashes then (https://github.com/pytorch/pytorch/issues/148476).
-    """
-    only_mask = attention_mask is not None and attention_mask.requires_grad and not x.requires_grad
-    return sdpa_kernel(SDPBackend.MATH) if only_mask else nullcontext()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from dynavit.errors import UnsupportedBackbone
 from dynavit.models.adapters.attention import AttentionView
-from dynavit.models.adapters.base import BackboneAdapter, additive_mask, backend_for
+from dynavit.models.adapters.base import BackboneAdapter
 from dynavit.models.adapters.halves import add_attention
+from dynavit.models.adapters.masking import additive_mask, backend_for
 
 _POOLS = ("token", "avg", "map", "")
 

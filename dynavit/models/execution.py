@@ -1,0 +1,63 @@
+"""Which execution the parts of a model allow, and which scorers a backbone does."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from dynavit.errors import InputError, UnsupportedBackbone
+from dynavit.models.adapters.attention import check_attention
+from dynavit.reducers import Merge
+
+
+def execution_of(model: Any) -> Literal["mask", "gather"]:
+    """Return what a forward of the model does with dropped tokens.
+
+    Raises:
+        InputError: its parts cannot do what its ``execution`` asks for.
+    """
+    execution = model.execution
+    if execution == "auto":
+        execution = "gather" if not model.training or model.only_gathers else "mask"
+    if not model.stages:
+        return execution
+    reducer, selector = type(model.reducer).__name__, type(model.selector).__name__
+    if execution == "mask" and model.only_gathers:
+        raise InputError(f"reducer {reducer} removes tokens, it cannot mask them: use execution='auto'.")
+    if model.training and not isinstance(model.reducer, Merge):
+        if model.selector.soft and (model.reducer.reads_dropped or not model.reducer.masks):
+            raise InputError(
+                f"selector {selector} drops no token while training, so reducer {reducer} has nothing to work on: "
+                f"choose a selector that decides, such as 'topk', or reducer='drop'."
+            )
+        way = "execution='mask' or 'auto'" if model.reducer.masks else f"another one: {reducer} cannot mask tokens"
+        if execution == "gather" and (model.selector.budget != "k" or model.selector.soft):
+            raise InputError(
+                f"execution='gather' in training needs a selector that removes a fixed number of tokens; "
+                f"{selector} does not. Use {way}."
+            )
+    return execution
+
+
+def check_scorers(model: Any) -> None:
+    """Refuse scorers that a backbone, or the place of a stage, leaves nothing to read or to learn.
+
+    Raises:
+        InputError: a stage whose scorer would never learn.
+        UnsupportedBackbone: attention, or a class token, that is not there to be read.
+    """
+    if isinstance(model.reducer, Merge) or any(scorer.needs_attention for scorer in model.predictors):
+        for stage in model.stages:
+            check_attention(model.backbone.blocks[stage].attn)
+    for scorer in model.predictors:
+        if scorer.needs_class_token and not model.adapter.has_class_token:
+            raise UnsupportedBackbone(
+                f"scorer {scorer.name!r} reads the attention of the class token, and this backbone has none: use "
+                f"'attention_received', 'key_norm' or a learned scorer."
+            )
+        unread = model.placement == "inside" and model.adapter.depth - 1 in model.stages
+        if scorer.learned and unread and model.backbone.global_pool == "token":
+            raise InputError(
+                f"stages={list(model.stages)}, placement='inside': after the attention of the last block only the "
+                f"class token is read, so the stage there saves little and its scorer {scorer.name!r} would never "
+                f"learn: leave it out."
+            )

@@ -1,0 +1,146 @@
+"""Gather execution: dropped tokens are removed, so the following blocks are cheaper.
+
+Where counts differ between images the shorter ones are padded, and the padding is hidden as dropped tokens are in mask
+execution.
+
+Shapes: B batch, P prefix tokens, n tokens present beside the prefix, k of them kept, q of them not, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynavit.functional import take
+from dynavit.models.mask import proportional_bias
+from dynavit.models.places import slots_of
+from dynavit.models.tokens import Tokens
+from dynavit.reducers import Merge, Reducer, TokenSet
+from dynavit.selectors import Selection
+
+
+class GatheredTokens(Tokens):
+    """Only the tokens still there.
+
+    In training the kept tokens' mask has the value 1 and carries the gradient; in eval it is None, or hides padding.
+    """
+
+    def shorten(self, order: Tensor, k: int, logits: Tensor, reducer: Reducer) -> None:
+        """Keep the first ``k`` of every row, and do nothing else: no mask, no record.
+
+        Args:
+            order: ``(B, n)`` all tokens, those to keep first.
+            k: tokens to keep of every image, none of which is padding.
+            logits, reducer: as in :meth:`select`.
+        """
+        index = order[:, :k].sort(dim=1).values
+        others = order[:, k:].sort(dim=1).values if reducer.reads_dropped else None
+        self._replace(index, others, logits, reducer)
+
+    def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
+        ragged = k is None
+        uneven = ragged or self.mask is not None  # rows may hold tokens that are dead already
+        keep, rest = selection.keep, self.candidates & ~selection.keep
+        n = keep.shape[1]
+        k = int(keep.sum(dim=1).max()) if k is None else min(k, n)
+        q = int(rest.sum(dim=1).max()) if ragged else n - k
+        index, others = _first(keep, k), _first(rest, q)
+        mask = None
+        if self.training:
+            mask = selection.mask.gather(1, index)
+            mask = mask if self.mask is None else self.mask.gather(1, index) * mask
+        elif ragged and len(index) > 1:  # one image alone needs no padding
+            mask = keep.gather(1, index).float()
+        if self.places is not None:
+            self.places.before_change(self.patches)
+        self.alive = keep.gather(1, index) if uneven and mask is not None else None
+        positions = self.positions.gather(1, index)
+        real = rest.gather(1, others).float() if uneven else None
+        some = rest.any(dim=1, keepdim=True) if uneven or not q else None
+        target = self._replace(index, others, logits, reducer, mask, real, some)
+        if self.places is not None:
+            destination = slots_of(index, n).masked_fill(~keep, -1)
+            if target is not None and q:
+                target = target.gather(1, slots_of(others, n).clamp(min=0))
+                destination = torch.where(rest, target, destination)
+            if not reducer.keeps_places:
+                destination = destination.masked_fill(keep, -1)
+            self.places.keep(positions, keep.gather(1, index))
+            self.places.move(destination)
+
+    def _replace(
+        self,
+        index: Tensor,
+        others: Tensor | None,
+        logits: Tensor,
+        reducer: Reducer,
+        mask: Tensor | None = None,
+        real: Tensor | None = None,
+        some: Tensor | None = None,
+    ) -> Tensor | None:
+        """Go on with the tokens at ``index`` ``(B, k)`` and what the reducer makes of the others ``(B, q)``.
+
+        Args:
+            index, others: ascending.
+            logits, reducer: as in :meth:`select`.
+            mask: ``(B, k)`` of those that go on; None: all count.
+            real: ``(B, q)`` which of the others count; None: all do.
+            some: ``(B, 1)`` bool, images in which there are others; None: all.
+
+        Returns:
+            The slot that holds each of the others now, ``(B, q)``; None: they are gone.
+        """
+        num_prefix = self.adapter.num_prefix_tokens
+        if not reducer.reads_dropped:
+            self.x = take(self.x, _after_prefix(index, num_prefix))
+            self._stand_at(index, mask)
+            return None
+        assert others is not None
+        patches, prefix = self.patches, self.x[:, :num_prefix]
+        reduced = reducer(
+            TokenSet(take(patches, index), logits.gather(1, index), mask),
+            TokenSet(take(patches, others), logits.gather(1, others), real),
+        )
+        if reducer.keeps_places:
+            self.x = torch.cat([prefix, reduced.tokens.to(self.x.dtype)], dim=1)
+            self._stand_at(index, mask)
+        else:
+            self.x = prefix
+            self.alive = None if self.alive is None else self.alive[:, :0]
+            self._stand_at(index[:, :0], None)
+            self._append(reduced.tokens, None)
+        if reduced.made is not None:
+            self._append(reduced.made, None if some is None else some.expand(-1, reduced.made.shape[1]))
+        return reduced.target
+
+    def _stand_at(self, index: Tensor, mask: Tensor | None) -> None:
+        self.context = self.adapter.gather(self.context, index)
+        self.positions = self.positions.gather(1, index)
+        self.hide(mask)
+
+    def merge(self, merge: Merge, metric: Tensor, k: int) -> None:
+        """Merge tokens until ``k`` are left, the most similar ones by their metric ``(B, n, d)``."""
+        patches, num_prefix = self.patches, self.adapter.num_prefix_tokens
+        size = patches.new_ones(patches.shape[:2], dtype=torch.float32) if self.size is None else self.size
+        merged = merge(patches, metric, size, k)
+        if self.places is not None:
+            self.places.before_change(patches)
+        self.x = torch.cat([self.x[:, :num_prefix], merged.tokens], dim=1)
+        self._stand_at(merged.index, None)
+        self.size = merged.size
+        if merge.proportional:
+            self._bias = proportional_bias(merged.size, num_prefix, self.x.dtype)
+        if self.places is not None:
+            self.places.keep(self.positions, self.candidates)
+            self.places.move(merged.target())
+
+
+def _first(chosen: Tensor, count: int) -> Tensor:
+    """Return the positions ``(B, count)`` of those chosen ``(B, n)``, ascending; others where there are fewer."""
+    return Selection(chosen, chosen, chosen).indices(count)
+
+
+def _after_prefix(index: Tensor, num_prefix: int) -> Tensor:
+    """Return rows of the whole sequence: the prefix, then the patches at ``index`` ``(B, k)``."""
+    prefix = torch.arange(num_prefix, device=index.device).expand(index.shape[0], -1)
+    return torch.cat([prefix, index + num_prefix], dim=1)

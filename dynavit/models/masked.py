@@ -1,0 +1,44 @@
+"""Mask execution: dropped tokens stay, hidden.
+
+Differentiable; the number kept may differ between images.
+
+Shapes: B batch, P prefix tokens, N original patches, n of them and of tokens made since, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynavit.models.tokens import Tokens
+from dynavit.reducers import Reducer, TokenSet
+from dynavit.selectors import Selection
+
+
+class MaskedTokens(Tokens):
+    """All tokens, with a mask that hides those dropped; n is N and the tokens made since."""
+
+    def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
+        keep, alive = selection.keep, self.candidates
+        if self.places is not None:
+            self.places.before_change(self.patches)
+            self.places.kept = self.places.kept & keep[:, : self.places.kept.shape[1]]
+        self.hide(selection.mask if self.mask is None else self.mask * selection.mask)
+        if soft:
+            return
+        self.alive = alive & keep
+        dropped = alive & ~keep
+        slots = torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
+        destination = torch.where(keep, slots, -1)
+        if reducer.reads_dropped:
+            patches = self.patches
+            reduced = reducer(TokenSet(patches, logits, keep.float()), TokenSet(patches, logits, dropped.float()))
+            prefix = self.x[:, : self.adapter.num_prefix_tokens]
+            self.x = torch.cat([prefix, torch.where(keep.unsqueeze(-1), reduced.tokens, patches)], dim=1)
+            if reduced.target is not None:
+                destination = torch.where(dropped, reduced.target, destination)
+            if reduced.made is not None:
+                some = dropped.any(dim=1, keepdim=True)
+                self._append(reduced.made, some.expand(-1, reduced.made.shape[1]))
+        if self.places is not None:
+            self.places.move(destination)
