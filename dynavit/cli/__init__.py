@@ -14,6 +14,7 @@ from typing import NoReturn
 from dynavit import __version__
 from dynavit.cli import data, methods, models, studies, training
 from dynavit.cli.arguments import check_counts
+from dynavit.engine.processes import num_processes
 from dynavit.errors import InputError
 from dynavit.text import printable
 
@@ -33,6 +34,8 @@ COMMANDS = (
     studies.add_lists,
 )
 
+_SHARED = ("train", "evaluate")  # among several processes
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 2, with one line on standard error, for bad input."""
@@ -40,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(arguments)
         try:
             check_counts(options)
+            if num_processes() > 1 and options.command not in _SHARED:
+                raise InputError(f"{options.command} works in one process: start it without torchrun or accelerate.")
             options.run(options)
         except (InputError, OSError) as error:
             print(f"error: {printable(error)}", file=sys.stderr)
