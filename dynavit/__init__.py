@@ -1,20 +1,27 @@
 """Make Vision Transformers cheaper by dropping tokens while they run."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dynavit.errors import InputError
-from dynavit.models import PrunedViT, Trace, create_model, load, prune
-from dynavit.models.adaptive import calibrate
-from dynavit.models.convert import convert
-from dynavit.models.ratios import ratios_removing
-from dynavit.reducers import list_reducers
-from dynavit.scorers import list_scorers
-from dynavit.selectors import (
-    Selection,
-    Selector,
-    check_selector,
-    create_selector,
-    list_selectors,
-    register_selector,
-)
+
+if TYPE_CHECKING:
+    from dynavit.models import PrunedViT, Trace, create_model, load, prune
+    from dynavit.models.adaptive import calibrate
+    from dynavit.models.convert import convert
+    from dynavit.models.ratios import ratios_removing
+    from dynavit.reducers import list_reducers
+    from dynavit.scorers import list_scorers
+    from dynavit.selectors import (
+        Selection,
+        Selector,
+        check_selector,
+        create_selector,
+        list_selectors,
+        register_selector,
+    )
 
 __version__ = "0.1.0"
 
@@ -37,3 +44,33 @@ __all__ = [
     "ratios_removing",
     "register_selector",
 ]
+
+# packages that need torch are imported when something of theirs is first asked for
+_PACKAGES = ("models", "reducers", "scorers", "selectors")
+_MODULES = {
+    "calibrate": "models.adaptive",
+    "convert": "models.convert",
+    "list_reducers": "reducers",
+    "list_scorers": "scorers",
+    "ratios_removing": "models.ratios",
+    **dict.fromkeys(("PrunedViT", "Trace", "create_model", "load", "prune"), "models"),
+    **dict.fromkeys(
+        ("Selection", "Selector", "check_selector", "create_selector", "list_selectors", "register_selector"),
+        "selectors",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a package, when it is first asked for."""
+    if name in _PACKAGES:
+        return import_module(f"dynavit.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"dynavit.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return names that are not imported yet, too."""
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -7,12 +7,14 @@ import io
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from dynavit import __version__
 from dynavit.cli import data, methods, models, studies, training
 from dynavit.cli.arguments import check_counts
+from dynavit.engine.processes import num_processes
 from dynavit.errors import InputError
 from dynavit.text import printable
 
@@ -32,12 +34,28 @@ COMMANDS = (
     studies.add_lists,
 )
 
+_SHARED = ("train", "evaluate")  # among several processes
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 2, with one line on standard error, for bad input."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # of a terminal that knows few characters
-            stream.reconfigure(errors="backslashreplace")
+    with _plain_output():
+        options = _parse(arguments)
+        try:
+            check_counts(options)
+            if num_processes() > 1 and options.command not in _SHARED:
+                raise InputError(f"{options.command} works in one process: start it without torchrun or accelerate.")
+            options.run(options)
+        except (InputError, OSError) as error:
+            print(f"error: {printable(error)}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted; continue a training with --resume", file=sys.stderr)
+            return 130
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser: argparse.ArgumentParser = _Parser(
         prog="dynavit", description="Make Vision Transformers cheaper by dropping tokens while they run."
     )
@@ -51,18 +69,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.overrides += rest
-    warnings.formatwarning = lambda message, *_: f"warning: {printable(message)}\n"
-    threading.excepthook = _report_thread
+    return options
+
+
+@contextmanager
+def _plain_output() -> Iterator[None]:
+    """Say warnings and failures of threads in one line each, on a terminal that may know few characters."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    format_warning, report_thread = warnings.formatwarning, threading.excepthook
     try:
-        check_counts(options)
-        options.run(options)
-    except (InputError, OSError) as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; continue a training with --resume", file=sys.stderr)
-        return 130
-    return 0
+        for stream in streams:
+            stream.reconfigure(errors="backslashreplace")
+        warnings.formatwarning = lambda message, *_: f"warning: {printable(message)}\n"
+        threading.excepthook = _report_thread
+        yield
+    finally:
+        warnings.formatwarning, threading.excepthook = format_warning, report_thread
+        for stream, errors in zip(streams, before, strict=True):
+            with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+                stream.reconfigure(errors=errors)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -47,6 +47,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from dynavit.engine.evaluator import evaluate_run
+    from dynavit.engine.processes import is_main_process
     from dynavit.engine.run import open_run
     from dynavit.report.table import explain, format_table
 
@@ -65,12 +66,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     if not run.model.stages:
         refuse(options, why := "a dense model has no stages to prune at", "keep_ratios", "adaptive")
         honour(options.overrides, TO_EVALUATE, {"evaluate.keep_ratios": why, "evaluate.adaptive": why})
-        print(f"{printable(run.path)} holds a dense model: it has no pruning stages, so there is one row.")
+        if is_main_process():
+            print(f"{printable(run.path)} holds a dense model: it has no pruning stages, so there is one row.")
     if not (options.adaptive or (run.config is not None and run.config.evaluate.adaptive)):
         unread = "training images are read with --adaptive only"
         honour(options.overrides, TO_EVALUATE, {"evaluate.calibration_images": unread, "data.train_split": unread})
     batch_sizes = [] if options.no_timing else options.batch_sizes
     rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output, options.adaptive or None)
+    if not is_main_process():
+        return
     metric = "map" if run.is_reid else "top1"
     print(f"{format_table(rows, metric)}\n\n{explain(rows, metric)}")
     written = printable(options.output or run.path)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dynavit.engine.loading import random_samples
+from dynavit.engine.processes import is_main_process
 from dynavit.engine.run import Run
 from dynavit.engine.tasks import Task
 from dynavit.errors import InputError
@@ -59,7 +60,7 @@ def calibrated(run: Run, task: Task, data: Any, ratios: list[float]) -> list[Pru
             yield images.to(run.device), task.inputs(run.model, data, indices, train=True)
 
     models = []
-    for ratio in tqdm(ratios, desc="calibrating", leave=False, disable=None):
+    for ratio in tqdm(ratios, desc="calibrating", leave=False, disable=None if is_main_process() else True):
         model = copy(run.model)
         calibrate(model, batches, ratio)
         # not every process may read the same images of a stream

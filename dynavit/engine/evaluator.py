@@ -58,7 +58,8 @@ def evaluate_run(
     The first row is the dense model that the run started from, on the same data; deltas and speedups are to it. Where
     that never learned these classes, the row has its MACs and speed alone, and deltas are to the run's own model with
     all tokens kept, which is then always among the rows. Timings of all rows are interleaved, and speedups are medians
-    of ratios within a round.
+    of ratios within a round. Several processes share the images; the main one alone measures speed, draws and writes,
+    so the rows of the others have no speed.
 
     Args:
         run: an opened run with a configuration.
@@ -85,7 +86,11 @@ def evaluate_run(
         check_adaptive(run.model)
     output = output or run.path
     require_folder(output)
-    accelerator = Accelerator(cpu=run.device.type == "cpu")
+    batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
+    if any(size > _MOST for size in batch_sizes):
+        raise InputError(f"--batch-sizes {list(batch_sizes)}: at most {_MOST:,} images.")
+    # images go to the model's device, whichever it is
+    accelerator = Accelerator(cpu=run.device.type == "cpu", device_placement=False)
     task = create_task(run.config)
     data = task.open_data(run.preprocessing, train=adaptive, augment=False, class_names=run.class_names)
     for note in data.notes:
@@ -123,12 +128,11 @@ def evaluate_run(
         if detail is not None:
             row[f"delta_{task.metric}"] = row[task.metric] - rows[base][task.metric]
             row |= task.difference(details[base], detail) if row is not rows[base] else {}
-    _time(run, task, data, rows, [variant.model for variant in variants], settings, batch_sizes)
-
     if isinstance(task, ReidTask) and searched is None:
         task.evaluate(run.model, loader, accelerator, data, "ranked lists")
         searched = task.searched
     if accelerator.is_main_process:
+        _time(run, task, data, rows, [variant.model for variant in variants], batch_sizes)
         ranked = draw_ranked_lists(run, data, searched) if searched is not None else None
         sample = torch.stack(first_images(data.validation, 4))
         write_results(run, rows, output, sample, task.metric, ranked)
@@ -185,13 +189,9 @@ def _time(
     data: Any,
     rows: list[Row],
     models: list[PrunedViT],
-    settings: EvaluateConfig,
-    batch_sizes: Sequence[int] | None,
+    batch_sizes: Sequence[int],
 ) -> None:
     """Add to each row its speed on validation images."""
-    batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
-    if any(size > _MOST for size in batch_sizes):
-        raise InputError(f"--batch-sizes {list(batch_sizes)}: at most {_MOST:,} images.")
     if not batch_sizes:
         return
     assert run.config is not None
@@ -202,6 +202,6 @@ def _time(
     def inputs(model: PrunedViT, indices: torch.Tensor) -> dict[str, torch.Tensor]:
         return task.inputs(model, data, indices)
 
-    speeds = time_models(models, images.to(run.device), indices, inputs, batch_sizes, settings.rounds)
+    speeds = time_models(models, images.to(run.device), indices, inputs, batch_sizes, run.config.evaluate.rounds)
     for row, speed in zip(rows, speeds, strict=True):
         row["throughput"] = speed

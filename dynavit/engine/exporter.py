@@ -55,8 +55,6 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
         raise InputError(
             f"{run.path} has no config.yaml that names data to check with: pass --images DIR, or data.root=IMAGES."
         )
-    if len(sample) < 5:
-        sample = sample[torch.arange(5) % len(sample)]
     metadata = {
         "preprocessing": run.preprocessing,
         "class_names": list(run.class_names),

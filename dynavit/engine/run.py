@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from dynavit.data.files import NO_FILE, describe_skipped, find_images, image_end
 from dynavit.data.pictures import UNREADABLE, convert_picture, read_picture
 from dynavit.data.transforms import Preparation, apply_transform, create_transforms, to_pixels
 from dynavit.engine.build import resolve_preprocessing
+from dynavit.engine.processes import num_processes
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT, load
 from dynavit.models.hub import WEIGHTS
@@ -212,15 +214,28 @@ def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[
 def choose_device(name: str | None) -> torch.device:
     """Return the device of this name; without one CUDA, if there is any.
 
+    Each of several processes has the GPU of its own number, which Accelerate takes, too. A GPU that is chosen by
+    number becomes torch's current one, which timings wait for.
+
     Raises:
-        InputError: there is no such device.
+        InputError: there is no such device, or one GPU is named for several processes.
     """
+    several = num_processes() > 1
+    if several and name not in (None, "cpu"):
+        raise InputError(
+            f"--device {name}: each of {num_processes()} processes takes the GPU of its own number. Use cpu, or leave "
+            f"it out."
+        )
+    gpu = f"cuda:{os.environ['LOCAL_RANK']}" if several else "cuda"
+    chosen = name or (gpu if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(chosen)
         torch.ones(1, device=device).item()  # some devices hold no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
-        raise InputError(f"--device {name}: {reason}. Use cpu, or leave it out.") from None
+        raise InputError(f"--device {chosen}: {reason}. Use cpu, or leave it out.") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def export_onnx(
     Args:
         model: in eval mode, on the CPU.
         path: file to write; an existing one is replaced only by a checked one.
-        images: ``(M, 3, H, W)`` to check with, M at least the largest batch size.
+        images: ``(M, 3, H, W)`` to check with.
         metadata: written into the file as JSON strings, one a key.
         batch_sizes: at which the two are compared.
         output: name of the output.
@@ -59,10 +60,10 @@ def export_onnx(
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
-        raise InputError(f"{error.name} is missing: pip install 'dynavit[export]'.") from None
+        raise InputError(f"{error.name} is missing: run `pip install onnx onnxscript onnxruntime`.") from None
 
     with replacing(path) as partial:
-        _export(model, images[:2], partial, output)
+        _export(model, images[torch.arange(2) % len(images)], partial, output)
         written = onnx.load(partial)
         onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in metadata.items()})
         onnx.save(written, partial)
@@ -83,13 +84,26 @@ def open_onnx(path: Path, output: str = "logits") -> Callable[[Tensor], Tensor]:
     return run
 
 
+@contextmanager
+def _errors_only(*names: str) -> Iterator[None]:
+    """Let loggers say nothing but errors."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _export(model: nn.Module, example: Tensor, path: Path, output: str) -> None:
     # an example of one image would bake the batch size in, and torch's fused attention on CPU does
     # not decompose with a mask: hence two images, and the plain backend
     batch = torch.export.Dim("batch")
-    for name in ("torch.onnx", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), torch.no_grad():
+    quiet = _errors_only("torch.onnx", "onnxscript")
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), quiet, torch.no_grad():
         warnings.simplefilter("ignore")  # about torch's own internals
         try:
             torch.onnx.export(

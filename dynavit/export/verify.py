@@ -85,7 +85,7 @@ def verify(
     Args:
         original: from ``(B, 3, H, W)`` to ``(B, C)``.
         exported: likewise.
-        images: ``(M, 3, H, W)``, at least as many as the largest batch size; all are used.
+        images: ``(M, 3, H, W)``; all are used at each batch size, the first ones again to fill the last batch.
         batch_sizes: an exporter that baked in one of them fails at the others.
         tolerance: largest difference allowed, in units of the outputs' standard deviation.
         classifies: the largest output names a class, and has to stay the largest.
@@ -94,6 +94,8 @@ def verify(
     Raises:
         InputError: outputs differ by more, the most likely class differs, or there is nothing to compare.
     """
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise InputError(f"batch_sizes={tuple(batch_sizes)}: give one or more, each a whole number of 1 or more.")
     expected = original(images)
     compare = torch.ones(len(images), dtype=torch.bool) if clear is None else clear
     if not compare.any():
@@ -101,11 +103,11 @@ def verify(
             "on every image rounding alone decides which tokens are kept or merged, so there is nothing to compare by: "
             "train the predictors first, or check with other images."
         )
-    scale = float(expected.std())
+    scale, compared = float(expected.std()), expected[compare]
     worst = 0.0
     for size in batch_sizes:
-        found = torch.cat([exported(batch) for batch in images.split(size) if len(batch) == size])
-        found, compared = found[compare[: len(found)]], expected[: len(found)][compare[: len(found)]]
+        rows = torch.arange(-(-len(images) // size) * size) % len(images)
+        found = torch.cat([exported(images[batch]) for batch in rows.split(size)])[: len(images)][compare]
         worst = max(worst, float((found - compared).abs().max()))
         # two classes closer together than the tolerance may change places
         top = compared.topk(min(2, compared.shape[1]), dim=1).values

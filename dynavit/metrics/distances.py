@@ -91,10 +91,18 @@ def _exact_fp32(device: torch.device) -> Iterator[None]:
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
+        older: str | None = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the flags above were set without it
+        older = None
+    try:
+        if older is not None:  # torch refuses products where the two ways to say it disagree
+            torch.set_float32_matmul_precision("highest")
         for backend in backends:
             backend.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision

@@ -6,7 +6,7 @@ Shapes: B batch, P prefix tokens, N patch tokens, D width, S stages.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -109,9 +109,21 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         self.thresholds = None
 
     def at_ratio(self, keep_ratio: float | Sequence[float]) -> PrunedViT:
-        """Return the same model, weights shared, at another keep ratio; this one stays as it is."""
+        """Return a copy of the model at another keep ratio; this one keeps its own.
+
+        Attributes of the copy, such as ``neck``, ``metadata`` or ``training``, are its own. The parts behind them are
+        shared: their weights, whether they train, and what :meth:`reset_classifier` changes inside the backbone.
+        """
         variant = copy(self)
         variant.set_keep_ratio(keep_ratio)
+        return variant
+
+    def __copy__(self) -> PrunedViT:
+        # torch keeps submodules, parameters and buffers in dicts, which a plain copy would share
+        state = self.__getstate__()
+        variant = type(self).__new__(type(self))
+        variant.__setstate__({name: copy(part) if isinstance(part, dict) else part for name, part in state.items()})
+        variant.metadata = deepcopy(self.metadata)
         return variant
 
     def set_thresholds(self, thresholds: Sequence[float] | None) -> None:

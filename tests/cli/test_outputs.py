@@ -1,11 +1,14 @@
 """Results go where they should, or the command says so before it works; names are shown, never obeyed."""
 
+import contextlib
 import csv
 import io
 import json
 import os
 import resource
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -222,3 +225,15 @@ def test_numbers_are_numbers(ratios: str, saved: Path, capsys: pytest.CaptureFix
     shown = capsys.readouterr().err
     assert shown.startswith("error: argument --keep-ratios")
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["configs"], ["configs", "missing"], ["--version"]])
+def test_a_program_that_calls_main_finds_its_hooks_and_streams_as_they_were(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii", errors="strict"))
+    hooks = warnings.formatwarning, threading.excepthook
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+    assert (warnings.formatwarning, threading.excepthook) == hooks
+    assert sys.stdout.errors == "strict"

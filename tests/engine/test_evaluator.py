@@ -115,6 +115,19 @@ def test_without_its_start_a_run_is_evaluated_alone(run: Path, tmp_path: Path) -
     assert "top1" not in rows[0]
 
 
+def test_images_go_to_the_model_s_device(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with --device cuda:1 where Accelerate takes cuda:0: its device is not asked."""
+    expected = evaluate_run(open_run(run), [0.5], [], tmp_path)
+    monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
+    assert evaluate_run(open_run(run), [0.5], [], tmp_path) == expected
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_the_work(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(dynavit.InputError, match=r"--batch-sizes \[65537\]: at most 65,536"):
+        evaluate_run(open_run(run), [0.5], [65537], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bad_ratio_is_refused_before_anything_is_measured(run: Path, tmp_path: Path) -> None:
     with pytest.raises(dynavit.InputError, match=r"keep_ratio=1.5"):
         evaluate_run(open_run(run), [0.5, 1.5], [], tmp_path)

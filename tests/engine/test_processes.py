@@ -14,9 +14,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from dynavit.config import Config, save_config
+from dynavit.engine.evaluator import evaluate_run
 from dynavit.engine.loading import make_loader
 from dynavit.engine.run import open_run
 from dynavit.engine.tasks import create_task
+from dynavit.engine.trainer import Trainer
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 pytestmark = pytest.mark.slow
@@ -122,3 +124,19 @@ def test_retrieval_counts_every_image_once(reid: Callable[..., Config], tmp_path
     alone = task.evaluate(run.model, loader, accelerator, data)
     for name in ("map", "minp", "rank1"):
         assert two["accuracy"][f"val/{name}"] == pytest.approx(alone[name], abs=1e-6)
+
+
+def test_the_main_process_alone_times_prints_and_writes(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """Two processes find the accuracy of one, and rows with speed are written once."""
+    config = tiny("train.epochs=2")
+    Trainer(config).fit()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dynavit"]
+    arguments = ["evaluate", str(config.run_dir), "--output", str(tmp_path / "two"), "--adaptive"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    shown = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("Written to") == shown.stdout.count("keep ratio  ") == 1, shown.stdout
+    rows = json.loads((tmp_path / "two" / "evaluation.json").read_text())
+    assert all(row["throughput"]["2"]["images_per_second"] > 0 for row in rows)
+    alone = evaluate_run(open_run(config.run_dir), batch_sizes=[], output=tmp_path / "one", adaptive=True)
+    assert [row.get("top1") for row in rows] == [row.get("top1") for row in alone]

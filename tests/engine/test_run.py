@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 import dynavit
+from dynavit import InputError
 from dynavit.cli import main
 from dynavit.config import Config
 from dynavit.data.transforms import Preparation
 from dynavit.engine.evaluator import evaluate_run
-from dynavit.engine.run import list_images, open_run, read_images
+from dynavit.engine.run import choose_device, list_images, open_run, read_images
 from dynavit.engine.trainer import Trainer
 
 Make = Callable[..., Config]
@@ -182,3 +183,34 @@ def test_channels_that_pictures_do_not_have(
 def test_models_of_other_channels_are_exported(channels: int, tmp_path: Path, pictures: Path) -> None:
     folder = saved_model(tmp_path / "model", in_chans=channels)
     assert main(["export", str(folder), "--images", str(pictures / "val")]) == 0
+
+
+@pytest.fixture
+def second_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts it."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_each_process_takes_the_gpu_of_its_number(second_of_two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(str(device)))
+    monkeypatch.setattr(torch, "ones", lambda *_, device: torch.zeros(1))
+    assert str(choose_device(None)) == asked[0] == "cuda:1"
+    monkeypatch.delenv("LOCAL_RANK")  # WORLD_SIZE alone is set by schedulers, too
+    assert str(choose_device(None)) == "cuda"
+    assert str(choose_device("cuda:3")) == asked[1] == "cuda:3"
+
+
+def test_one_gpu_for_several_processes_is_refused(second_of_two: None) -> None:
+    assert choose_device("cpu").type == "cpu"
+    with pytest.raises(InputError, match=r"--device cuda:0: each of 2 processes takes the GPU of its own number"):
+        choose_device("cuda:0")
+
+
+def test_commands_of_one_process_are_refused_to_several(
+    second_of_two: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark"]) == 2
+    assert "benchmark works in one process" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """ONNX files answer as torch does, at any batch size, or are not written."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,6 +36,62 @@ def test_verify_accepts_equal_and_refuses_different_models() -> None:
     # an exporter that baked the example's batch in is right at 2 alone
     with pytest.raises(dynavit.InputError, match="batch size 5"):
         verify(original, lambda batch: original(batch) * (1 if len(batch) < 5 else 2), images)
+
+
+@pytest.mark.parametrize("sizes", [(5,), (1, 2, 5), (7,)])
+def test_every_clear_image_is_compared_at_every_batch_size(sizes: tuple[int, ...]) -> None:
+    """The only clear one of six is the last, in no whole batch of 5; and six make no whole batch of 7."""
+    images = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    clear = torch.arange(6) == 5
+    asked: list[int] = []
+
+    def exported(batch: Tensor, wrong: float = 0.0) -> Tensor:
+        asked.append(len(batch))
+        return batch.flatten(1) + wrong
+
+    checked = verify(lambda batch: batch.flatten(1), exported, images, sizes, clear=clear)
+    assert (checked.images, checked.left_out, set(asked)) == (1, 5, set(sizes))
+    with pytest.raises(dynavit.InputError, match=f"batch size {sizes[0]}: by up to"):
+        verify(lambda batch: batch.flatten(1), lambda batch: exported(batch, 0.1), images, sizes, clear=clear)
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 2), (-1,)])
+def test_batch_sizes_that_compare_nothing_are_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(dynavit.InputError, match=r"batch_sizes=.*: give one or more"):
+        verify(torch.flatten, torch.flatten, torch.ones(2, 3, 4, 4), sizes)
+
+
+def test_a_missing_package_is_named_as_its_index_names_it(
+    model_of: Callable[..., Any], images_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynavit.export import export_onnx
+
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    model = model_of("vit", depth=1, stages=(0,))
+    with pytest.raises(
+        dynavit.InputError, match="onnxscript is missing: run `pip install onnx onnxscript onnxruntime`"
+    ):
+        export_onnx(model, tmp_path / "model.onnx", images_for(model, batch=2), {})
+
+
+def test_an_export_leaves_the_levels_of_loggers_as_they_were(
+    model_of: Callable[..., Any], images_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynavit.export import export_onnx
+
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    before, within = [logger.level for logger in loggers], []
+
+    def fail(*_: Any, **__: Any) -> None:
+        within.extend(logger.level for logger in loggers)
+        raise RuntimeError("no export today")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    model = model_of("vit", depth=1, stages=(0,))
+    with pytest.raises(dynavit.InputError, match="no export today"):
+        export_onnx(model, tmp_path / "model.onnx", images_for(model, batch=2), {})
+    assert within == [logging.ERROR, logging.ERROR]
+    assert [logger.level for logger in loggers] == before
 
 
 @pytest.mark.slow

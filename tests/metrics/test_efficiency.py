@@ -171,7 +171,7 @@ def test_counting_leaves_modes_and_gradients_alone() -> None:
     assert state(model) == before
     assert torch.is_grad_enabled()
 
-    model.predictors[1].score = torch.nn.Linear(1, 1)  # makes the forward fail
+    model.predictors[1].score[0] = torch.nn.Linear(1, 1)  # makes the forward fail
     before = state(model)
     with pytest.raises(RuntimeError):
         count_macs(model)

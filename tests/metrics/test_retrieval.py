@@ -1,5 +1,6 @@
 """Retrieval metrics against an evaluation written plainly, against scikit-learn and by hand."""
 
+import contextlib
 import subprocess
 import sys
 from typing import Any
@@ -206,6 +207,38 @@ def test_autocast_and_fast_products_do_not_touch_distances(metric: str) -> None:
     if metric == "cosine":
         exact = 1 - torch.nn.functional.normalize(query.double()) @ torch.nn.functional.normalize(gallery.double()).T
     torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["", "allow_tf32", "fp32_precision"])
+def test_the_ways_to_ask_for_fast_products_agree_within_and_are_put_back(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch raises where its older and its newer flags say different things; CUDA's products ask both."""
+    flags, others = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = torch.get_float32_matmul_precision(), flags.fp32_precision, others.fp32_precision
+
+    def state() -> list[object]:
+        newer = [flags.fp32_precision, others.fp32_precision]
+        return newer if way == "fp32_precision" else [*newer, flags.allow_tf32, torch.get_float32_matmul_precision()]
+
+    within: list[object] = []
+
+    def autocast(*_: object, **__: object) -> contextlib.nullcontext[None]:
+        within.append((flags.allow_tf32, torch.get_float32_matmul_precision()))
+        return contextlib.nullcontext()
+
+    try:
+        if way:
+            setattr(flags, way, {"allow_tf32": True, "fp32_precision": "tf32"}[way])
+        asked = state()
+        monkeypatch.setattr(torch, "autocast", autocast)
+        list(distance_blocks(torch.ones(2, 3), torch.ones(4, 3), "euclidean"))
+        assert within == [(False, "highest")]
+        assert state() == asked
+    finally:
+        if way == "allow_tf32":
+            torch.set_float32_matmul_precision(before[0])
+        flags.fp32_precision, others.fp32_precision = before[1:]
 
 
 def test_cosine_ignores_lengths_and_euclidean_does_not() -> None:

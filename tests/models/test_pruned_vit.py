@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import dynavit
 from dynavit import InputError, PrunedViT
+from dynavit.models import BNNeck
 from dynavit.models.adapters import VisionTransformerAdapter, create_adapter
-from dynavit.selectors import num_keep
+from dynavit.selectors import create_selector, list_selectors, num_keep
 
 Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]
@@ -152,6 +153,39 @@ def test_copies_are_independent(family: str, model_of: Model, images_for: Images
     twin.execution = "mask"
     assert model.keep_ratios == (0.7, 0.49, 0.343)
     assert model.execution == "auto"
+
+
+NOISY = [name for name in list_selectors() if create_selector(name).stochastic]
+
+
+@pytest.mark.parametrize("selector", NOISY)
+def test_training_a_copy_draws_no_noise_in_the_original(selector: str, model_of: Model, images_for: Images) -> None:
+    model = model_of("vit", depth=2, stages=(1,), selector=selector)
+    images = images_for(model)
+    variant = model.at_ratio(0.5).train()
+    assert (variant.training, model.training) == (True, False)
+    first, again = (model(images, return_trace=True)[0] for _ in range(2))  # the way that calls the selector
+    assert torch.equal(first, again)
+
+
+def test_attributes_of_a_copy_are_its_own(model_of: Model, images_for: Images) -> None:
+    model = model_of("vit", depth=2, stages=(1,))
+    model.metadata = {"preprocessing": {"mean": [0.5]}}
+    images, names = images_for(model), dict(model.named_modules())
+    expected = model(images)
+    for variant in (model.at_ratio(0.5), copy.copy(model)):
+        variant.neck = BNNeck(model.num_features, 5)
+        variant.predictors = nn.ModuleList()
+        variant.metadata["preprocessing"]["mean"][0] = 0.1
+        variant.scorer["name"] = "linear"
+        variant.register_buffer("extra", torch.zeros(1))
+        assert variant.backbone is model.backbone
+        assert variant.num_classes == 5 != model.num_classes
+    assert dict(model.named_modules()) == names
+    assert model.metadata == {"preprocessing": {"mean": [0.5]}}
+    assert model.scorer == {"name": "mlp"}
+    assert "extra" not in model.state_dict()
+    assert torch.equal(model(images), expected)
 
 
 def test_prune_shares_and_does_not_edit(family: str, backbone_of: Callable[..., nn.Module], images_for: Images) -> None:

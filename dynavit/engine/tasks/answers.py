@@ -53,7 +53,7 @@ def collect_answers(
     """Run a model over a prepared loader and gather what all processes found.
 
     Args:
-        model: in eval mode.
+        model: in eval mode, on the device that images are moved to.
         loader: yields images, labels and sample indices. Samples that appear on several processes count
             once.
         accelerator: gathers the processes' answers.
@@ -65,14 +65,14 @@ def collect_answers(
         InputError: no sample can be read.
     """
     found: list[dict[str, Tensor]] = []
+    device = next(model.parameters()).device  # streams are not moved by the accelerator
     bar = tqdm(loader, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
     for batch in bar:
         if batch is None:  # every image of it was skipped
             continue
         images, labels, indices = batch
-        images = images.to(accelerator.device)  # streams are not moved by the accelerator
         with accelerator.autocast():
-            output, trace = model(images, return_trace=True, **inputs(indices))
+            output, trace = model(images.to(device), return_trace=True, **inputs(indices))
         part = {"indices": indices, "labels": labels, "answers": answer(output)}
         if trace.choices:
             expected = torch.stack([choice.expected for choice in trace.choices], dim=1)
