@@ -26,12 +26,10 @@ class Moment:
     Attributes:
         temperature: of the selector.
         counts: tokens to keep at each stage; tensors where the model is compiled.
-        keep_ratios: the same as fractions.
     """
 
     temperature: float | Tensor
     counts: Sequence[Any]
-    keep_ratios: Sequence[float]
 
 
 class Objective(ABC):
@@ -43,7 +41,7 @@ class Objective(ABC):
     Args:
         settings: weights and options.
         selector: of the model.
-        budget: compares kept tokens with the keep ratios; None where the selector keeps exactly k.
+        budget: compares kept tokens with the wanted counts; None where the selector keeps exactly k.
         teacher: frozen dense timm model, or None.
 
     Attributes:
@@ -100,7 +98,7 @@ class Objective(ABC):
         )
         terms = self.task_losses(output, targets)
         if self.budget is not None and trace.choices:
-            terms["keep_ratio"] = self.budget(trace, moment.keep_ratios), self.settings.keep_ratio
+            terms["keep_ratio"] = self.budget(trace, moment.counts), self.settings.keep_ratio
         if lesson is not None:
             terms |= self._agreement(output, trace, *lesson)
         if self.reward is not None and (log_prob := trace.log_prob) is not None:

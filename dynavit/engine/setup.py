@@ -52,7 +52,7 @@ class Schedules:
         if self.config.train.compile:  # tensors can move without recompiling
             counts = [torch.tensor(count, device=device) for count in counts]
             temperature = torch.tensor(temperature, device=device)
-        return Moment(temperature, counts, self.keep_counts.ratios(step))
+        return Moment(temperature, counts)
 
 
 @dataclass(frozen=True)

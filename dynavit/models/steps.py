@@ -92,6 +92,7 @@ class SelectStep(Step):
             tokens.shorten(selector.order(logits, same), same, logits, self.reducer)
             return None
         alive, before, total = tokens.candidates, tokens.mask, tokens.num_patches
+        originals = tokens.positions >= 0  # what a reducer made is no patch
         if ask.thresholds is None:
             selection = selector(logits, alive, k, ask.temperature, ask.generator, ask.training)
         else:
@@ -110,8 +111,8 @@ class SelectStep(Step):
             candidates=alive,
             logits=logits,
             probs=probs,
-            expected=probs.sum(dim=1) / total,
-            decided=mask.sum(dim=1) / total,
+            expected=(probs * originals).sum(dim=1) / total,
+            decided=(mask * originals).sum(dim=1) / total,
             num_kept=selection.keep.sum(dim=1),
             log_prob=selection.log_prob,
             aux=selection.aux,

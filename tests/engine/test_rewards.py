@@ -118,7 +118,7 @@ def bandit(selector: dict[str, object], samples: int, reward: str, rounds: int) 
     gradients = []
     for number in range(rounds):
         torch.manual_seed(number)
-        losses, _ = objective(Chooses(), images, labels, labels, Moment(1.0, [2], [0.5]))
+        losses, _ = objective(Chooses(), images, labels, labels, Moment(1.0, [2]))
         (gradient,) = torch.autograd.grad(-losses["policy_gradient"], logits)
         gradients.append(gradient)
     free = torch.tensor([0.3, -0.2, 0.5, 0.0], requires_grad=True)
