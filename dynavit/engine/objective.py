@@ -80,6 +80,8 @@ class Objective(ABC):
     ) -> tuple[dict[str, Tensor], Trace]:
         """Return the unweighted losses by name, their weighted sum as ``"loss"``, and the forward's trace.
 
+        A policy gradient's value, which means nothing, is not in that sum; its gradient is.
+
         Args:
             model: in training mode, prepared by the accelerator.
             images: ``(B, 3, H, W)``.
@@ -108,6 +110,9 @@ class Objective(ABC):
         for name, loss in trace.aux.items():
             terms[name] = loss, 1.0
         losses = {name: loss for name, (loss, _) in terms.items()}
+        if (reinforced := terms.get("policy_gradient")) is not None:
+            # its value means nothing, so that it adds its gradient alone to what is reported and guarded
+            terms["policy_gradient"] = reinforced[0] - reinforced[0].detach(), reinforced[1]
         losses["loss"] = torch.stack([weight * loss for loss, weight in terms.values()]).sum()
         return losses, trace
 

@@ -119,7 +119,8 @@ def bandit(selector: dict[str, object], samples: int, reward: str, rounds: int) 
     for number in range(rounds):
         torch.manual_seed(number)
         losses, _ = objective(Chooses(), images, labels, labels, Moment(1.0, [2]))
-        (gradient,) = torch.autograd.grad(-losses["policy_gradient"], logits)
+        assert losses["loss"] == losses["task"]  # what is reported and guarded; its gradient is all of the reward's
+        (gradient,) = torch.autograd.grad(-losses["loss"], logits)
         gradients.append(gradient)
     free = torch.tensor([0.3, -0.2, 0.5, 0.0], requires_grad=True)
     if selector["distribution"] == "bernoulli":
