@@ -134,7 +134,7 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
     processes = accelerator.num_processes
     sampler = task.sampler(data, processes)
     batches = TrainingBatches(accelerator, data.train, sampler, config, task.batch_size(data, processes))
-    validation = make_loader(data.validation, config.data.batch_size, config.data.workers)
+    validation = make_loader(data.validation, config.data.batch_size, config.data.workers, lasting=True)
     return Setup(
         task=task,
         data=data,
