@@ -80,12 +80,14 @@ def test_wanted_is_what_evaluation_keeps(rule: str, kind: str, tiny: Make) -> No
     """Gates that are certain to keep so many patches cost nothing; other rules' counts would."""
     trainer = Trainer(tiny("model.selector.name=ste", f"model.count_rule={rule}", "model.keep_ratio=0.5"))
     wanted = {"original": [8, 4], "linear": [12, 8], "current": [8, 4]}[rule]
-    batch, moment = next(iter(trainer.batches.epoch(0, 0))), trainer.schedules.moment(0, torch.device("cpu"))
+    batch = next(iter(trainer.batches.epoch(0, 0)))
     stages = [trace_of((torch.arange(16) < count).float().expand(2, 16)).stages[0] for count in wanted]
     budget, objective = Budget(kind, torch.arange(17.0) ** 2), trainer.setup.objective
     objective.budget = lambda trace, counts: budget(replace(trace, stages=stages), counts)  # type: ignore[assignment]
-    losses, _ = objective(trainer.model, *batch, moment)
-    assert float(losses["keep_ratio"]) == pytest.approx(0, abs=1e-12)
+    for compiled in (False, True):  # where counts are tensors
+        trainer.config.train.compile = compiled
+        losses, _ = objective(trainer.model, *batch, trainer.schedules.moment(0, torch.device("cpu")))
+        assert float(losses["keep_ratio"]) == pytest.approx(0, abs=1e-12)
 
 
 def test_latency_of_known_gates() -> None:
