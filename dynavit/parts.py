@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from dynavit.errors import InputError, did_you_mean
@@ -105,6 +107,21 @@ def with_module(config: Mapping[str, Any], part: Any) -> dict[str, Any]:
     """Return a part's description, of a class that is not dynavit's with the ``module`` that it is from."""
     module = type(part).__module__
     return dict(config) if module.partition(".")[0] == "dynavit" else {"module": module, **config}
+
+
+def load_entry_points(kind: str, register: Callable[[str], Callable[[Any], Any]]) -> None:
+    """Register what other packages provide through entry points of the group ``dynavit.KINDs``.
+
+    Args:
+        kind: what they are.
+        register: gives for a name the function that registers something under it.
+    """
+    for entry in entry_points(group=f"dynavit.{kind}s"):
+        try:
+            register(entry.name)(entry.load())
+        except Exception as error:  # somebody else's package must not break ours
+            owner = entry.dist.name if entry.dist else entry.value
+            warnings.warn(f"{kind} {entry.name!r} of {owner} was not loaded: {error}", stacklevel=3)
 
 
 def _where(module: str) -> str:

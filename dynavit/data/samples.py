@@ -140,6 +140,8 @@ class StreamSamples(IterableDataset[Sample]):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch = int(self._epoch) if self.train else 0
+        if self.train:
+            _forward_epoch(self.dataset, epoch)  # which a worker that already ran was not told
         for position, (image, label) in enumerate(self.dataset):
             index = (position * self._processes + self._rank) * workers + number
             name = f"image {index} of the stream"

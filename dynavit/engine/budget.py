@@ -18,11 +18,12 @@ from dynavit.files import write_text
 from dynavit.losses import keep_ratio_loss, latency_loss
 from dynavit.metrics.latency import block_latency
 from dynavit.models import PrunedViT, Trace
-from dynavit.selectors import num_keep
 
 
 class Budget:
-    """Compares what a forward kept, or is expected to keep, with the keep ratios.
+    """Compares what a forward kept, or is expected to keep, with the counts that were wanted.
+
+    What was kept is told in original patches: tokens that a reducer made of others are left out.
 
     Args:
         kind: ``"probabilities"``, ``"decisions"`` or ``"latency"``.
@@ -33,16 +34,20 @@ class Budget:
         self.kind = kind
         self.table = table
 
-    def __call__(self, trace: Trace, keep_ratios: Sequence[float]) -> Tensor:
-        """Return the unweighted loss of one forward."""
+    def __call__(self, trace: Trace, counts: Sequence[int | Tensor]) -> Tensor:
+        """Return the unweighted loss of one forward.
+
+        Args:
+            trace: of the forward.
+            counts: tokens wanted after each stage, as evaluation keeps them.
+        """
+        num_patches = trace.source.shape[1]
         if self.kind == "latency":
             assert self.table is not None
-            probs = [choice.probs for choice in trace.choices]
-            table = self.table.to(probs[0].device)
-            counts = [num_keep(len(table) - 1, ratio) for ratio in keep_ratios]
-            return latency_loss(probs, counts, table)
+            probs = [choice.probs[:, :num_patches] for choice in trace.choices]  # made tokens are behind the patches
+            return latency_loss(probs, counts, self.table)
         found = [choice.decided if self.kind == "decisions" else choice.expected for choice in trace.choices]
-        return keep_ratio_loss(found, keep_ratios)
+        return keep_ratio_loss(found, [count / num_patches for count in counts])
 
 
 def measured_table(model: PrunedViT, path: Path, batch_size: int, accelerator: Accelerator) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
+import torch
 from timm.data import resolve_data_config
 from torch import nn
 
@@ -63,6 +64,19 @@ def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str
         )
     build = _build_reid if config.task == "reid" else _build_classifier
     return build(config, classes, side)
+
+
+def build_probe(config: Config) -> PrunedViT:
+    """Create what a run trains without its weights, to ask for sizes and parts.
+
+    Without a checkpoint, which alone may say how its model is made, this costs no memory and draws no random numbers.
+
+    Raises:
+        InputError: as :func:`build_start`.
+    """
+    without = replace(config, model=replace(config.model, pretrained=False))
+    with torch.device("meta") if config.model.checkpoint is None else nullcontext():
+        return build_start(without, None).model
 
 
 def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None) -> Start:

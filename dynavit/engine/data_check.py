@@ -18,7 +18,7 @@ from dynavit.data.inspection import Findings, inspect_files
 from dynavit.data.labelled import ImageFiles, LabelledFiles, common_classes, require_two, visible_folders
 from dynavit.data.reid import ReidData, ReidImages
 from dynavit.data.splits import FRACTION, Wanted, find_splits, is_class_folder, nested, split_name
-from dynavit.engine.build import build_start, resolve_preprocessing
+from dynavit.engine.build import build_probe, resolve_preprocessing
 from dynavit.engine.tasks import create_task
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
@@ -112,7 +112,7 @@ def check_data(config: Config) -> DataReport:
         InputError: no files to look at, or no data that a training would begin with.
     """
     data = config.data
-    model = build_start(replace(config, model=replace(config.model, pretrained=False)), None).model
+    model = build_probe(config)
     preprocessing = resolve_preprocessing(data, model.backbone)
     problems: list[str] = []
     if config.task == "classify" and data.name == "folder":

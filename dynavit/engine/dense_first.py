@@ -20,7 +20,7 @@ from dynavit.config import (
     load_config,
 )
 from dynavit.config.schema import leaves
-from dynavit.engine.build import build_start, resolve_preprocessing, starts_trained
+from dynavit.engine.build import build_probe, build_start, resolve_preprocessing, starts_trained
 from dynavit.engine.folder import check_folder, dense_folder, saved_config
 from dynavit.engine.monitor import MetricsFile
 from dynavit.engine.rewards import check_reward
@@ -138,7 +138,7 @@ def _unknown_classes(config: Config) -> tuple[str, ...] | None:
     if model.stages == [] or config.train.dense_epochs == 0 or not (model.pretrained or model.checkpoint):
         return None
     task = create_task(config)
-    probe = build_start(replace(config, model=replace(model, pretrained=False)), None).model
+    probe = build_probe(config)
     check_reward(config.loss, probe)  # rather now than after the dense model
     data = task.open_data(resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid"))
     classes = tuple(data.class_names)

@@ -36,7 +36,8 @@ class TrainingBatches:
         self.accelerator, self.dataset, self.sampler = accelerator, dataset, sampler
         self.streams = isinstance(dataset, IterableDataset)
         self.batch_size = batch_size
-        loader = make_loader(dataset, batch_size, config.data.workers, sampler)
+        # whole batches of streams too: mixup needs an even number, batch norm more than one image
+        loader = make_loader(dataset, batch_size, config.data.workers, sampler, whole=True, lasting=True)
         self.loader = prepare_loader(accelerator, loader)
         self.length = self._length(config)
 
@@ -96,16 +97,33 @@ def fitting_batch_size(config: Config, images: int, processes: int) -> int:
 
 
 def make_loader(
-    dataset: Dataset[Any], batch_size: int, workers: int, sampler: Sampler[int] | None = None
+    dataset: Dataset[Any],
+    batch_size: int,
+    workers: int,
+    sampler: Sampler[int] | None = None,
+    *,
+    whole: bool = False,
+    lasting: bool = False,
 ) -> DataLoader[Any]:
-    """Return a loader: of whole batches in the sampler's order, or of everything in order."""
+    """Return a loader.
+
+    Args:
+        dataset: to load.
+        batch_size: images a batch.
+        workers: processes that load.
+        sampler: order of the images; None for their own.
+        whole: leave out a last batch that is smaller than the others.
+        lasting: for every epoch of a training, so that workers stay, and memory that a GPU copies from is pinned.
+    """
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        drop_last=sampler is not None,
+        drop_last=whole,
         num_workers=workers,
         collate_fn=collate,
+        persistent_workers=lasting and workers > 0,
+        pin_memory=lasting and torch.cuda.is_available(),
     )
 
 

@@ -26,12 +26,10 @@ class Moment:
     Attributes:
         temperature: of the selector.
         counts: tokens to keep at each stage; tensors where the model is compiled.
-        keep_ratios: the same as fractions.
     """
 
     temperature: float | Tensor
     counts: Sequence[Any]
-    keep_ratios: Sequence[float]
 
 
 class Objective(ABC):
@@ -43,7 +41,7 @@ class Objective(ABC):
     Args:
         settings: weights and options.
         selector: of the model.
-        budget: compares kept tokens with the keep ratios; None where the selector keeps exactly k.
+        budget: compares kept tokens with the wanted counts; None where the selector keeps exactly k.
         teacher: frozen dense timm model, or None.
 
     Attributes:
@@ -82,6 +80,8 @@ class Objective(ABC):
     ) -> tuple[dict[str, Tensor], Trace]:
         """Return the unweighted losses by name, their weighted sum as ``"loss"``, and the forward's trace.
 
+        A policy gradient's value, which means nothing, is not in that sum; its gradient is.
+
         Args:
             model: in training mode, prepared by the accelerator.
             images: ``(B, 3, H, W)``.
@@ -100,7 +100,7 @@ class Objective(ABC):
         )
         terms = self.task_losses(output, targets)
         if self.budget is not None and trace.choices:
-            terms["keep_ratio"] = self.budget(trace, moment.keep_ratios), self.settings.keep_ratio
+            terms["keep_ratio"] = self.budget(trace, moment.counts), self.settings.keep_ratio
         if lesson is not None:
             terms |= self._agreement(output, trace, *lesson)
         if self.reward is not None and (log_prob := trace.log_prob) is not None:
@@ -110,6 +110,9 @@ class Objective(ABC):
         for name, loss in trace.aux.items():
             terms[name] = loss, 1.0
         losses = {name: loss for name, (loss, _) in terms.items()}
+        if (reinforced := terms.get("policy_gradient")) is not None:
+            # its value means nothing, so that it adds its gradient alone to what is reported and guarded
+            terms["policy_gradient"] = reinforced[0] - reinforced[0].detach(), reinforced[1]
         losses["loss"] = torch.stack([weight * loss for loss, weight in terms.values()]).sum()
         return losses, trace
 

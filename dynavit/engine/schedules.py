@@ -58,11 +58,7 @@ class KeepCounts:
     warmup_steps: int = 0
     count: Callable[[int, Sequence[float]], list[int]] = stage_counts
 
-    def ratios(self, step: int) -> list[float]:
-        """Return the keep ratios at a step, warm-up included."""
-        progress = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
-        return [1 + (ratio - 1) * progress for ratio in self.keep_ratios]
-
     def __call__(self, step: int) -> list[int]:
-        """Return the counts at a step."""
-        return self.count(self.num_patches, self.ratios(step))
+        """Return the counts at a step, warm-up included."""
+        progress = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        return self.count(self.num_patches, [1 + (ratio - 1) * progress for ratio in self.keep_ratios])

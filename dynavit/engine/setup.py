@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dynavit.config import Config
 from dynavit.engine.budget import Budget, measured_table
-from dynavit.engine.build import build_start, build_teacher, resolve_preprocessing
+from dynavit.engine.build import build_probe, build_start, build_teacher, resolve_preprocessing
 from dynavit.engine.data_check import check_before_training
 from dynavit.engine.loading import TrainingBatches, first_images, make_loader, prepare_loader
 from dynavit.engine.objective import Moment, Objective
@@ -52,7 +52,7 @@ class Schedules:
         if self.config.train.compile:  # tensors can move without recompiling
             counts = [torch.tensor(count, device=device) for count in counts]
             temperature = torch.tensor(temperature, device=device)
-        return Moment(temperature, counts, self.keep_counts.ratios(step))
+        return Moment(temperature, counts)
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
         InputError: something in the configuration does not exist or does not fit.
     """
     train, task = config.train, create_task(config)
-    # without weights: a wrong data.root is told before anything is downloaded
-    probe = build_start(replace(config, model=replace(config.model, pretrained=False)), None).model
+    probe = build_probe(config)  # a wrong data.root is told before anything is downloaded
     check_reward(config.loss, probe)
     preprocessing = resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid")
     with accelerator.main_process_first():  # which may have to download
@@ -134,7 +133,7 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
     processes = accelerator.num_processes
     sampler = task.sampler(data, processes)
     batches = TrainingBatches(accelerator, data.train, sampler, config, task.batch_size(data, processes))
-    validation = make_loader(data.validation, config.data.batch_size, config.data.workers)
+    validation = make_loader(data.validation, config.data.batch_size, config.data.workers, lasting=True)
     return Setup(
         task=task,
         data=data,

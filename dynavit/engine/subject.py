@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, Subset
 from tqdm import tqdm
 
 from dynavit.config import Config, DataConfig, ModelConfig
-from dynavit.engine.build import build_start, resolve_preprocessing
+from dynavit.engine.build import build_probe, build_start, resolve_preprocessing
 from dynavit.engine.linear_head import dense_features, fit_linear_head, set_linear_head
 from dynavit.engine.loading import make_loader, random_subset
 from dynavit.engine.run import open_run
@@ -79,7 +79,7 @@ def open_subject(
         raise InputError(f"--limit {limit}: at least 2 images.")
     config, preprocessing = _describe(checkpoint, architecture, root, img_size)
     if preprocessing is None:
-        preprocessing = resolve_preprocessing(config.data, build_start(config, None).model.backbone)
+        preprocessing = resolve_preprocessing(config.data, build_probe(config).backbone)
     data = ClassificationTask(config).open_data(preprocessing)
     for note in data.notes:
         say(note)

@@ -179,7 +179,11 @@ class Trainer:
         if recent:  # a stream that ended early
             self._account(recent)
         if progress.count == 0:
-            raise InputError(f"data.name={self.config.data.name}: the training stream gave no batch.")
+            workers = max(self.config.data.workers, 1)
+            raise InputError(
+                f"data.batch_size={self.batches.batch_size}: the training stream of data.name={self.config.data.name} "
+                f"is too short for one batch in any of its data.workers={workers}; lower these, or add images."
+            )
 
     def _step(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         progress, accelerator = self.progress, self.accelerator

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def keep_ratio_loss(expected: Sequence[Tensor], keep_ratios: Sequence[float], per_image: bool = True) -> Tensor:
+def keep_ratio_loss(
+    expected: Sequence[Tensor], keep_ratios: Sequence[float | Tensor], per_image: bool = True
+) -> Tensor:
     """Return the mean over stages of ``(expected kept fraction - ratio)^2``.
 
     DynamicViT, Rao et al. 2021, https://arxiv.org/abs/2106.02034, eq. 12, on the expected fraction
@@ -17,7 +19,7 @@ def keep_ratio_loss(expected: Sequence[Tensor], keep_ratios: Sequence[float], pe
 
     Args:
         expected: one ``(B,)`` tensor a stage, ``expected`` of ``trace.choices``: fraction of the original patches.
-        keep_ratios: the fraction wanted after each stage.
+        keep_ratios: the fraction of the original patches wanted after each stage.
         per_image: every image has to meet the ratio. If False only the mean of the batch has to, so
             that images may differ (DynamicViT's ``dynamic``).
 

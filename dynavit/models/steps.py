@@ -93,6 +93,7 @@ class SelectStep(Step):
             tokens.shorten(selector.order(logits, same), same, logits, self.reducer)
             return None
         alive, before, total = tokens.candidates, tokens.mask, tokens.num_patches
+        originals = tokens.positions >= 0  # what a reducer made is no patch
         if request.thresholds is None:
             selection = selector(logits, alive, k, request.temperature, request.generator, request.training)
         else:
@@ -111,8 +112,8 @@ class SelectStep(Step):
             candidates=alive,
             logits=logits,
             probs=probs,
-            expected=probs.sum(dim=1) / total,
-            decided=mask.sum(dim=1) / total,
+            expected=(probs * originals).sum(dim=1) / total,
+            decided=(mask * originals).sum(dim=1) / total,
             num_kept=selection.keep.sum(dim=1),
             log_prob=selection.log_prob,
             aux=selection.aux,

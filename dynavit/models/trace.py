@@ -21,8 +21,9 @@ class Choice:
         logits: ``(B, n)`` the scorer's; zeros for selectors that read none.
         probs: ``(B, n)`` fp32: probability of each token to be kept, by the last stage where that removes tokens, by
             all stages so far where selections are soft.
-        expected: ``(B,)`` fp32: expected fraction of the original patches kept, which a keep-ratio loss reads.
-        decided: ``(B,)`` fp32: the fraction that the mask of this forward adds up to: sampled, with its gradient.
+        expected: ``(B,)`` fp32: expected fraction of the original patches kept, which a keep-ratio loss reads; tokens
+            that a reducer made do not count.
+        decided: ``(B,)`` fp32: likewise, what the mask of this forward adds up to: sampled, with its gradient.
         num_kept: ``(B,)`` int64: tokens kept, those that a reducer makes of others not included.
         log_prob: ``(B,)`` the selector's, where it gives one.
         aux: auxiliary losses of the selector, by name.

@@ -8,14 +8,12 @@ A package offers a selector through an entry point::
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from dynavit.errors import InputError
-from dynavit.parts import Parts
+from dynavit.parts import Parts, load_entry_points
 from dynavit.selectors.base import Selector
 
 _SELECTORS: Parts[Selector] = Parts("selector")
@@ -69,12 +67,7 @@ def _selectors() -> Parts[Selector]:
 
 @cache
 def _load_entry_points() -> None:
-    for entry in entry_points(group="dynavit.selectors"):
-        try:
-            register_selector(entry.name)(entry.load())
-        except Exception as error:  # somebody else's package must not break ours
-            owner = entry.dist.name if entry.dist else entry.value
-            warnings.warn(f"selector {entry.name!r} of {owner} was not loaded: {error}", stacklevel=2)
+    load_entry_points("selector", register_selector)
 
 
 def selector_config(selector: Selector) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,11 +21,11 @@ from dynavit.scorers import Scorer, StageView
 Make = Callable[..., Config]
 
 
-def forward(selector: str, **options: object) -> dynavit.Trace:
+def forward(selector: str, reducer: str = "drop", **options: object) -> dynavit.Trace:
     torch.manual_seed(0)
     model = dynavit.create_model(
         "vit_tiny_patch16_224", num_classes=3, img_size=64, depth=4, stages=(1, 2), keep_ratio=0.5,
-        selector={"name": selector, **options},
+        selector={"name": selector, **options}, reducer=reducer,
     ).train()  # fmt: skip
     for predictor in model.predictors:
         nn.init.normal_(predictor.score[-1].weight)
@@ -46,7 +47,7 @@ def test_decisions_are_the_masks_of_the_forward(selector: str) -> None:
         ("probabilities", [choice.expected for choice in trace.choices]),
     ):
         expected = sum(((f - r) ** 2).mean() for f, r in zip(fractions, ratios, strict=True)) / 2
-        torch.testing.assert_close(Budget(kind)(trace, ratios), expected)
+        torch.testing.assert_close(Budget(kind)(trace, [8, 4]), expected)
 
 
 def test_probabilities_multiply_over_soft_stages_only() -> None:
@@ -61,11 +62,39 @@ def test_probabilities_multiply_over_soft_stages_only() -> None:
     assert (hard.choices[1].probs[~hard.stages[0].kept] == 0).all()
 
 
+def test_tokens_made_are_no_patches() -> None:
+    """With fuse a stage chooses among the token that the one before has made as well."""
+    trace = forward("ste", "fuse")
+    assert [choice.probs.shape for choice in trace.choices] == [(6, 16), (6, 17)]
+    for choice, count in zip(trace.choices, trace.counts, strict=True):
+        torch.testing.assert_close(choice.expected, choice.probs[:, :16].mean(dim=1))
+        torch.testing.assert_close(choice.decided.detach(), count / 16)
+    # where latency is a straight line, the expected one is that of the expected number
+    expected = sum(((c.expected - k / 16) ** 2).mean() for c, k in zip(trace.choices, (8, 4), strict=True)) / 2
+    torch.testing.assert_close(Budget("latency", torch.arange(17.0))(trace, [8, 4]), expected)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "decisions", "latency"])
+@pytest.mark.parametrize("rule", ["original", "linear", "current"])
+def test_wanted_is_what_evaluation_keeps(rule: str, kind: str, tiny: Make) -> None:
+    """Gates that are certain to keep so many patches cost nothing; other rules' counts would."""
+    trainer = Trainer(tiny("model.selector.name=ste", f"model.count_rule={rule}", "model.keep_ratio=0.5"))
+    wanted = {"original": [8, 4], "linear": [12, 8], "current": [8, 4]}[rule]
+    batch = next(iter(trainer.batches.epoch(0, 0)))
+    stages = [trace_of((torch.arange(16) < count).float().expand(2, 16)).stages[0] for count in wanted]
+    budget, objective = Budget(kind, torch.arange(17.0) ** 2), trainer.setup.objective
+    objective.budget = lambda trace, counts: budget(replace(trace, stages=stages), counts)  # type: ignore[assignment]
+    for compiled in (False, True):  # where counts are tensors
+        trainer.config.train.compile = compiled
+        losses, _ = objective(trainer.model, *batch, trainer.schedules.moment(0, torch.device("cpu")))
+        assert float(losses["keep_ratio"]) == pytest.approx(0, abs=1e-12)
+
+
 def test_latency_of_known_gates() -> None:
     """With gates that are certain, the loss is that of the latency table itself."""
     table = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])
     certain = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-    found = Budget("latency", table)(trace_of(certain), [0.5])
+    found = Budget("latency", table)(trace_of(certain), [2])
     assert float(found) == pytest.approx(((4 - 2) / 8) ** 2 / 2)
 
 

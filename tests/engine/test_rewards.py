@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +15,9 @@ from traces import trace_of
 
 import dynavit
 from dynavit.config import Config, LossConfig
+from dynavit.engine import rewards
 from dynavit.engine.objective import Moment
-from dynavit.engine.rewards import Reward, create_reward
+from dynavit.engine.rewards import Reward, create_reward, register_reward
 from dynavit.engine.tasks.classification import ClassificationObjective
 from dynavit.engine.trainer import Trainer
 
@@ -40,32 +43,60 @@ def test_rewards_by_hand() -> None:
     assert create_reward("rank1")(output, torch.tensor([0, 0, 1, 1])).tolist() == [1, 1, 0, 1]
 
 
-def odd_pixels(output: Tensor, targets: Tensor) -> Tensor:
+def odd_labels(output: Tensor, targets: Tensor) -> Tensor:
     """A reward of one's own."""
     return (targets % 2).float()
 
 
-def test_a_reward_of_ones_own_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    found = create_reward("test_rewards:odd_pixels")
-    assert found(torch.zeros(2, 2), torch.tensor([3, 4])).tolist() == [1.0, 0.0]
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is gone after it."""
+    create_reward("correct")
+    monkeypatch.setattr(rewards, "_REWARDS", dict(rewards._REWARDS))
+    yield
+    rewards._load_entry_points.cache_clear()
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_reward_of_ones_own_is_registered(tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert register_reward("odd")(odd_labels) is register_reward("odd")(odd_labels) is create_reward("odd")
+    trainer = Trainer(tiny("loss.reward=odd", "model.selector.name=score_function"))
+    assert trainer.setup.objective.reward is odd_labels
+    with pytest.raises(dynavit.InputError, match=r"^reward 'correct' is already registered by dynavit.engine.rewards;"):
+        register_reward("correct")(odd_labels)
+    assert register_reward("correct", override=True)(odd_labels) is create_reward("correct")
+    for wrong in (math.pi, math.sqrt, bool):
+        with pytest.raises(dynavit.InputError, match=r"^reward 'mine': .* is no function of \(output, targets\)"):
+            register_reward("mine")(wrong)  # type: ignore[type-var]
+    # by another package
+    (tmp_path / "demo-1.0.dist-info").mkdir()
+    (tmp_path / "demo-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
+    (tmp_path / "demo-1.0.dist-info" / "entry_points.txt").write_text("[dynavit.rewards]\ntheirs = theirs:reward\n")
+    (tmp_path / "theirs.py").write_text("def reward(output, targets):\n    return targets\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    rewards._load_entry_points.cache_clear()
+    assert create_reward("theirs").__module__ == "theirs"
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("corect", r"loss.reward=corect: Did you mean 'correct'.*package.module:function"),
-        ("nowhere.module:f", r"loss.reward=nowhere.module:f cannot be imported"),
-        ("math:nothing", r"cannot be imported: .*nothing"),
-        ("math:pi", r"is no function"),
-        ("math:sqrt", r"loss.reward=math:sqrt is no function of \(output, targets\)"),
-        ("builtins:bool", r"is no function"),
-        (":f", r"loss.reward=:f cannot be imported"),
+        ("corect", r"^loss.reward=corect: Did you mean 'correct'.*rank1, or register .*rewards.register_reward"),
+        ("math:sqrt", r"^loss.reward=math:sqrt: choose one of likelihood, correct, rank1, or"),
+        ("", r"^loss.reward=: choose"),
     ],
 )
 def test_unknown_rewards_are_refused(name: str, message: str) -> None:
     with pytest.raises(dynavit.InputError, match=message):
         create_reward(name)
+
+
+def test_a_configuration_imports_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "unheard_of.py").write_text("f = print\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(dynavit.InputError, match=r"^loss.reward=unheard_of:f: "):
+        create_reward("unheard_of:f")
+    assert "unheard_of" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -118,8 +149,9 @@ def bandit(selector: dict[str, object], samples: int, reward: str, rounds: int) 
     gradients = []
     for number in range(rounds):
         torch.manual_seed(number)
-        losses, _ = objective(Chooses(), images, labels, labels, Moment(1.0, [2], [0.5]))
-        (gradient,) = torch.autograd.grad(-losses["policy_gradient"], logits)
+        losses, _ = objective(Chooses(), images, labels, labels, Moment(1.0, [2]))
+        assert losses["loss"] == losses["task"]  # what is reported and guarded; its gradient is all of the reward's
+        (gradient,) = torch.autograd.grad(-losses["loss"], logits)
         gradients.append(gradient)
     free = torch.tensor([0.3, -0.2, 0.5, 0.0], requires_grad=True)
     if selector["distribution"] == "bernoulli":
