@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from dynavit.errors import InputError
 
 if TYPE_CHECKING:
+    from dynavit.checkpoints.convert import convert
     from dynavit.models import PrunedViT, Trace, create_model, load, prune
     from dynavit.models.adaptive import calibrate
-    from dynavit.models.convert import convert
     from dynavit.models.ratios import ratios_removing
     from dynavit.reducers import list_reducers
     from dynavit.scorers import list_scorers
@@ -49,7 +49,7 @@ __all__ = [
 _PACKAGES = ("models", "reducers", "scorers", "selectors")
 _MODULES = {
     "calibrate": "models.adaptive",
-    "convert": "models.convert",
+    "convert": "checkpoints.convert",
     "list_reducers": "reducers",
     "list_scorers": "scorers",
     "ratios_removing": "models.ratios",

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from dynavit.errors import InputError
 
+WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", *WEIGHT_INDEXES)  # in a folder of the Hugging Face Hub
+WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -142,3 +146,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def weights_in(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that seem to hold weights, the Hugging Face Hub's first."""
+    names = [path.name for path in folder.iterdir() if path.name.endswith((*WEIGHT_ENDINGS, ".index.json"))]
+    return sorted(names, key=lambda name: (name not in WEIGHT_FILES, name))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dynavit
-from dynavit.models.adapters import create_adapter
+from dynavit.adapters import create_adapter
 
 torch.set_num_threads(1)  # these models are so small that a second thread only gets in the way
 

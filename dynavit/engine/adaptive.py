@@ -11,12 +11,12 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
+from dynavit.cost.macs import mean_macs
 from dynavit.engine.loading import random_samples
 from dynavit.engine.processes import is_main_process
 from dynavit.engine.run import Run
 from dynavit.engine.tasks import Task
 from dynavit.errors import InputError
-from dynavit.metrics.efficiency import mean_macs
 from dynavit.models import PrunedViT
 from dynavit.models.adaptive import calibrate
 

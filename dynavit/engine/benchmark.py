@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from dynavit.cost.macs import checked_size, closed_form_macs, tokens_per_stage
+from dynavit.cost.timing import measure, median_interval, median_ratio
 from dynavit.engine.method import Method
 from dynavit.errors import InputError
-from dynavit.metrics.efficiency import checked_size, closed_form_macs, tokens_per_stage
-from dynavit.metrics.timing import measure, median_interval, median_ratio
 from dynavit.models import PrunedViT, create_model, prune
 from dynavit.report.table import aligned, significant
 from dynavit.selectors import Selector, create_selector, list_selectors, num_keep

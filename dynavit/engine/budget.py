@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from dynavit.cost.latency import block_latency
 from dynavit.errors import InputError
 from dynavit.files import write_text
 from dynavit.losses import keep_ratio_loss, latency_loss
-from dynavit.metrics.latency import block_latency
 from dynavit.models import PrunedViT, Trace
 
 

@@ -13,14 +13,14 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
+from dynavit.adapters import create_adapter
+from dynavit.checkpoints.start import load_backbone, load_reid_start
 from dynavit.config import Config, DataConfig
 from dynavit.data.pictures import MODES
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, create_model, load, prune
-from dynavit.models.adapters import create_adapter
 from dynavit.models.factory import OWN
 from dynavit.models.pruning import PRUNING
-from dynavit.models.weights import load_backbone, load_reid_start
 
 
 @dataclass(frozen=True)

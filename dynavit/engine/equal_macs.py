@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from dynavit.cost.macs import closed_form_macs, mean_macs, scoring_macs, tokens_per_stage
 from dynavit.errors import InputError
-from dynavit.metrics.efficiency import closed_form_macs, mean_macs, scoring_macs, tokens_per_stage
 from dynavit.models import PrunedViT, prune
 from dynavit.models.adaptive import calibrate, kept_counts
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from dynavit.config import Config, EvaluateConfig
+from dynavit.cost.macs import closed_form_macs, tokens_per_stage
 from dynavit.engine.adaptive import calibrated, check_adaptive, token_statistics
 from dynavit.engine.build import build_start, starts_trained
 from dynavit.engine.folder import after_move
@@ -23,7 +24,6 @@ from dynavit.engine.tasks import Task, create_task
 from dynavit.engine.tasks.reid import ReidTask, Searchable
 from dynavit.errors import InputError
 from dynavit.files import require_folder
-from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
 from dynavit.models import PrunedViT, prune
 from dynavit.report.table import accuracy_base
 

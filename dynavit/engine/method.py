@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from dynavit.adapters import create_adapter
 from dynavit.config import load_config
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, prune
-from dynavit.models.adapters import create_adapter
 from dynavit.models.backbone import create_backbone
 from dynavit.models.pruning import PRUNING
 

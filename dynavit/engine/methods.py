@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dynavit.cost.macs import closed_form_macs, tokens_per_stage
 from dynavit.engine.adaptive import token_statistics
 from dynavit.engine.equal_macs import calibrate_to_budget, largest_keep_ratio, plain_dropping_macs
 from dynavit.engine.loading import make_loader, random_samples
@@ -22,7 +23,6 @@ from dynavit.engine.speed import images_timed, time_models
 from dynavit.engine.subject import Subject
 from dynavit.errors import InputError
 from dynavit.metrics.bootstrap import paired_bootstrap
-from dynavit.metrics.efficiency import closed_form_macs, tokens_per_stage
 from dynavit.models import PrunedViT
 from dynavit.models.adaptive import kept_counts
 

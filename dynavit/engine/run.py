@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from dynavit.checkpoints.state_dicts import check_numbers
 from dynavit.config import Config, load_config, named_settings
 from dynavit.data.files import NO_FILE, describe_skipped, find_images, image_endings
 from dynavit.data.pictures import UNREADABLE, convert_picture, read_picture
@@ -24,7 +25,6 @@ from dynavit.engine.processes import num_processes
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT, load
 from dynavit.models.hub import WEIGHTS
-from dynavit.models.state_dicts import check_numbers
 
 _NEEDED, _KNOWN = ("image_size", "mean", "std"), tuple(inspect.signature(create_transforms).parameters)[:-1]
 CONFIG_FILE, MODEL_FILE = "config.yaml", "config.json"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dynavit.metrics.timing import measure, median_ratio
+from dynavit.cost.timing import measure, median_ratio
 from dynavit.models import PrunedViT
 
 Inputs = Callable[[PrunedViT, Tensor], Mapping[str, Tensor]]

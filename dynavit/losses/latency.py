@@ -66,7 +66,7 @@ def expected_latency(probs: Tensor, table: Tensor) -> Tensor:
     Args:
         probs: ``(B, N)``, the probability that each token is kept.
         table: ``(N + 1,)``, the latency of 0, 1, ... N tokens in any unit, as
-            :func:`dynavit.metrics.latency.block_latency` measures it.
+            :func:`dynavit.cost.latency.block_latency` measures it.
 
     Raises:
         InputError: a table of another length.

@@ -11,7 +11,7 @@ from dynavit.models.ratios import checked_whole
 from dynavit.text import first_line
 
 if TYPE_CHECKING:
-    from dynavit.models.adapters import BackboneAdapter
+    from dynavit.adapters import BackboneAdapter
     from dynavit.models.heads import BNNeck
     from dynavit.models.side import SideEmbedding
 

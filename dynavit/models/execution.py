@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from dynavit.adapters.attention import check_attention
 from dynavit.errors import InputError, UnsupportedBackbone
-from dynavit.models.adapters.attention import check_attention
 from dynavit.reducers import Merge
 
 

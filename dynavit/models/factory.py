@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from dynavit.adapters import create_adapter
 from dynavit.errors import InputError, did_you_mean
-from dynavit.models.adapters import create_adapter
 from dynavit.models.backbone import create_backbone
 from dynavit.models.heads import BNNeck, EmbeddingPlace
 from dynavit.models.pruned_vit import PrunedViT

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynavit.adapters import BackboneAdapter
 from dynavit.errors import InputError
-from dynavit.models.adapters import BackboneAdapter
 from dynavit.text import listed
 
 _TOLERANCE = 1e-4  # of the largest output

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynavit.adapters import BackboneAdapter, create_adapter
 from dynavit.errors import InputError
-from dynavit.models.adapters import BackboneAdapter, create_adapter
 from dynavit.models.choice import Choice
 from dynavit.models.conventions import TimmConventions
 from dynavit.models.counts import stage_counts

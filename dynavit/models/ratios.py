@@ -106,8 +106,8 @@ def ratios_removing(removed: int, num_patches: int, num_stages: int) -> tuple[fl
         InputError: nothing would be left.
 
     Example:
-        >>> ratios_removing(8, 196, 12)[:2], stage_counts(196, ratios_removing(8, 196, 12))[:3]
-        ((0.96, 0.919), [188, 180, 172])
+        >>> ratios_removing(8, 196, 12)[:3]
+        (0.96, 0.919, 0.878)
     """
     for name, value in (("removed", removed), ("num_patches", num_patches), ("num_stages", num_stages)):
         checked_whole(name, value, 1 if name == "num_stages" else 0)

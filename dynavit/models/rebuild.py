@@ -11,8 +11,8 @@ import torch
 from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
 
+from dynavit.adapters import BackboneAdapter
 from dynavit.errors import InputError
-from dynavit.models.adapters import BackboneAdapter
 from dynavit.models.backbone import create_backbone
 from dynavit.models.conventions import head_classes
 from dynavit.models.probe import close, evaluating, own_code, probe_images

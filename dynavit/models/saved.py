@@ -13,8 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dynavit.errors import InputError
-from dynavit.files import refuse_special
-from dynavit.models.checkpoint_files import weights_in
+from dynavit.files import refuse_special, weights_in
 from dynavit.text import first_line, listed
 
 _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}

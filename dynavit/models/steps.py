@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynavit.adapters import BackboneAdapter
+from dynavit.adapters.attention import normalises_keys
 from dynavit.errors import InputError
-from dynavit.models.adapters import BackboneAdapter
-from dynavit.models.adapters.attention import normalises_keys
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import Choice

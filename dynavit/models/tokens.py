@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dynavit.models.adapters import BackboneAdapter
-from dynavit.models.adapters.attention import AttentionView
+from dynavit.adapters import BackboneAdapter
+from dynavit.adapters.attention import AttentionView
 from dynavit.models.mask import MaskForm, attention_mask
 from dynavit.models.places import Places
 from dynavit.reducers import Reducer

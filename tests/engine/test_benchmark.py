@@ -13,10 +13,10 @@ import dynavit
 from dynavit import InputError
 from dynavit.cli import main
 from dynavit.config.recipes import find_config
+from dynavit.cost import closed_form_macs, measure
 from dynavit.engine import benchmark
 from dynavit.engine.benchmark import benchmark_models, benchmark_selectors, format_models, format_selectors, oracle
 from dynavit.engine.method import read_methods
-from dynavit.metrics import closed_form_macs, measure
 from dynavit.selectors import create_selector, list_selectors
 
 TINY = {"img_size": 64, "embed_dim": 32, "num_heads": 2, "depth": 4, "num_classes": 5}  # 16 patches

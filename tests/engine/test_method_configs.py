@@ -11,8 +11,8 @@ import torch
 import dynavit
 from dynavit.cli import main
 from dynavit.config import load_config
+from dynavit.cost.macs import closed_form_macs, scoring_macs
 from dynavit.engine.trainer import Trainer
-from dynavit.metrics.efficiency import closed_form_macs, scoring_macs
 from dynavit.models.counts import stage_counts
 from dynavit.models.ratios import checked_ratios
 

@@ -18,6 +18,8 @@ from torchvision.datasets import ImageFolder
 
 import dynavit
 from dynavit.cli import main
+from dynavit.cost import closed_form_macs, tokens_per_stage
+from dynavit.cost.macs import mean_macs
 from dynavit.data.transforms import create_transforms
 from dynavit.engine import speed
 from dynavit.engine.equal_macs import (
@@ -31,8 +33,6 @@ from dynavit.engine.method import Method, read_methods
 from dynavit.engine.methods import compare_methods
 from dynavit.engine.subject import Subject, open_subject
 from dynavit.errors import InputError
-from dynavit.metrics import closed_form_macs, tokens_per_stage
-from dynavit.metrics.efficiency import mean_macs
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "configs/methods").glob("*.yaml"))

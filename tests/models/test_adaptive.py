@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import dynavit
 from dynavit import InputError, PrunedViT, Trace
 from dynavit.models.adaptive import calibrate, kept_counts
-from tests.models.test_naflex import VARIANTS as NAFLEX
-from tests.models.test_naflex import batch_of
+from tests.adapters.test_naflex import VARIANTS as NAFLEX
+from tests.adapters.test_naflex import batch_of
 
 Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 import dynavit
 from dynavit import PrunedViT, Trace
+from dynavit.adapters import BackboneAdapter, create_adapter, register_adapter, registry
 from dynavit.errors import UnsupportedBackbone
-from dynavit.models.adapters import BackboneAdapter, create_adapter, register_adapter, registry
 from dynavit.selectors import Fixed, num_keep
 
 Model = Callable[..., PrunedViT]

@@ -13,7 +13,7 @@ import dynavit
 from dynavit import InputError, PrunedViT
 from dynavit.selectors import num_keep
 from tests.conftest import randomise
-from tests.models.test_naflex import GRIDS, batch_of, make
+from tests.adapters.test_naflex import GRIDS, batch_of, make
 
 LENGTHS = [rows * columns for rows, columns in GRIDS]
 METHODS: dict[str, dict[str, Any]] = {

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import dynavit
 from dynavit import InputError, PrunedViT
+from dynavit.checkpoints.start import load_reid_start
 from dynavit.models.patches import OverlappingPatchEmbed
-from dynavit.models.weights import load_reid_start
 
 Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]

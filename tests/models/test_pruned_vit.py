@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import dynavit
 from dynavit import InputError, PrunedViT
+from dynavit.adapters import VisionTransformerAdapter, create_adapter
 from dynavit.models import BNNeck
-from dynavit.models.adapters import VisionTransformerAdapter, create_adapter
 from dynavit.selectors import create_selector, list_selectors, num_keep
 
 Model = Callable[..., PrunedViT]

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 import dynavit
 from dynavit import PrunedViT, Trace
+from dynavit.cost.macs import closed_form_macs, count_macs
 from dynavit.errors import InputError, UnsupportedBackbone
-from dynavit.metrics.efficiency import closed_form_macs, count_macs
 from dynavit.models.counts import stage_counts
 from dynavit.models.ratios import checked_ratios
 

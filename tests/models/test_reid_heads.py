@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 import dynavit
 from dynavit import InputError, PrunedViT
+from dynavit.checkpoints.start import load_backbone, load_reid_start
 from dynavit.models.heads import BNNeck, Embedding
-from dynavit.models.weights import load_backbone, load_reid_start
 
 Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]

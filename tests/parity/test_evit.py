@@ -96,7 +96,7 @@ def test_multiply_accumulates_are_the_published_ones(form: str, ratio: float) ->
         "fuse": {0.9: 4.0219, 0.8: 3.4772, 0.7: 3.0293, 0.6: 2.6353, 0.5: 2.3088},
         "drop": {0.9: 3.9881, 0.8: 3.4442, 0.7: 2.9970, 0.6: 2.6084, 0.5: 2.2824},
     }
-    from dynavit.metrics.efficiency import closed_form_macs, scoring_macs
+    from dynavit.cost.macs import closed_form_macs, scoring_macs
 
     options = {**EVIT, "stages": (3, 6, 9), "keep_ratio": ratio, "reducer": REDUCERS[form]}
     model = dynavit.create_model("deit_small_patch16_224", **options)  # type: ignore[arg-type]

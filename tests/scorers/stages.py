@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynavit.adapters import BackboneAdapter, create_adapter
+from dynavit.adapters.attention import AttentionView
 from dynavit.functional import log_mask
-from dynavit.models.adapters import BackboneAdapter, create_adapter
-from dynavit.models.adapters.attention import AttentionView
 from dynavit.scorers import Scorer, StageView
 
 BATCH, NUMBER = 2, 1

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from dynavit.checkpoints.files import read_checkpoint
 from dynavit.errors import InputError, did_you_mean
-from dynavit.models.checkpoint_files import read_checkpoint
 from dynavit.text import first_line, listed
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "averaged_model", "teacher")
@@ -76,7 +76,7 @@ def read_state(checkpoint: str | Path | Mapping[str, Any], entry: str | None = N
     ``module`` ... ``student``) before sets by other names, of which there must be one.
 
     Args:
-        checkpoint: see :func:`~dynavit.models.checkpoint_files.read_checkpoint`; or what one holds.
+        checkpoint: see :func:`~dynavit.checkpoints.files.read_checkpoint`; or what one holds.
         entry: name of the set to take, in place of that rule; or the start of the names to take.
 
     Raises:

@@ -19,9 +19,9 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dynavit.adapters.masking import additive_mask
 from dynavit.errors import UnsupportedBackbone
 from dynavit.functional import full_precision
-from dynavit.models.adapters.masking import additive_mask
 
 _KNOWN = (Attention, AttentionRope, EvaAttention, BeitAttention)
 _ALL = slice(None)

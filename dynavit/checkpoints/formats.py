@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynavit.checkpoints.state_dicts import StateDict, fit_names
 from dynavit.errors import InputError
-from dynavit.models.state_dicts import StateDict, fit_names
 from dynavit.text import listed, spread
 
 FORMATS = ("dynamicvit", "timm", "hf-vit", "hf-deit", "hf-dinov2")

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dynavit.errors import InputError
+from dynavit.files import WEIGHT_FILES, weights_in
 from dynavit.text import first_line
 
 _SAVE_ALONE = (
@@ -43,9 +44,6 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG", "is a picture, not weights."),
     (b"\xff\xd8\xff", "is a picture, not weights."),
 )
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_FILES = ("model.safetensors", "pytorch_model.bin", *_INDEXES)  # in a folder of the Hugging Face Hub
-_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -92,18 +90,12 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def _in_folder(folder: Path) -> Path:
-    found = [folder / name for name in _FILES if (folder / name).exists()]
+    found = [folder / name for name in WEIGHT_FILES if (folder / name).exists()]
     if found:
         return found[0]
     others = weights_in(folder)
     there = f" (it has {', '.join(others[:5])})" if others else ""
-    raise InputError(f"{folder} holds neither {' nor '.join(_FILES[:2])}: name the file itself{there}.")
-
-
-def weights_in(folder: Path) -> list[str]:
-    """Return the names of the files in a folder that seem to hold weights, the Hugging Face Hub's first."""
-    names = [path.name for path in folder.iterdir() if path.name.endswith((*_ENDINGS, ".index.json"))]
-    return sorted(names, key=lambda name: (name not in _FILES, name))
+    raise InputError(f"{folder} holds neither {' nor '.join(WEIGHT_FILES[:2])}: name the file itself{there}.")
 
 
 def _shards(index: Path) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any, cast
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from dynavit.checkpoints.convert import pooling_hint
+from dynavit.checkpoints.formats import to_timm
+from dynavit.checkpoints.state_dicts import StateDict, in_full_precision
 from dynavit.errors import InputError
-from dynavit.models.convert import pooling_hint
-from dynavit.models.formats import to_timm
-from dynavit.models.state_dicts import StateDict, in_full_precision
 from dynavit.text import first_line, listed, spread
 
 
@@ -21,7 +21,7 @@ def load_matching(backbone: Any, state: StateDict, tell: bool) -> bool:
 
     Args:
         backbone: the model.
-        state: weights as read, by any names that :func:`~dynavit.models.formats.to_timm` or timm itself knows.
+        state: weights as read, by any names that :func:`~dynavit.checkpoints.formats.to_timm` or timm itself knows.
         tell: warn of what was left out.
 
     Returns:

@@ -8,9 +8,9 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
-from dynavit.models.adapters.images import check_images
-from dynavit.models.adapters.prenorm import PreNormAdapter
-from dynavit.models.adapters.registry import register_adapter
+from dynavit.adapters.images import check_images
+from dynavit.adapters.prenorm import PreNormAdapter
+from dynavit.adapters.registry import register_adapter
 
 
 @register_adapter(VisionTransformer, VisionTransformerDistilled)

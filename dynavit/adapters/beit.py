@@ -14,14 +14,14 @@ from timm.models.beit import Beit, Block
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dynavit.adapters.attention import AttentionView, relative_bias
+from dynavit.adapters.base import BackboneAdapter
+from dynavit.adapters.halves import add_attention
+from dynavit.adapters.images import check_images
+from dynavit.adapters.masking import additive_mask, backend_for
+from dynavit.adapters.registry import register_adapter
 from dynavit.errors import UnsupportedBackbone
 from dynavit.functional import take
-from dynavit.models.adapters.attention import AttentionView, relative_bias
-from dynavit.models.adapters.base import BackboneAdapter
-from dynavit.models.adapters.halves import add_attention
-from dynavit.models.adapters.images import check_images
-from dynavit.models.adapters.masking import additive_mask, backend_for
-from dynavit.models.adapters.registry import register_adapter
 
 _TABLE = "relative_position_bias_table"
 

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from dynavit.adapters.base import BackboneAdapter
 from dynavit.errors import UnsupportedBackbone
-from dynavit.models.adapters.base import BackboneAdapter
 
 _ADAPTERS: dict[type[nn.Module], type[BackboneAdapter]] = {}
 _A = TypeVar("_A", bound="type[BackboneAdapter]")
@@ -39,5 +39,5 @@ def create_adapter(backbone: nn.Module) -> BackboneAdapter:
     supported = ", ".join(sorted(cls.__name__ for cls in _ADAPTERS))
     raise UnsupportedBackbone(
         f"{type(backbone).__name__} cannot be pruned: dynavit supports timm's {supported} and their "
-        f"subclasses. Others can be added with dynavit.models.adapters.register_adapter."
+        f"subclasses. Others can be added with dynavit.adapters.register_adapter."
     )

@@ -10,8 +10,8 @@ import torch
 
 import dynavit
 from dynavit import InputError
-from dynavit.metrics import latency, measure
-from dynavit.metrics.latency import block_latency
+from dynavit.cost import latency, measure
+from dynavit.cost.latency import block_latency
 
 SMALL = {"img_size": 64, "embed_dim": 32, "num_heads": 2, "depth": 4}  # 16 patches
 

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import dynavit
 from dynavit import InputError
-from dynavit.metrics import closed_form_macs, count_macs, tokens_per_stage
+from dynavit.cost import closed_form_macs, count_macs, tokens_per_stage
 
 SMALL = {"embed_dim": 32, "num_heads": 2, "depth": 4, "img_size": 64, "num_classes": 7}
 BACKBONES = {

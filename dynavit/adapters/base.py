@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from timm.models import checkpoint
 from torch import Tensor, nn
 
+from dynavit.adapters.halves import add_mlp
 from dynavit.errors import UnsupportedBackbone
 from dynavit.functional import log_mask, masked_mean
-from dynavit.models.adapters.halves import add_mlp
 
 if TYPE_CHECKING:
-    from dynavit.models.adapters.attention import AttentionView
+    from dynavit.adapters.attention import AttentionView
 
 
 class BackboneAdapter(ABC):

@@ -10,7 +10,7 @@ from torch import Tensor
 from dynavit.errors import InputError
 
 if TYPE_CHECKING:
-    from dynavit.models.adapters.base import BackboneAdapter
+    from dynavit.adapters.base import BackboneAdapter
 
 
 def check_images(images: Any, adapter: BackboneAdapter, otherwise: str = "") -> None:

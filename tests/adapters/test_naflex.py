@@ -13,9 +13,9 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.naflexvit import NaFlexVitCfg
 from torch import Tensor, nn
 
+from dynavit.adapters import NaFlexVitAdapter, create_adapter
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.functional import log_mask
-from dynavit.models.adapters import NaFlexVitAdapter, create_adapter
 from tests.conftest import randomise
 
 Patches = dict[str, Tensor]

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynavit.cost.macs import checked_size, plain_inference
+from dynavit.cost.timing import measure
 from dynavit.errors import InputError
-from dynavit.metrics.efficiency import checked_size, plain_inference
-from dynavit.metrics.timing import measure
 from dynavit.models import PrunedViT
 
 _POINTS = 9

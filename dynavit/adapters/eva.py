@@ -17,10 +17,10 @@ import torch
 from timm.models.eva import Eva, EvaBlock
 from torch import Tensor
 
-from dynavit.models.adapters.images import check_images
-from dynavit.models.adapters.prenorm import PreNormAdapter
-from dynavit.models.adapters.registry import register_adapter
-from dynavit.models.adapters.rotary import without_rotation
+from dynavit.adapters.images import check_images
+from dynavit.adapters.prenorm import PreNormAdapter
+from dynavit.adapters.registry import register_adapter
+from dynavit.adapters.rotary import without_rotation
 
 
 @dataclass(frozen=True)

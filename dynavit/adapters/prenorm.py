@@ -11,11 +11,11 @@ import torch
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
+from dynavit.adapters.attention import AttentionView
+from dynavit.adapters.base import BackboneAdapter
+from dynavit.adapters.halves import add_attention
+from dynavit.adapters.masking import additive_mask, backend_for
 from dynavit.errors import UnsupportedBackbone
-from dynavit.models.adapters.attention import AttentionView
-from dynavit.models.adapters.base import BackboneAdapter
-from dynavit.models.adapters.halves import add_attention
-from dynavit.models.adapters.masking import additive_mask, backend_for
 
 _POOLS = ("token", "avg", "map", "")
 

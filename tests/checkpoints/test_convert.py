@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import dynavit
 from dynavit import InputError
-from dynavit.models.convert import FORMATS, convert, detect_format
+from dynavit.checkpoints.convert import FORMATS, convert, detect_format
 
 State = dict[str, Tensor]
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 64}

@@ -11,12 +11,12 @@ from typing import Any
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from dynavit.checkpoints.matching import load_matching
+from dynavit.checkpoints.state_dicts import check_numbers, read_state
 from dynavit.errors import InputError
 from dynavit.models.backbone import RATES, create_backbone
 from dynavit.models.factory import load
-from dynavit.models.matching import load_matching
 from dynavit.models.pruned_vit import PrunedViT
-from dynavit.models.state_dicts import check_numbers, read_state
 from dynavit.text import first_line
 
 _GRID = ("img_size", "patch_stride")  # what may differ from a saved model: positions are resampled
@@ -33,7 +33,7 @@ def load_backbone(
     """Build a backbone from a checkpoint of one's own.
 
     Args:
-        checkpoint: a folder that dynavit wrote, or whatever :func:`~dynavit.models.state_dicts.read_state` reads.
+        checkpoint: a folder that dynavit wrote, or whatever :func:`~dynavit.checkpoints.state_dicts.read_state` reads.
         architecture: timm name; needed for a state dict, checked against a folder.
         classes: names of the classes wanted; the head is replaced where the checkpoint has others.
         entry: which weights to take of a state dict's file with several sets.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dynavit import InputError
-from dynavit.metrics import measure, median_ratio
-from dynavit.metrics.timing import median_interval
+from dynavit.cost import measure, median_ratio
+from dynavit.cost.timing import median_interval
 
 
 class Machine:

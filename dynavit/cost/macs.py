@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dynavit.adapters import BackboneAdapter
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
-from dynavit.models.adapters import BackboneAdapter
 
 
 def closed_form_macs(

@@ -18,11 +18,11 @@ from timm.models.naflexvit import NaFlexRopeIterator, NaFlexVit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from dynavit.adapters.images import check_images
+from dynavit.adapters.prenorm import PreNormAdapter
+from dynavit.adapters.registry import register_adapter
+from dynavit.adapters.rotary import MixedRotary, without_rotation
 from dynavit.errors import InputError
-from dynavit.models.adapters.images import check_images
-from dynavit.models.adapters.prenorm import PreNormAdapter
-from dynavit.models.adapters.registry import register_adapter
-from dynavit.models.adapters.rotary import MixedRotary, without_rotation
 
 _KEYS = ("patches", "patch_coord", "patch_valid")
 

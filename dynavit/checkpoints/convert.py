@@ -18,12 +18,12 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from dynavit.checkpoints.formats import FORMATS, detect_format, to_timm
+from dynavit.checkpoints.state_dicts import in_full_precision, read_state
 from dynavit.errors import InputError
 from dynavit.models.backbone import create_backbone
 from dynavit.models.factory import OWN, create_model
-from dynavit.models.formats import FORMATS, detect_format, to_timm
 from dynavit.models.pruned_vit import PrunedViT
-from dynavit.models.state_dicts import in_full_precision, read_state
 
 __all__ = ["FORMATS", "convert", "detect_format", "pooling_hint"]
 
@@ -58,10 +58,10 @@ def convert(
     Args:
         checkpoint: file, folder with Hugging Face's ``model.safetensors`` or ``pytorch_model.bin`` (or an index of
             their shards), or the loaded content of one; see
-            :func:`~dynavit.models.checkpoint_files.read_checkpoint`.
+            :func:`~dynavit.checkpoints.files.read_checkpoint`.
         architecture: timm name of the backbone.
         entry: which weights to take of a file with several sets, such as "model" or "model_ema"; averaged ones if
-            None, by the rule of :func:`~dynavit.models.state_dicts.read_state`.
+            None, by the rule of :func:`~dynavit.checkpoints.state_dicts.read_state`.
         num_classes: those of the checkpoint if None; another number leaves the head new.
         options: everything else that :func:`~dynavit.models.factory.create_model` takes. ``stages`` must
             be those that DynamicViT's predictors were trained for, (3, 6, 9) of 12 blocks by default;

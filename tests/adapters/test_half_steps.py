@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynavit.adapters import BackboneAdapter, create_adapter
 from dynavit.errors import UnsupportedBackbone
 from dynavit.functional import log_mask
-from dynavit.models.adapters import BackboneAdapter, create_adapter
 
 Backbone = Callable[..., nn.Module]
 Images = Callable[..., Tensor]

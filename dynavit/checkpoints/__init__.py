@@ -1,0 +1,1 @@
+"""Reading weights of one's own: any file, any format, matched to a model."""
