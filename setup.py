@@ -11,11 +11,24 @@ here = Path(__file__).parent
 version = re.search(r'__version__ = "(.+?)"', (here / "dynavit/__init__.py").read_text())
 
 extras = {
+    "train": [  # training, evaluation and all other commands
+        "torchvision>=0.24",
+        "accelerate>=1.10",
+        "tensorboard>=2.18",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "numpy>=1.26",
+        "omegaconf>=2.4",
+        "pillow>=10.1",
+        "scikit-learn>=1.5",
+        "scipy>=1.11",
+        "tqdm>=4.66",
+    ],
     "export": ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"],
     "reid": ["pytorch-metric-learning>=2.9"],
-    "search": ["optuna>=4.0"],
 }
 extras["dev"] = [
+    *extras["train"],
     *extras["export"],
     *extras["reid"],
     "hypothesis>=6.100",
@@ -46,23 +59,8 @@ setup(
     packages=find_packages(include=["dynavit", "dynavit.*"]),
     package_data={"dynavit": ["py.typed", "report/*.html"]},
     python_requires=">=3.10",
-    install_requires=[
-        "torch>=2.9",
-        "torchvision>=0.24",
-        "timm>=1.0.22",
-        "accelerate>=1.10",
-        "tensorboard>=2.18",
-        "huggingface_hub>=0.34",
-        "jinja2>=3.1",
-        "matplotlib>=3.9",
-        "numpy>=1.26",
-        "omegaconf>=2.4",
-        "pillow>=10.1",
-        "safetensors>=0.4.5",
-        "scikit-learn>=1.5",
-        "scipy>=1.11",
-        "tqdm>=4.66",
-    ],
+    # for inference; everything else is imported by the command or function that needs it
+    install_requires=["torch>=2.9", "timm>=1.0.22", "safetensors>=0.4.5", "huggingface_hub>=0.34"],
     extras_require=extras,
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["dynavit = dynavit.cli:main"]},

@@ -35,10 +35,14 @@ COMMANDS = (
 )
 
 _SHARED = ("train", "evaluate")  # among several processes
+_INSTALL = {"sklearn": "scikit-learn", "PIL": "pillow", "pytorch_metric_learning": "pytorch-metric-learning"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 2, with one line on standard error, for bad input."""
+    """Run one command; returns the exit status.
+
+    It is 2, with one line on standard error, for bad input and for a package that is not installed.
+    """
     with _plain_output():
         options = _parse(arguments)
         try:
@@ -48,6 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.run(options)
         except (InputError, OSError) as error:
             print(f"error: {printable(error)}", file=sys.stderr)
+            return 2
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "dynavit"):
+                raise
+            install = _INSTALL.get(package, package)
+            print(f"error: {options.command} needs the package {package}: pip install {install}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; continue a training with --resume", file=sys.stderr)

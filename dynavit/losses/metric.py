@@ -128,7 +128,7 @@ def create_metric_loss(
         import pytorch_metric_learning.losses as library
     except ImportError:
         raise InputError(
-            "metric losses need pytorch-metric-learning: install it with `pip install dynavit[reid]`."
+            "metric losses need pytorch-metric-learning: install it with `pip install pytorch-metric-learning`."
         ) from None
     cls: Any
     if name in _OWN:
