@@ -20,8 +20,7 @@ from dynavit.engine.ranked import draw_ranked_lists
 from dynavit.engine.results import Row, write_results
 from dynavit.engine.run import Run
 from dynavit.engine.speed import images_timed, time_models
-from dynavit.engine.tasks import Task, create_task
-from dynavit.engine.tasks.reid import ReidTask, Searchable
+from dynavit.engine.tasks import Evaluation, Task, create_task
 from dynavit.errors import InputError
 from dynavit.files import require_folder
 from dynavit.models import PrunedViT, prune
@@ -101,42 +100,48 @@ def evaluate_run(
     ratios = list(settings.keep_ratios if keep_ratios is None else keep_ratios) if run.model.stages else []
     variants = _variants(run, task, data, ratios, adaptive)
 
-    rows: list[Row] = []
-    details: list[Any] = []
-    searched: Searchable | None = None  # embeddings at the ratio that the run was trained for
-    for kind, ratio, variant, trained in variants:
-        row: Row = {"model": kind, "keep_ratio": ratio}
-        counts = None
-        if trained:
-            title = "dense" if kind == "dense" else f"keep ratio {ratio:g}"
-            row |= task.evaluate(variant, loader, accelerator, data, title)
-            counts, detail = task.counts, task.detail()
-            row |= {"images": len(detail.values), **task.interval(detail)}
-        if counts is None:
-            row |= {"tokens": tokens_per_stage(variant), "gmacs": closed_form_macs(variant) / 1e9}
-        else:
-            row |= token_statistics(variant, counts)
-        rows.append(row)
-        details.append(detail if trained else None)
-        deployed = variant.keep_ratios == run.model.keep_ratios and variant.thresholds == run.model.thresholds
-        if isinstance(task, ReidTask) and deployed and trained:
-            searched = task.searched
+    trained = [variant.model for variant in variants if variant.trained]
+    found = iter(task.evaluate(trained, loader, accelerator, data, "accuracy"))
+    evaluations = [next(found) if variant.trained else None for variant in variants]
+    rows = [_row(variant, evaluation, task) for variant, evaluation in zip(variants, evaluations, strict=True)]
     base = accuracy_base(rows, task.metric)
-    for row, detail in zip(rows, details, strict=True):
+    reference = evaluations[base]
+    assert reference is not None
+    for row, evaluation in zip(rows, evaluations, strict=True):
         row["gmacs_ratio"] = rows[0]["gmacs"] / row["gmacs"]
         row["throughput"] = {}
-        if detail is not None:
+        if evaluation is not None:
             row[f"delta_{task.metric}"] = row[task.metric] - rows[base][task.metric]
-            row |= task.difference(details[base], detail) if row is not rows[base] else {}
-    if isinstance(task, ReidTask) and searched is None:
-        task.evaluate(run.model, loader, accelerator, data, "ranked lists")
-        searched = task.searched
+            row |= task.difference(reference.detail, evaluation.detail) if evaluation is not reference else {}
+    searched = _deployed(run, variants, evaluations)
+    if reference.searched is not None and searched is None:
+        (again,) = task.evaluate([run.model], loader, accelerator, data, "ranked lists")
+        searched = again.searched
     if accelerator.is_main_process:
         _time(run, task, data, rows, [variant.model for variant in variants], batch_sizes)
         ranked = draw_ranked_lists(run, data, searched) if searched is not None else None
         sample = torch.stack(first_images(data.validation, 4))
         write_results(run, rows, output, sample, task.metric, ranked)
     return rows
+
+
+def _row(variant: Variant, evaluation: Evaluation | None, task: Task) -> Row:
+    row: Row = {"model": variant.kind, "keep_ratio": variant.ratio}
+    if evaluation is not None:
+        detail = evaluation.detail
+        row |= {**evaluation.metrics, "images": len(detail.values), **task.interval(detail)}
+    if evaluation is not None and evaluation.counts is not None:
+        return row | token_statistics(variant.model, evaluation.counts)
+    return row | {"tokens": tokens_per_stage(variant.model), "gmacs": closed_form_macs(variant.model) / 1e9}
+
+
+def _deployed(run: Run, variants: Sequence[Variant], evaluations: Sequence[Evaluation | None]) -> Any:
+    """Return the embeddings at the ratio that the run was trained for, if they are among these."""
+    for (_, _, model, _), evaluation in zip(variants, evaluations, strict=True):
+        same = model.keep_ratios == run.model.keep_ratios and model.thresholds == run.model.thresholds
+        if same and evaluation is not None:
+            return evaluation.searched
+    return None
 
 
 def _variants(run: Run, task: Task, data: Any, ratios: list[float], adaptive: bool) -> list[Variant]:

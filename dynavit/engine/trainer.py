@@ -230,10 +230,10 @@ class Trainer:
         setup = self.setup
         self._agree_on_buffers()
         with self._deployed() as model:
-            metrics = setup.task.evaluate(model, setup.validation, self.accelerator, setup.data, "validation")
+            (found,) = setup.task.evaluate([model], setup.validation, self.accelerator, setup.data, "validation")
             if self.accelerator.is_main_process and setup.examples and model.stages:
                 self.logbook.pictures(self.progress.step, model, setup.examples)
-        return metrics
+        return found.metrics
 
     def _agree_on_buffers(self) -> None:
         """Give all processes the first one's batch norm statistics, which are what is saved."""

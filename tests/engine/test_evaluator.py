@@ -3,8 +3,10 @@
 import csv
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dynavit
 from dynavit.cli import main
 from dynavit.config import Config, save_config
+from dynavit.data.samples import Samples
 from dynavit.engine.build import build_start
 from dynavit.engine.evaluator import evaluate_run
 from dynavit.engine.loading import make_loader, random_samples
@@ -37,6 +40,21 @@ def run(tiny: Make) -> Path:
     config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense.run_dir), None, {}
     Trainer(config).fit()
     return config.run_dir
+
+
+def test_every_image_is_read_once_for_all_rows(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[int] = Counter()
+    read = Samples.__getitem__
+
+    def counted(data: Samples, index: int) -> Any:
+        seen[index] += 1
+        return read(data, index)
+
+    monkeypatch.setattr(Samples, "__getitem__", counted)
+    opened = open_run(run, overrides=["data.workers=0"])
+    rows = evaluate_run(opened, [1.0, 0.7, 0.5, 0.3], [], tmp_path)
+    assert len(rows) == 5
+    assert sum(seen.values()) == rows[0]["images"] + 4  # those that are drawn
 
 
 def test_the_sweep_reports_the_dense_start_first_and_everything_relative_to_it(run: Path, tmp_path: Path) -> None:
@@ -144,7 +162,7 @@ def test_accuracy_equals_a_plain_loop(run: Path) -> None:
     accelerator = Accelerator(cpu=True)
     for batch_size in (5, 12):  # the last batch may be smaller
         loader = accelerator.prepare(make_loader(data.validation, batch_size, 0))
-        metrics = task.evaluate(opened.model, loader, accelerator, data)
+        ((metrics, *_),) = task.evaluate([opened.model], loader, accelerator, data)
         assert metrics["top1"] == pytest.approx(100 * sum(hits) / len(hits))
 
 
@@ -169,7 +187,7 @@ def test_foreground_recall_of_known_selections(tiny: Make) -> None:
         model.selector = dynavit.create_selector("fixed")
         model.selector.decisions = [keep, keep]
         loader = make_loader(data.validation, 6, 0)
-        results.append(task.evaluate(model, loader, accelerator, data)["foreground_recall"])
+        results.append(task.evaluate([model], loader, accelerator, data)[0].metrics["foreground_recall"])
     assert results == [1.0, 0.0]
 
 

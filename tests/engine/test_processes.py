@@ -121,7 +121,7 @@ def test_retrieval_counts_every_image_once(reid: Callable[..., Config], tmp_path
     data = task.open_data(run.preprocessing, train=False)
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(make_loader(data.validation, 5, 0))
-    alone = task.evaluate(run.model, loader, accelerator, data)
+    ((alone, *_),) = task.evaluate([run.model], loader, accelerator, data)
     for name in ("map", "minp", "rank1"):
         assert two["accuracy"][f"val/{name}"] == pytest.approx(alone[name], abs=1e-6)
 

@@ -65,7 +65,7 @@ def test_the_metrics_are_those_of_a_plain_loop(reid: Make) -> None:
         hits.append(found[0] == 1)
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(make_loader(data.validation, 4, 0))
-    metrics = task.evaluate(run.model, loader, accelerator, data)
+    ((metrics, *_),) = task.evaluate([run.model], loader, accelerator, data)
     assert metrics["map"] == pytest.approx(100 * np.mean(precisions), abs=1e-3)
     assert metrics["rank1"] == pytest.approx(100 * np.mean(hits))
 

@@ -1,11 +1,11 @@
 """The kinds of problem that models are trained for."""
 
 from dynavit.config import Config
-from dynavit.engine.tasks.base import Task
+from dynavit.engine.tasks.base import Evaluation, Task
 from dynavit.engine.tasks.classification import ClassificationTask
 from dynavit.engine.tasks.reid import ReidTask
 
-__all__ = ["Task", "create_task"]
+__all__ = ["Evaluation", "Task", "create_task"]
 
 _TASKS: dict[str, type[Task]] = {"classify": ClassificationTask, "reid": ReidTask}
 

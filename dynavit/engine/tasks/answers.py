@@ -1,8 +1,8 @@
-"""Running a model over a data set, on any number of processes, each sample once."""
+"""Running models over a data set, on any number of processes, each sample once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dynavit.errors import InputError
 from dynavit.metrics.foreground import foreground_recall, patch_mask
-from dynavit.models import PrunedViT
+from dynavit.models import PrunedViT, Trace
 from dynavit.models.adaptive import kept_counts
 
 
@@ -43,43 +43,57 @@ class Answers:
 
 @torch.no_grad()
 def collect_answers(
-    model: PrunedViT,
+    models: Sequence[PrunedViT],
     loader: DataLoader[Any],
     accelerator: Accelerator,
     answer: Callable[[Tensor], Tensor],
-    inputs: Callable[[Tensor], dict[str, Tensor]] = lambda indices: {},
+    inputs: Callable[[PrunedViT, Tensor], dict[str, Tensor]] = lambda model, indices: {},
     title: str = "",
-) -> Answers:
-    """Run a model over a prepared loader and gather what all processes found.
+) -> list[Answers]:
+    """Run models over a prepared loader, which is gone through once, and gather what all processes found.
 
     Args:
-        model: in eval mode, on the device that images are moved to.
+        models: in eval mode.
         loader: yields images, labels and sample indices. Samples that appear on several processes count
             once.
         accelerator: gathers the processes' answers.
-        answer: what to keep of the model's output ``(B, ...)``.
-        inputs: from sample indices ``(B,)`` to what else the model is given.
+        answer: what to keep of a model's output ``(B, ...)``.
+        inputs: from a model and sample indices ``(B,)`` to what else it is given.
         title: of the progress bar.
+
+    Returns:
+        The answers of each model.
 
     Raises:
         InputError: no sample can be read.
     """
-    found: list[dict[str, Tensor]] = []
-    device = next(model.parameters()).device  # streams are not moved by the accelerator
+    found: list[list[dict[str, Tensor]]] = [[] for _ in models]
     bar = tqdm(loader, desc=title, leave=False, disable=None if accelerator.is_main_process else True)
     for batch in bar:
         if batch is None:  # every image of it was skipped
             continue
         images, labels, indices = batch
-        with accelerator.autocast():
-            output, trace = model(images.to(device), return_trace=True, **inputs(indices))
-        part = {"indices": indices, "labels": labels, "answers": answer(output)}
-        if trace.choices:
-            expected = torch.stack([choice.expected for choice in trace.choices], dim=1)
-            part |= {"kept": trace.stages[0].kept, "expected": expected}
-        if model.thresholds is not None:
-            part["counts"] = kept_counts(trace)
-        found.append({name: tensor.cpu() for name, tensor in part.items()})
+        for model, parts in zip(models, found, strict=True):
+            device = next(model.parameters()).device  # streams are not moved by the accelerator
+            with accelerator.autocast():
+                output, trace = model(images.to(device), return_trace=True, **inputs(model, indices))
+            part = {"indices": indices, "labels": labels, "answers": answer(output), **_choices(model, trace)}
+            parts.append({name: tensor.cpu() for name, tensor in part.items()})
+    return [_gathered(parts) for parts in found]
+
+
+def _choices(model: PrunedViT, trace: Trace) -> dict[str, Tensor]:
+    part: dict[str, Tensor] = {}
+    if trace.choices:
+        expected = torch.stack([choice.expected for choice in trace.choices], dim=1)
+        part |= {"kept": trace.stages[0].kept, "expected": expected}
+    if model.thresholds is not None:
+        part["counts"] = kept_counts(trace)
+    return part
+
+
+def _gathered(found: list[dict[str, Tensor]]) -> Answers:
+    """Put together what all processes found with one model, each sample once."""
     mine = {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
     parts = [part for part in gather_object([mine]) if part]
     if not parts:

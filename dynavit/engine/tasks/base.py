@@ -31,6 +31,23 @@ class Detail(NamedTuple):
     groups: Tensor
 
 
+class Evaluation(NamedTuple):
+    """What was found of one model.
+
+    Attributes:
+        metrics: by name; percentages where they are shares.
+        detail: the task's metric, sample by sample.
+        counts: ``(S, stages)`` int64, tokens that each stage kept of each sample, where thresholds decide; else None.
+        searched: embeddings of the data, where the task searches them; see
+            :class:`~dynavit.engine.tasks.reid.Searchable`.
+    """
+
+    metrics: dict[str, float]
+    detail: Detail
+    counts: Tensor | None
+    searched: Any = None
+
+
 class Task(ABC):
     """Data, losses and metrics of one kind of problem.
 
@@ -38,14 +55,11 @@ class Task(ABC):
         classes: what training labels stand for, in the plural.
         metric: the validation metric, in percent, by which the best model is chosen.
         shown: metrics to print after an epoch, by name, with their format.
-        counts: ``(S, stages)`` int64, tokens that each stage kept of each sample in the last evaluation, where
-            thresholds decided that; else None.
     """
 
     classes: ClassVar[str]
     metric: ClassVar[str]
     shown: ClassVar[Mapping[str, str]]
-    counts: Tensor | None = None
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -80,9 +94,17 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(
-        self, model: PrunedViT, loader: DataLoader[Any], accelerator: Accelerator, data: Any, title: str = ""
-    ) -> dict[str, float]:
-        """Return the metrics of a model, in eval mode, on the validation data behind a prepared loader."""
+        self,
+        models: Sequence[PrunedViT],
+        loader: DataLoader[Any],
+        accelerator: Accelerator,
+        data: Any,
+        title: str = "",
+    ) -> list[Evaluation]:
+        """Return what is found of each model, in eval mode, on the validation data behind a prepared loader.
+
+        Every image is read once for all of them.
+        """
 
     def inputs(self, model: PrunedViT, data: Any, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
         """Return what else a model is given with the samples ``(B,)`` of validation, or of training."""
@@ -95,10 +117,6 @@ class Task(ABC):
     def metadata(self, data: Any) -> dict[str, Any]:
         """Return what to save with the model, beside preprocessing and class names."""
         return {}
-
-    @abstractmethod
-    def detail(self) -> Detail:
-        """Return what the last evaluation found, sample by sample."""
 
     def interval(self, detail: Detail) -> dict[str, float]:
         """Return the 95 % interval of the metric, ``<metric>_low`` and ``<metric>_high``, resampling groups."""

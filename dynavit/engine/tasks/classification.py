@@ -20,7 +20,7 @@ from dynavit.engine.budget import Budget
 from dynavit.engine.loading import foreground_of
 from dynavit.engine.objective import Objective
 from dynavit.engine.tasks.answers import collect_answers, selection_metrics
-from dynavit.engine.tasks.base import Detail, Task
+from dynavit.engine.tasks.base import Detail, Evaluation, Task
 from dynavit.errors import InputError
 from dynavit.metrics.accuracy import accuracy_interval, topk_accuracy
 from dynavit.models import PrunedViT
@@ -69,23 +69,23 @@ class ClassificationTask(Task):
 
     def evaluate(
         self,
-        model: PrunedViT,
+        models: Sequence[PrunedViT],
         loader: DataLoader[Any],
         accelerator: Accelerator,
         data: ClassificationData,
         title: str = "",
-    ) -> dict[str, float]:
-        best = min(5, model.num_classes)
-        answers = collect_answers(
-            model, loader, accelerator, lambda logits: logits.float().topk(best).indices, title=title
+    ) -> list[Evaluation]:
+        best = min(5, models[0].num_classes)
+        found = collect_answers(
+            models, loader, accelerator, lambda logits: logits.float().topk(best).indices, title=title
         )
-        self.counts, self._answers = answers.counts, answers
-        foreground = foreground_of(data.validation, self._preprocessing, model.adapter.grid_size)
-        return topk_accuracy(answers.answers, answers.labels) | selection_metrics(model, answers, foreground)
-
-    def detail(self) -> Detail:
-        hits = self._answers.answers[:, 0] == self._answers.labels
-        return Detail(100.0 * hits.double(), self._answers.indices)
+        foreground = foreground_of(data.validation, self._preprocessing, models[0].adapter.grid_size)
+        evaluations = []
+        for model, answers in zip(models, found, strict=True):
+            metrics = topk_accuracy(answers.answers, answers.labels) | selection_metrics(model, answers, foreground)
+            hits = answers.answers[:, 0] == answers.labels
+            evaluations.append(Evaluation(metrics, Detail(100.0 * hits.double(), answers.indices), answers.counts))
+        return evaluations
 
     def interval(self, detail: Detail) -> dict[str, float]:
         low, high = accuracy_interval(int((detail.values > 0).sum()), len(detail.values))

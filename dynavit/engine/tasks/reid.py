@@ -20,7 +20,7 @@ from dynavit.engine.budget import Budget
 from dynavit.engine.loading import foreground_of
 from dynavit.engine.objective import Objective
 from dynavit.engine.tasks.answers import collect_answers, selection_metrics
-from dynavit.engine.tasks.base import Detail, Task
+from dynavit.engine.tasks.base import Detail, Evaluation, Task
 from dynavit.errors import InputError
 from dynavit.losses import MetricLoss, create_metric_loss, gather_with_gradient
 from dynavit.metrics.reranking import rerank_blocks
@@ -138,27 +138,33 @@ class ReidTask(Task):
         return ReidObjective(self.config.loss, model, budget, teacher, data)
 
     def evaluate(
-        self, model: PrunedViT, loader: DataLoader[Any], accelerator: Accelerator, data: ReidData, title: str = ""
-    ) -> dict[str, float]:
-        def cameras(indices: Tensor) -> dict[str, Tensor]:
+        self,
+        models: Sequence[PrunedViT],
+        loader: DataLoader[Any],
+        accelerator: Accelerator,
+        data: ReidData,
+        title: str = "",
+    ) -> list[Evaluation]:
+        def cameras(model: PrunedViT, indices: Tensor) -> dict[str, Tensor]:
             return self.inputs(model, data, indices)
 
-        answers = collect_answers(model, loader, accelerator, lambda output: output.float(), cameras, title)
-        self.counts = answers.counts
-        self.searched = Searchable(answers.answers, answers.indices, data)
-        self.result = self.searched.search()
-        metrics = self.result.summary()
-        if self.config.evaluate.rerank:
-            reranked = self.searched.search(rerank_blocks)
-            metrics |= {"map_reranked": reranked.mean_ap, "rank1_reranked": reranked.cmc[1]}
-        foreground = foreground_of(data.validation, None, model.adapter.grid_size)
-        return metrics | selection_metrics(model, answers, foreground)
+        found = collect_answers(models, loader, accelerator, lambda output: output.float(), cameras, title)
+        foreground = foreground_of(data.validation, None, models[0].adapter.grid_size)
+        evaluations = []
+        for model, answers in zip(models, found, strict=True):
+            searched = Searchable(answers.answers, answers.indices, data)
+            result = searched.search()
+            metrics = result.summary()
+            if self.config.evaluate.rerank:
+                reranked = searched.search(rerank_blocks)
+                metrics |= {"map_reranked": reranked.mean_ap, "rank1_reranked": reranked.cmc[1]}
+            metrics |= selection_metrics(model, answers, foreground)
+            detail = Detail(result.average_precision, result.query_ids)
+            evaluations.append(Evaluation(metrics, detail, answers.counts, searched))
+        return evaluations
 
     def inputs(self, model: PrunedViT, data: ReidData, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
         return side_inputs(model, data, indices, train)
-
-    def detail(self) -> Detail:
-        return Detail(self.result.average_precision, self.result.query_ids)
 
     def chance_loss(self, num_classes: int) -> float:
         # a triplet loss that tells nothing apart is softplus(0), or its margin
