@@ -12,8 +12,8 @@ from torch.nn import functional as F
 import dynavit
 from dynavit import InputError, PrunedViT
 from dynavit.selectors import num_keep
-from tests.conftest import randomise
 from tests.adapters.test_naflex import GRIDS, batch_of, make
+from tests.conftest import randomise
 
 LENGTHS = [rows * columns for rows, columns in GRIDS]
 METHODS: dict[str, dict[str, Any]] = {
