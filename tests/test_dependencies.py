@@ -59,6 +59,6 @@ def test_inference_needs_four_packages() -> None:
     assert run.returncode == 0, run.stderr
     messages = [line for line in run.stderr.splitlines() if line.startswith("error:")]
     assert messages == [
-        "error: train needs the package omegaconf: pip install omegaconf",
-        "error: benchmark needs the package omegaconf: pip install omegaconf",
+        "error: this needs the package omegaconf: pip install omegaconf",
+        "error: this needs the package omegaconf: pip install omegaconf",
     ]

@@ -50,7 +50,8 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_no_module_imports_a_private_name_of_another() -> None:
-    statement = re.compile(r"^\s*from dynavit[\w.]* import (\([^)]*\)|.*)", re.MULTILINE)
-    for path in Path(dynavit.__file__).parent.rglob("*.py"):
+    statement = re.compile(r"^\s*from (?:dynavit|studies)[\w.]* import (\([^)]*\)|.*)", re.MULTILINE)
+    library = Path(dynavit.__file__).parent
+    for path in (*library.rglob("*.py"), *(library.parent / "studies").glob("*.py")):
         for names in statement.findall(path.read_text()):
             assert not re.findall(r"\b_(?!_)\w+", names), path

@@ -54,6 +54,7 @@ def test_python_examples_run(source: str) -> None:
 
 def test_links_lead_to_files() -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
+    targets += re.findall(r'src="(?!https?:)([^"]+)"', README)
     assert targets
     assert not [target for target in targets if not (ROOT / target).exists()]
 

@@ -1,11 +1,11 @@
-"""`dynavit study` without an installation; see --help."""
+"""The studies of this checkout, which no installation has; see --help."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dynavit.cli import main
+from studies.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["study", *sys.argv[1:]]))
+    sys.exit(main())

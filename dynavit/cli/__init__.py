@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
-import sys
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import NoReturn
+from collections.abc import Sequence
 
 from dynavit import __version__
-from dynavit.cli import data, methods, models, studies, training
+from dynavit.cli import data, measure, methods, models, training
 from dynavit.cli.arguments import check_counts
-from dynavit.engine.processes import num_processes
-from dynavit.errors import InputError
-from dynavit.text import printable
+from dynavit.cli.program import Parser, require_one_process, run_program
 
 COMMANDS = (
     data.add_check,
@@ -27,47 +19,29 @@ COMMANDS = (
     models.add_export,
     models.add_visualize,
     models.add_predict,
-    studies.add_benchmark,
+    measure.add_benchmark,
     methods.add_methods,
-    studies.add_study,
-    studies.add_compare,
-    studies.add_lists,
+    measure.add_compare,
+    measure.add_lists,
 )
 
 _SHARED = ("train", "evaluate")  # among several processes
-_INSTALL = {"sklearn": "scikit-learn", "PIL": "pillow", "pytorch_metric_learning": "pytorch-metric-learning"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status.
+    """Run one command; returns the exit status, as :func:`~dynavit.cli.program.run_program` does."""
+    return run_program(lambda: _run(_parse(arguments)))
 
-    It is 2, with one line on standard error, for bad input and for a package that is not installed.
-    """
-    with _plain_output():
-        options = _parse(arguments)
-        try:
-            check_counts(options)
-            if num_processes() > 1 and options.command not in _SHARED:
-                raise InputError(f"{options.command} works in one process: start it without torchrun or accelerate.")
-            options.run(options)
-        except (InputError, OSError) as error:
-            print(f"error: {printable(error)}", file=sys.stderr)
-            return 2
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package in ("", "dynavit"):
-                raise
-            install = _INSTALL.get(package, package)
-            print(f"error: {options.command} needs the package {package}: pip install {install}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted; continue a training with --resume", file=sys.stderr)
-            return 130
-    return 0
+
+def _run(options: argparse.Namespace) -> None:
+    check_counts(options)
+    if options.command not in _SHARED:
+        require_one_process(options.command)
+    options.run(options)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser: argparse.ArgumentParser = _Parser(
+    parser: argparse.ArgumentParser = Parser(
         prog="dynavit", description="Make Vision Transformers cheaper by dropping tokens while they run."
     )
     parser.add_argument("--version", action="version", version=f"dynavit {__version__}")
@@ -81,38 +55,3 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         options.overrides += rest
     return options
-
-
-@contextmanager
-def _plain_output() -> Iterator[None]:
-    """Say warnings and failures of threads in one line each, on a terminal that may know few characters."""
-    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
-    before = [stream.errors for stream in streams]
-    format_warning, report_thread = warnings.formatwarning, threading.excepthook
-    try:
-        for stream in streams:
-            stream.reconfigure(errors="backslashreplace")
-        warnings.formatwarning = lambda message, *_: f"warning: {printable(message)}\n"
-        threading.excepthook = _report_thread
-        yield
-    finally:
-        warnings.formatwarning, threading.excepthook = format_warning, report_thread
-        for stream, errors in zip(streams, before, strict=True):
-            with suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
-                stream.reconfigure(errors=errors)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the arguments."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {printable(message)}; see {self.prog} --help\n")
-
-
-def _report_thread(failed: threading.ExceptHookArgs) -> None:
-    """Say in one line what TensorBoard's writing thread could not write; training goes on without it."""
-    if isinstance(failed.exc_value, OSError):
-        # in one piece, since the main thread may be writing too
-        sys.stderr.write(f"warning: the TensorBoard log could not be written: {failed.exc_value}\n")
-    else:
-        threading.__excepthook__(failed)

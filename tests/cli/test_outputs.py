@@ -113,7 +113,6 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for place in ("run.open_run", "subject.open_subject", "benchmark.benchmark_models"):
         monkeypatch.setattr(f"dynavit.engine.{place}", fail)
-    monkeypatch.setattr("dynavit.studies.report.report_selection", fail)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -127,7 +126,6 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         (["evaluate", "{run}"], "results", None),
         (["visualize", "{run}", "--images", "{run}"], "results", None),
         (["methods", "--checkpoint", "{run}"], "results", None),
-        (["study", "selection"], "results", None),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

@@ -103,9 +103,11 @@ def test_every_setting_is_listed_and_explained() -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_brings_the_configurations(tmp_path: Path) -> None:
+def test_a_wheel_brings_the_library_and_the_configurations(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, timeout=300)
     (wheel,) = tmp_path.glob("dynavit-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"dynavit/configs/{name}.yaml" for name in recipes()} <= set(names)
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"dynavit"}
+    assert not [name for name in names if "stud" in name]

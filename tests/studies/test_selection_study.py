@@ -4,16 +4,15 @@ import pytest
 import torch
 
 from dynavit.selectors import create_selector, list_selectors
-from dynavit.studies import run_selection
-from dynavit.studies.selection import train
-from dynavit.studies.selection_problem import (
+from studies.selection import run_selection, train
+from studies.selection_problem import (
     NUM_CLASSES,
     NUM_FOREGROUND,
     NUM_TOKENS,
     HiddenForeground,
     SelectiveClassifier,
 )
-from dynavit.studies.selection_variants import LEFT_OUT, VARIANTS
+from studies.selection_variants import LEFT_OUT, VARIANTS
 
 
 def test_every_registered_selector_has_a_row_or_a_reason() -> None:

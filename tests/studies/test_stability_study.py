@@ -6,10 +6,9 @@ from functools import cache
 import pytest
 
 from dynavit import InputError
-from dynavit.studies import StabilityRun, run_stability
-from dynavit.studies.identities import NUM_FOREGROUND, NUM_TOKENS, Identities
-from dynavit.studies.stability import judge, train
-from dynavit.studies.stability_variants import VARIANTS
+from studies.identities import NUM_FOREGROUND, NUM_TOKENS, Identities
+from studies.stability import StabilityRun, judge, run_stability, train
+from studies.stability_variants import VARIANTS
 
 BIG = ("attempt1", "attempt2", "attempt1_clipped", "no_noise_1e10")
 FIXES = ("fix_log", "fix_multiply", "fix_topk", "fix_gumbel_topk")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dynavit.cli import main
-from dynavit.studies.results import Spread, quantile
-from dynavit.studies.writer import Column, format_markdown, format_text, write_results
+from studies.cli import main
+from studies.results import Spread, quantile
+from studies.writer import Column, format_markdown, format_text, write_results
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def test_infinite_gradients_have_quantiles_too() -> None:
 def test_the_command_writes_a_study(
     study: str, variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["study", study, "--variants", variant, "--seeds", "3", "--steps", "10", "--output", str(tmp_path)]
+    arguments = [study, "--variants", variant, "--seeds", "3", "--steps", "10", "--output", str(tmp_path)]
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("variant")
@@ -96,8 +96,38 @@ def test_the_command_writes_a_study(
 def test_the_command_says_what_is_wrong(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["study", "selection", "--output", str(tmp_path / "none"), *arguments]) == 2
+    assert main(["selection", "--output", str(tmp_path / "none"), *arguments]) == 2
     shown = capsys.readouterr().err
     assert message in shown
     assert len(shown.splitlines()) == 1
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("arguments", [["stabilty"], ["selection", "--steps", "few"], []])
+def test_wrong_arguments_are_named_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: argument") or "required: study" in shown
+    assert shown.count("\n") == 1
+
+
+def test_the_output_is_tried_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studies.report.report_selection", None)
+    (tmp_path / "file").write_text("")
+    for output in ("/proc/nowhere/results", str(tmp_path / "file"), str(tmp_path / "file" / "results")):
+        assert main(["selection", "--output", output]) == 2
+        shown = capsys.readouterr().err
+        assert output in shown
+        assert shown.count("\n") == 1
+
+
+def test_a_study_is_not_one_of_several_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["selection", "--output", str(tmp_path / "none")]) == 2
+    assert "study works in one process" in capsys.readouterr().err

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from dynavit.report.figures import Target, save_figure
 from dynavit.report.style import finish, new_figure
-from dynavit.studies.selection import SelectionRow
-from dynavit.studies.stability import StabilityRow
+from studies.selection import SelectionRow
+from studies.stability import StabilityRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

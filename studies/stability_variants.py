@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dynavit.functional import log_mask, masked_mean
 from dynavit.selectors import Selector, create_selector
-from dynavit.studies import known_bad
-from dynavit.studies.stability_models import (
+from studies import known_bad
+from studies.stability_models import (
     Decide,
     GatedPooling,
     PrunedInside,
@@ -58,7 +58,7 @@ def weigh_by_nothing(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def weigh_by_big(big: float) -> Weigh:
-    """Known bad: see :func:`~dynavit.studies.known_bad.additive_mask`."""
+    """Known bad: see :func:`~studies.known_bad.additive_mask`."""
     return partial(weigh_by_bias, bias=partial(known_bad.additive_mask, big=big))
 
 
@@ -66,7 +66,7 @@ weigh_by_log: Weigh = partial(weigh_by_bias, bias=log_mask)
 
 
 def one_winner(temperature: float = 1.0, noise: bool = True, noise_limit: float | None = None) -> Decide:
-    """Known bad: see :func:`~dynavit.studies.known_bad.one_winner_mask`."""
+    """Known bad: see :func:`~studies.known_bad.one_winner_mask`."""
 
     def decide(scores: Tensor, k: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         return known_bad.one_winner_mask(scores, k, temperature, noise, noise_limit, generator)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dynavit.studies import selection, stability
-from dynavit.studies.figures import plot_selection, plot_stability
-from dynavit.studies.results import short, with_range
-from dynavit.studies.selection import SelectionRow, run_selection
-from dynavit.studies.selection_problem import NUM_FOREGROUND, NUM_TOKENS
-from dynavit.studies.selection_variants import LEFT_OUT
-from dynavit.studies.stability import StabilityRow, run_stability
-from dynavit.studies.writer import Column, format_text, write_results
+from studies import selection, stability
+from studies.figures import plot_selection, plot_stability
+from studies.results import short, with_range
+from studies.selection import SelectionRow, run_selection
+from studies.selection_problem import NUM_FOREGROUND, NUM_TOKENS
+from studies.selection_variants import LEFT_OUT
+from studies.stability import StabilityRow, run_stability
+from studies.writer import Column, format_text, write_results
 
 _STABILITY_COLUMNS = [
     Column[StabilityRow]("variant", lambda row: row.variant, left=True),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.functional import masked_mean
-from dynavit.studies.layers import Pool
+from studies.layers import Pool
 
 NUM_CLASSES = 8
 NUM_TOKENS = 32

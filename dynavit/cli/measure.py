@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dynavit.cli.arguments import add_device, check_suffix, command, mapping, numbers, refuse
 from dynavit.errors import InputError
-from dynavit.files import require_folder, require_writable, write_text
+from dynavit.files import require_writable, write_text
 from dynavit.text import printable
 
 
@@ -73,35 +73,6 @@ def _benchmark(options: argparse.Namespace) -> None:
         measured = {"backbone": options.backbone, "machine": machine(device), "rows": rows}
         write_text(options.output, json.dumps(measured, indent=2) + "\n")
         print(f"\nWritten: {printable(options.output)}")
-
-
-def add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``dynavit study``."""
-    summary = "compare ways of training through a selection, good and bad, on small made-up problems"
-    parser = command(commands, "study", _study, summary)
-    parser.add_argument(
-        "study", choices=["stability", "selection"], help="what makes training explode; how well each selector learns"
-    )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="(default: checkpoints/study-STUDY)")
-    parser.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, metavar="N", help="of each run (default: 250; selection: 400)")
-    parser.add_argument("--variants", metavar="NAME,NAME", help="run these only (default: all)")
-
-
-def _study(options: argparse.Namespace) -> None:
-    from dynavit.studies.report import report_selection, report_stability
-
-    try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2.") from None
-    variants = options.variants and [name.strip() for name in options.variants.split(",")]
-    output: Path = options.output or Path("checkpoints") / f"study-{options.study}"
-    require_folder(output)
-    report = report_stability if options.study == "stability" else report_selection
-    print(report(output, seeds, options.steps, variants))
-    files = ", ".join(f"{options.study}.{kind}" for kind in ("md", "json", "csv", "png"))
-    print(f"\nWritten to {printable(output)}: {files}")
 
 
 def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -21,8 +21,8 @@ from dynavit.losses import keep_ratio_loss
 from dynavit.scorers import ScorePredictor
 from dynavit.selectors import Selector, num_keep
 from dynavit.selectors.functional import hard_topk
-from dynavit.studies.identities import NUM_IDENTITIES, NUM_TOKENS, TOKEN_DIM
-from dynavit.studies.layers import Pool, VisionTransformer
+from studies.identities import NUM_IDENTITIES, NUM_TOKENS, TOKEN_DIM
+from studies.layers import Pool, VisionTransformer
 
 Decide = Callable[[Tensor, int, torch.Generator | None], tuple[Tensor, Tensor]]
 """Scores, k, generator to ``keep`` and ``mask``, both ``(B, N)``."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dynavit.functional import masked_mean
 from dynavit.selectors import Selection, SelectionRequest, Selector, create_selector
-from dynavit.studies import known_bad
-from dynavit.studies.layers import Pool
+from studies import known_bad
+from studies.layers import Pool
 
 Kind = Literal["library", "control", "known bad"]
 

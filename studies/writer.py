@@ -14,8 +14,8 @@ import torch
 from dynavit.files import write_together
 from dynavit.report.figures import png
 from dynavit.report.table import aligned
-from dynavit.studies.results import Spread
 from dynavit.tables import csv_text
+from studies.results import Spread
 
 _Row = TypeVar("_Row")
 

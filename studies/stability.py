@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dynavit.studies.identities import NUM_IDENTITIES, Identities
-from dynavit.studies.layers import batch_hard_triplet
-from dynavit.studies.results import Spread, mean, quantile
-from dynavit.studies.runner import check, gradient_norm, run_all
-from dynavit.studies.stability_models import Outcome, PrunedInside
-from dynavit.studies.stability_variants import VARIANTS, Variant
+from studies.identities import NUM_IDENTITIES, Identities
+from studies.layers import batch_hard_triplet
+from studies.results import Spread, mean, quantile
+from studies.runner import check, gradient_norm, run_all
+from studies.stability_models import Outcome, PrunedInside
+from studies.stability_variants import VARIANTS, Variant
 
 LEARNING_RATE = 1e-3
 SETTLED = 30  # steps at the start that do not count as an explosion, and at the end that are averaged

@@ -11,15 +11,15 @@ from torch.nn import functional
 
 from dynavit.losses import keep_ratio_loss, policy_gradient_loss
 from dynavit.selectors import Selector
-from dynavit.studies.results import Spread, quantile
-from dynavit.studies.runner import check, gradient_norm, run_all
-from dynavit.studies.selection_problem import (
+from studies.results import Spread, quantile
+from studies.runner import check, gradient_norm, run_all
+from studies.selection_problem import (
     NUM_FOREGROUND,
     NUM_TOKENS,
     HiddenForeground,
     SelectiveClassifier,
 )
-from dynavit.studies.selection_variants import VARIANTS, Variant
+from studies.selection_variants import VARIANTS, Variant
 
 LEARNING_RATE = 1e-3
 BATCH = 64

@@ -1,0 +1,1 @@
+"""Two small studies: which training through a selection is stable, and how well each selector learns."""
