@@ -271,14 +271,14 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
     def steps(self) -> dict[int, SelectStep | MergeStep]:
         """Return what happens at each stage, by the block that it is at."""
         steps: dict[int, SelectStep | MergeStep] = {}
+        selector, reducer = self.selector, self.reducer
+        scorers: Any = iter(self.predictors)
         for stage, (block, ratio) in enumerate(zip(self.stages, self.keep_ratios, strict=True)):
-            if isinstance(self.reducer, Merge):
-                steps[block] = MergeStep(stage, block, ratio, self.reducer)
+            if isinstance(reducer, Merge):
+                steps[block] = MergeStep(stage, block, ratio, reducer)
                 continue
-            early = self.reducer.last_only and stage + 1 < len(self.stages)
-            scorer: Any = self.predictors[stage]
-            reducer = _DROP if early else self.reducer
-            steps[block] = SelectStep(stage, block, ratio, scorer, self.selector, reducer)
+            early = reducer.last_only and stage + 1 < len(self.stages)
+            steps[block] = SelectStep(stage, block, ratio, next(scorers), selector, _DROP if early else reducer)
         return steps
 
     def _request(

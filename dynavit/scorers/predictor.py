@@ -46,7 +46,10 @@ class ScorePredictor(Scorer):
         local, rest = x.chunk(2, dim=-1)
         context = rest.mean(dim=1) if mask is None else masked_mean(rest, mask)
         x = torch.cat([local, context.unsqueeze(1).expand_as(local)], dim=-1)
-        return _logits(self.score[-1], self.score[:-1](x))
+        *hidden, last = self.score
+        for layer in hidden:
+            x = layer(x)
+        return _logits(last, x)
 
     def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
         half, quarter = dim // 2, dim // 4
