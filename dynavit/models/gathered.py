@@ -96,10 +96,10 @@ class GatheredTokens(Tokens):
             self._stand_at(index, mask)
             return None
         assert others is not None
-        patches, prefix = self.patches, self.x[:, :num_prefix]
+        prefix = self.x[:, :num_prefix]
         reduced = reducer(
-            TokenSet(take(patches, index), logits.gather(1, index), mask),
-            TokenSet(take(patches, others), logits.gather(1, others), real),
+            TokenSet(take(self.x, index + num_prefix), logits.gather(1, index), mask),
+            TokenSet(take(self.x, others + num_prefix), logits.gather(1, others), real),
         )
         if reducer.keeps_places:
             self.x = torch.cat([prefix, reduced.tokens.to(self.x.dtype)], dim=1)
@@ -125,7 +125,7 @@ class GatheredTokens(Tokens):
         merged = merge(patches, metric, size, k)
         if self.places is not None:
             self.places.before_change(patches)
-        self.x = torch.cat([self.x[:, :num_prefix], merged.tokens], dim=1)
+        self.x = torch.cat([self.x[:, :num_prefix], *merged.parts], dim=1)
         self._stand_at(merged.index, None)
         self.size = merged.size
         if merge.proportional:

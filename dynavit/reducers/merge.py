@@ -20,18 +20,23 @@ class Merged:
     """The outcome of one stage.
 
     Attributes:
-        tokens: ``(B, k, D)``.
+        parts: the k tokens ``(B, k, D)`` in two parts: those left over, and those that others were merged into.
         size: ``(B, k)``, how many patches each stands for.
         index: ``(B, k)`` int64, the slot among the n whose place (position, rotation) each one keeps.
         merged: ``(B, n - k)`` int64, the slots among the n of the tokens that are merged into others.
         into: ``(B, n - k)`` int64, the slots among the k of those others.
     """
 
-    tokens: Tensor
+    parts: tuple[Tensor, Tensor]
     size: Tensor
     index: Tensor
     merged: Tensor
     into: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """The k tokens, ``(B, k, D)``."""
+        return torch.cat(self.parts, dim=1)
 
     def target(self) -> Tensor:
         """Return ``(B, n)`` int64, the slot among the k that holds each of the n tokens now."""
@@ -95,7 +100,7 @@ class Merge(nn.Module):
         tokens_b, received = absorb(tokens_b, size_b, take(tokens_a, merged), size_a.gather(1, merged), into)
         even = torch.arange(0, n, 2, device=tokens.device).expand(tokens.shape[0], -1)
         return Merged(
-            tokens=torch.cat([take(tokens_a, rest), tokens_b], dim=1),
+            parts=(take(tokens_a, rest), tokens_b),
             size=torch.cat([size_a.gather(1, rest), size_b + received], dim=1),
             index=torch.cat([2 * rest + 1, even], dim=1),
             merged=2 * merged + 1,

@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "merge": {"reducer": "merge"},
     "inside": {"reducer": "fuse", "placement": "inside", "stages": (0,)},
 }
-MOST = {"drop": 8, "class attention": 8}
+MOST = {"drop": 10, "class attention": 10}
 
 
 class Counts(TorchDispatchMode):
