@@ -42,7 +42,7 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
     rows = torch.arange(batch, device=tokens.device).unsqueeze(1)
     if not tokens.is_contiguous():  # flattening would copy all of them
         return tokens[rows, index]
-    return tokens.view(batch * count, width).index_select(0, (index + rows * count).flatten()).view(batch, -1, width)
+    return tokens.view(batch * count, width).index_select(0, (index + rows * count).flatten()).view(*index.shape, width)
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:

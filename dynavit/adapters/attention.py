@@ -1,7 +1,7 @@
 """What a block's attention says of the tokens, worked out from the block's own weights beside its forward.
 
 Fused kernels return no attention weights, so a scorer that reads them has to compute them again: of the class token
-alone that is cheap, of all tokens it is as dear as the attention itself.
+alone that is cheap, of all tokens it is as expensive as the attention itself.
 
 Shapes: B batch, P prefix tokens, L tokens (prefix included), D width, H heads, d head width.
 """

@@ -27,7 +27,7 @@ def block_latency(
     """Measure one block of the model at several token counts and interpolate to all of them.
 
     The block is the one in the middle of the model; it runs in eval, on the model's device and in its
-    precision. All counts are timed in every round (:func:`dynavit.metrics.measure`), and the medians
+    precision. All counts are timed in every round (:func:`dynavit.cost.measure`), and the medians
     over rounds are joined by straight lines. A count that was measured to be slower than a larger one
     raises the larger one's time, so that fewer tokens never cost more.
 

@@ -1,7 +1,7 @@
 """What pruning saves on this machine, and what selectors cost: random weights, random images, no data.
 
 Everything that is compared is timed interleaved, and ratios are medians of ratios within a round
-(:func:`dynavit.metrics.measure`).
+(:func:`dynavit.cost.measure`).
 """
 
 from __future__ import annotations

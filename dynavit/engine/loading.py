@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -151,11 +152,9 @@ def foreground_of(dataset: Any, preprocessing: dict[str, Any] | None, grid_size:
 
 def first_images(dataset: Any, count: int) -> list[Tensor]:
     """Return the first readable images ``(3, H, W)`` of a data set, ``count`` at most."""
-    if isinstance(dataset, IterableDataset):
-        samples = (sample for _, sample in zip(range(count), dataset, strict=False))
-    else:
-        samples = (dataset[number] for number in range(min(count, len(dataset))))
-    return [sample[0] for sample in samples if sample is not None]
+    stream = isinstance(dataset, IterableDataset)
+    samples = iter(dataset) if stream else (dataset[number] for number in range(len(dataset)))
+    return list(islice((sample[0] for sample in samples if sample is not None), count))
 
 
 def random_subset(dataset: Any, count: int | None, seed: int = 0) -> Subset[Any]:
@@ -179,9 +178,9 @@ def random_samples(
         seed: another one chooses others.
     """
     if not isinstance(dataset, IterableDataset):
-        dataset = random_subset(dataset, count, seed)
+        dataset = random_subset(dataset, None, seed)  # all of it: some may be unreadable
     found: list[tuple[Tensor, Tensor]] = []
-    for batch in make_loader(dataset, batch_size, workers):
+    for batch in make_loader(dataset, min(batch_size, count), workers):
         missing = count - sum(len(indices) for _, indices in found)
         if missing <= 0:
             break

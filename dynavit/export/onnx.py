@@ -34,7 +34,7 @@ def export_onnx(
     """Write a model at its present keep ratio as ONNX, if onnxruntime agrees with torch.
 
     Input ``images`` ``(batch, 3, H, W)``, one output ``(batch, C)``; the batch is dynamic. Tokens are
-    removed by TopK and GatherElements.
+    removed by TopK and Gather.
 
     Args:
         model: in eval mode, on the CPU.

@@ -26,7 +26,7 @@ class GatheredTokens(Tokens):
     """
 
     def shorten(self, order: Tensor, k: int, logits: Tensor, reducer: Reducer) -> None:
-        """Keep the first ``k`` of every row, and do nothing else: no mask, no record.
+        """Keep the first ``k`` of every row, with neither mask nor record.
 
         Args:
             order: ``(B, n)`` all tokens, those to keep first.
@@ -35,7 +35,9 @@ class GatheredTokens(Tokens):
         """
         index = order[:, :k].sort(dim=1).values
         others = order[:, k:].sort(dim=1).values if reducer.reads_dropped else None
-        self._replace(index, others, logits, reducer)
+        # where nothing is dropped, nothing is made of it
+        some = order.new_zeros(len(order), 1, dtype=torch.bool) if k >= order.shape[1] else None
+        self._replace(index, others, logits, reducer, some=some)
 
     def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
         ragged = k is None

@@ -19,7 +19,7 @@ MaskForm = Literal["key", "identity"]
 def attention_mask(mask: Tensor, num_prefix: int, training: bool, form: MaskForm) -> Tensor:
     """Hide tokens ``(B, n)`` from attention by their mask.
 
-    Without gradients this is a boolean mask ``(B, 1, 1, P + n)``. In training it is the additive
+    In evaluation this is a boolean mask ``(B, 1, 1, P + n)``. In training it is the additive
     bias :func:`~dynavit.functional.log_mask`, either over keys alone, ``(B, 1, 1, P + n)``,
     or with DynamicViT's identity term, ``(B, 1, P + n, P + n)``, by which a token always sees itself.
     The values agree in every row that is read; the gradients to kept tokens do not.

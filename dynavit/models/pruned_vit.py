@@ -217,7 +217,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 with thresholds, after merging, and for images of different sizes (NaFlexViT).
 
         Raises:
-            InputError: no weight is given, the model pools over tokens, and it is known that they do not.
+            InputError: no weight is given, the model pools over tokens, and they do not all count alike.
         """
         # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
         adaptive = self.thresholds is not None and not self.training
@@ -272,13 +272,14 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         """Return what happens at each stage, by the block that it is at."""
         steps: dict[int, SelectStep | MergeStep] = {}
         selector, reducer = self.selector, self.reducer
-        scorers: Any = iter(self.predictors)
-        for stage, (block, ratio) in enumerate(zip(self.stages, self.keep_ratios, strict=True)):
-            if isinstance(reducer, Merge):
+        if isinstance(reducer, Merge):
+            for stage, (block, ratio) in enumerate(zip(self.stages, self.keep_ratios, strict=True)):
                 steps[block] = MergeStep(stage, block, ratio, reducer)
-                continue
+            return steps
+        scorers: Any = self.predictors
+        for stage, (block, ratio, scorer) in enumerate(zip(self.stages, self.keep_ratios, scorers, strict=True)):
             early = reducer.last_only and stage + 1 < len(self.stages)
-            steps[block] = SelectStep(stage, block, ratio, next(scorers), selector, _DROP if early else reducer)
+            steps[block] = SelectStep(stage, block, ratio, scorer, selector, _DROP if early else reducer)
         return steps
 
     def _request(

@@ -16,7 +16,7 @@ from dynavit.adapters.attention import normalises_keys
 from dynavit.errors import InputError
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.tokens import Tokens
-from dynavit.models.trace import Choice
+from dynavit.models.trace import StageChoice
 from dynavit.reducers import Merge, Reducer
 from dynavit.scorers import Scorer, StageView
 from dynavit.selectors import Selection, Selector
@@ -76,7 +76,7 @@ class SelectStep(Step):
     selector: Selector
     reducer: Reducer
 
-    def __call__(self, tokens: Tokens, request: ForwardRequest) -> Choice | None:
+    def __call__(self, tokens: Tokens, request: ForwardRequest) -> StageChoice | None:
         """Shorten the tokens to their count, and those that the reducer makes.
 
         Returns:
@@ -93,7 +93,7 @@ class SelectStep(Step):
             tokens.shorten(selector.order(logits, same), same, logits, self.reducer)
             return None
         alive, before, total = tokens.candidates, tokens.mask, tokens.num_patches
-        originals = tokens.positions >= 0  # what a reducer made is no patch
+        positions = tokens.positions
         if request.thresholds is None:
             selection = selector(logits, alive, k, request.temperature, request.generator, request.training)
         else:
@@ -104,11 +104,12 @@ class SelectStep(Step):
         if tokens.places is None:
             return None
         probs, mask = selection.probs, selection.mask
+        originals = positions >= 0  # what a reducer made is no patch
         if soft:
             tokens.probs = probs = probs if tokens.probs is None else tokens.probs * probs
         if before is not None and not isinstance(tokens, GatheredTokens):
             mask = before * mask
-        return Choice(
+        return StageChoice(
             candidates=alive,
             logits=logits,
             probs=probs,

@@ -104,7 +104,7 @@ class Tokens(ABC):
             selection: the decision over the tokens present.
             logits: ``(B, n)``, the scores behind it.
             reducer: what becomes of the others.
-            k: tokens that it keeps in every row; None where counts differ.
+            k: tokens that it keeps in every row, for gather execution; None where counts differ.
             soft: it hides in part and removes nothing.
         """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Choice:
+class StageChoice:
     """What a stage chose among its tokens.
 
     Attributes:
@@ -51,7 +51,7 @@ class StageTrace:
 
     kept: Tensor
     length: Tensor
-    choice: Choice | None
+    choice: StageChoice | None
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Trace:
     stages: list[StageTrace] = field(default_factory=list)
 
     @property
-    def choices(self) -> list[Choice]:
+    def choices(self) -> list[StageChoice]:
         """What was chosen, by the stages that chose."""
         return [stage.choice for stage in self.stages if stage.choice is not None]
 

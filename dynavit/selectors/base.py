@@ -47,8 +47,7 @@ class Selection:
     """The outcome of one stage.
 
     Attributes:
-        keep: ``(B, N)`` bool, the hard decision, a subset of the alive tokens. Gathering and
-            inference read nothing else.
+        keep: ``(B, N)`` bool, the hard decision, a subset of the alive tokens. Inference reads nothing else.
         mask: ``(B, N)`` fp32, what training multiplies by, hard or soft. It carries the gradient
             and is zero on tokens that are not alive.
         probs: ``(B, N)`` fp32, marginal probability of being kept; budget losses read this.
@@ -87,7 +86,7 @@ class Selector(nn.Module):
         trains_predictor: the task loss reaches the logits through ``mask``.
         needs_reward: learns from a reward through ``log_prob`` instead.
         antithetic: draws noise in pairs: the second half of a training batch has to repeat the first.
-        needs_scores: reads the logits at all; if not, the model skips its predictors in eval.
+        needs_scores: reads the logits at all; if not, the model never runs its scorers.
     """
 
     budget: Literal["k", "expected"] = "k"

@@ -89,7 +89,7 @@ class ThresholdStraightThrough(Selector):
     """Keeps every token whose logit is positive; backward the gradient of sigmoid(logit / temperature).
 
     Deterministic gates, as in learned thresholds (Bonnaerens and Dambre 2023,
-    https://arxiv.org/abs/2305.04241, equation 6). Needs a keep-ratio loss; explores nothing. Where no
+    https://arxiv.org/abs/2307.10780, equation 6). Needs a keep-ratio loss; explores nothing. Where no
     logit is positive, the best token stays.
     """
 

@@ -72,7 +72,7 @@ def check_training(
 @pytest.mark.parametrize(
     ("selector", "stages"),
     [
-        ("topk", (1,)),
+        pytest.param("topk", (1,), marks=pytest.mark.slow),
         pytest.param("topk", (0, 1), marks=pytest.mark.slow),
         pytest.param("gumbel_sigmoid", (0, 1), marks=pytest.mark.slow),
         pytest.param("ste", (0, 1), marks=pytest.mark.slow),

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from scipy.stats import binomtest
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import dynavit
@@ -22,7 +23,7 @@ from dynavit.config import Config, save_config
 from dynavit.data.samples import Samples
 from dynavit.engine.build import build_start
 from dynavit.engine.evaluator import evaluate_run
-from dynavit.engine.loading import make_loader, random_samples
+from dynavit.engine.loading import first_images, make_loader, random_samples
 from dynavit.engine.run import list_images, open_run, read_images
 from dynavit.engine.tasks import create_task
 from dynavit.engine.trainer import Trainer
@@ -57,6 +58,24 @@ def test_every_image_is_read_once_for_all_rows(run: Path, tmp_path: Path, monkey
     assert sum(seen.values()) == rows[0]["images"] + 4  # those that are drawn
 
 
+class HalfRead(Dataset[Any]):
+    """Ten samples, of which the even ones cannot be read."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        return (torch.full((3, 2, 2), index), 0, index) if index % 2 else None
+
+
+def test_samples_that_cannot_be_read_are_made_up_for() -> None:
+    assert [int(image[0, 0, 0]) for image in first_images(HalfRead(), 3)] == [1, 3, 5]
+    for seed in range(5):
+        batches = random_samples(HalfRead(), 4, 2, seed=seed)
+        assert sum(len(indices) for _, indices in batches) == 4
+        assert all((indices % 2 == 1).all() for _, indices in batches)
+
+
 def test_the_sweep_reports_the_dense_start_first_and_everything_relative_to_it(run: Path, tmp_path: Path) -> None:
     rows = evaluate_run(open_run(run), output=tmp_path / "out")
     assert [(row["model"], row["keep_ratio"]) for row in rows] == [
@@ -89,6 +108,7 @@ def test_the_dense_row_is_the_model_that_the_run_started_from(run: Path, tiny: M
     assert rows[0]["top1"] == alone[0]["top1"]
 
 
+@pytest.mark.slow
 def test_without_a_dense_model_that_knows_the_classes_all_tokens_are_the_base(
     tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +235,7 @@ def test_images_of_every_kind_are_read_and_bad_ones_reported(run: Path, tmp_path
 # images that keep different numbers of tokens
 
 
+@pytest.mark.slow
 def test_adaptive_rows_stand_behind_those_of_their_ratio(run: Path, tmp_path: Path) -> None:
     adaptive_rows = evaluate_run(
         open_run(run, overrides=["evaluate.adaptive=true", "evaluate.rounds=1"]), output=tmp_path / "out"

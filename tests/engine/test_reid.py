@@ -141,6 +141,7 @@ def test_the_sweep_compares_with_the_dense_start(reid: Make, tmp_path: Path) -> 
     assert "mAP" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_camera_embedding(reid: Make, tmp_path: Path, people: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = reid("model.side={scale: 3.0}", "train.epochs=2")
     trainer = Trainer(config)
@@ -280,6 +281,7 @@ def test_cameras_are_known_by_name_and_strangers_are_unknown(reid: Make, people:
     assert found.tolist() == [1 if name == "2" else -1 for name in names]
 
 
+@pytest.mark.slow
 def test_the_dense_start_keeps_its_own_cameras(reid: Make, tmp_path: Path) -> None:
     dense = reid("model.side={scale: 3.0}", "model.stages=[]", "train.epochs=1", folder="dense")
     Trainer(dense).fit()
@@ -303,6 +305,7 @@ def test_the_dense_start_keeps_its_own_cameras(reid: Make, tmp_path: Path) -> No
         Trainer(config)
 
 
+@pytest.mark.slow
 def test_cameras_may_be_new_where_the_dense_start_had_none(reid: Make, tmp_path: Path) -> None:
     """The dense row is timed and searched without what only the pruned model knows."""
     dense = reid("model.stages=[]", "train.epochs=1", folder="dense")

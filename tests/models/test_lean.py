@@ -28,6 +28,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "merge": {"reducer": "merge"},
     "inside": {"reducer": "fuse", "placement": "inside", "stages": (0,)},
 }
+NOTHING_DROPPED: dict[str, dict[str, Any]] = {
+    "aggregate all": {**KINDS["aggregate"], "stages": (0, 1), "keep_ratio": None, "keep_ratios": (0.5, 0.5)},
+    "fuse none": {"reducer": "fuse", "count_rule": "current", "keep_ratio": 0.999},
+}
 MOST = {"drop": 10, "class attention": 10}
 
 
@@ -77,12 +81,18 @@ def test_a_stage_computes_little_beside_scorer_and_block(kind: str) -> None:
     assert 0 < extra <= MOST[kind]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS | NOTHING_DROPPED)
 def test_inference_answers_what_evaluation_records(kind: str) -> None:
     """Without a trace other code runs; the answer is bit for bit the same."""
-    model, images = small(**KINDS[kind]).eval(), images_of(3)
+    model, images = small(**(KINDS | NOTHING_DROPPED)[kind]).eval(), images_of(3)
     with torch.no_grad():
         assert torch.equal(model(images), model(images, return_trace=True)[0])
+
+
+@pytest.mark.parametrize("kind", ["drop", "fuse"])
+def test_no_images_give_no_answers(kind: str) -> None:
+    with torch.no_grad():
+        assert small(**KINDS[kind]).eval()(images_of()[:0]).shape == (0, 5)
 
 
 @pytest.fixture
@@ -96,7 +106,7 @@ def fresh() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("kind", "training"),
     [
-        *(pytest.param(kind, False, marks=[] if kind in ("drop", "merge") else pytest.mark.slow) for kind in KINDS),
+        *(pytest.param(kind, False, marks=[] if kind == "drop" else pytest.mark.slow) for kind in KINDS),
         *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in KINDS),
     ],
 )

@@ -45,7 +45,7 @@ class Choices(nn.Module):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", SHARE)
-@pytest.mark.parametrize("how", ["autocast", "cast", "exported"])
+@pytest.mark.parametrize("how", ["autocast", "cast", pytest.param("exported", marks=pytest.mark.slow)])
 def test_the_trained_quickstart_model_keeps_the_same_tokens(
     model: dynavit.PrunedViT, images: Tensor, dtype: torch.dtype, how: str
 ) -> None:

@@ -28,7 +28,7 @@ class Answers:
         indices: ``(S,)`` int64.
         labels: ``(S,)`` int64.
         answers: ``(S, ...)``.
-        kept: ``(S, N)`` bool, patches kept by the first stage; None if a model does not prune, or merges instead.
+        kept: ``(S, N)`` bool, patches kept by the first stage that prunes; None if none does, or merges instead.
         expected: ``(S, stages that prune)`` fp32, expected fractions kept; None likewise.
         counts: ``(S, stages)`` int64, tokens kept by each stage, where thresholds decide how many; else None.
     """
@@ -86,7 +86,8 @@ def _choices(model: PrunedViT, trace: Trace) -> dict[str, Tensor]:
     part: dict[str, Tensor] = {}
     if trace.choices:
         expected = torch.stack([choice.expected for choice in trace.choices], dim=1)
-        part |= {"kept": trace.stages[0].kept, "expected": expected}
+        first = next(stage for stage in trace.stages if stage.choice is not None)
+        part |= {"kept": first.kept, "expected": expected}
     if model.thresholds is not None:
         part["counts"] = kept_counts(trace)
     return part
@@ -116,8 +117,8 @@ def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None
         foreground: function from a sample index to its pixel mask ``(H, W)``, if the data has masks.
 
     Returns:
-        ``foreground_recall``, the share of foreground patches kept by the first stage, if there are masks; for
-        selectors that a keep-ratio loss trains ``expected_minus_ratio``, the mean keep probability of the first
+        ``foreground_recall``, the share of foreground patches that the first pruning stage keeps, if there are masks;
+        for selectors that a keep-ratio loss trains ``expected_minus_ratio``, the mean keep probability of the first
         stage that prunes minus its keep ratio, unless thresholds decide. A model that merges chooses no tokens.
     """
     metrics: dict[str, float] = {}
