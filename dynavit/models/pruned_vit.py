@@ -272,14 +272,13 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         """Return what happens at each stage, by the block that it is at."""
         steps: dict[int, SelectStep | MergeStep] = {}
         selector, reducer = self.selector, self.reducer
-        if isinstance(reducer, Merge):
-            for stage, (block, ratio) in enumerate(zip(self.stages, self.keep_ratios, strict=True)):
+        scorers: Any = list(self.predictors)
+        for stage, (block, ratio) in enumerate(zip(self.stages, self.keep_ratios, strict=True)):
+            if isinstance(reducer, Merge):
                 steps[block] = MergeStep(stage, block, ratio, reducer)
-            return steps
-        scorers: Any = self.predictors
-        for stage, (block, ratio, scorer) in enumerate(zip(self.stages, self.keep_ratios, scorers, strict=True)):
+                continue
             early = reducer.last_only and stage + 1 < len(self.stages)
-            steps[block] = SelectStep(stage, block, ratio, scorer, selector, _DROP if early else reducer)
+            steps[block] = SelectStep(stage, block, ratio, scorers[stage], selector, _DROP if early else reducer)
         return steps
 
     def _request(
