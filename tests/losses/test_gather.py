@@ -62,6 +62,7 @@ def main() -> None:
     }
     if rank == 0:
         Path(sys.argv[1]).write_text(json.dumps(result))
+    dist.barrier()  # gloo's threads abort a process that ends while the other one still talks to it
     dist.destroy_process_group()
 
 
