@@ -332,10 +332,10 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             keep_ratios: in place of the model's own.
         """
         ratios = self.keep_ratios if keep_ratios is None else keep_ratios
-        makes = 0 if isinstance(self.reducer, Merge) or self.reducer.last_only else self.reducer.makes
+        makes = 0 if self.reducer.last_only else self.reducer.makes
         return stage_counts(num_patches, ratios, self.count_rule, makes)
 
     @property
     def only_gathers(self) -> bool:
         """Whether tokens can be removed but not masked."""
-        return isinstance(self.reducer, Merge) or not self.reducer.masks
+        return not self.reducer.masks

@@ -62,6 +62,9 @@ class Merge(nn.Module):
     """
 
     name = "merge"
+    makes = 0
+    masks = False
+    last_only = False
 
     def __init__(self, proportional: bool = True) -> None:
         super().__init__()

@@ -381,7 +381,7 @@ def test_every_reducer_is_evaluated(overrides: tuple[str, ...], tiny: Make, tmp_
     assert ("foreground_recall" in rows[2]) == (not merges)  # merging chooses no tokens
     data = create_task(config).open_data(opened.preprocessing)
     images = torch.stack([data.validation[index][0] for index in range(4)])
-    expected = [kept + getattr(opened.model.reducer, "makes", 0) for kept in rows[2]["tokens"]]
+    expected = [kept + opened.model.reducer.makes for kept in rows[2]["tokens"]]
     opened.model.set_keep_ratio(0.6)
     with torch.inference_mode():
         _, trace = opened.model(images, return_trace=True)
