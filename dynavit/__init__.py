@@ -10,8 +10,8 @@ from dynavit.errors import InputError
 if TYPE_CHECKING:
     from dynavit.checkpoints.convert import convert
     from dynavit.models import PrunedViT, Trace, create_model, load, prune
-    from dynavit.models.adaptive import calibrate
     from dynavit.models.ratios import ratios_removing
+    from dynavit.models.thresholds import calibrate
     from dynavit.reducers import list_reducers
     from dynavit.scorers import list_scorers
     from dynavit.selectors import (
@@ -48,7 +48,7 @@ __all__ = [
 # packages that need torch are imported when something of theirs is first asked for
 _PACKAGES = ("models", "reducers", "scorers", "selectors")
 _MODULES = {
-    "calibrate": "models.adaptive",
+    "calibrate": "models.thresholds",
     "convert": "checkpoints.convert",
     "list_reducers": "reducers",
     "list_scorers": "scorers",

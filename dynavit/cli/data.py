@@ -22,7 +22,7 @@ def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _check(options: argparse.Namespace) -> None:
     from dynavit.config import load_config
-    from dynavit.engine.data_check import check_data, check_folder
+    from dynavit.training.data_check import check_data, check_folder
 
     if options.images is not None and options.overrides:
         raise InputError(f"{options.overrides[0]}: settings go with --config YAML, not with --images.")

@@ -34,15 +34,15 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _benchmark(options: argparse.Namespace) -> None:
     from dynavit.config.recipes import find_config
-    from dynavit.engine.benchmark import (
+    from dynavit.evaluation.benchmark import (
         benchmark_models,
         benchmark_selectors,
         format_models,
         format_selectors,
         machine,
     )
-    from dynavit.engine.method import read_methods
-    from dynavit.engine.run import choose_device
+    from dynavit.evaluation.method import read_methods
+    from dynavit.runs.open import choose_device
 
     if options.selectors:
         refuse(options, "means nothing with --selectors", "keep_ratios", "dtypes", "selector", "methods", "training")
@@ -86,10 +86,10 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _compare(options: argparse.Namespace) -> None:
     from dynavit.config import load_config
-    from dynavit.engine.monitor import MetricsFile
-    from dynavit.engine.tasks import create_task
     from dynavit.report.figures import require_format
     from dynavit.report.losses import plot_losses
+    from dynavit.tasks import create_task
+    from dynavit.training.monitor import MetricsFile
 
     output: Path = options.output
     require_format(output)

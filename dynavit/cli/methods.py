@@ -50,12 +50,12 @@ def add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _methods(options: argparse.Namespace) -> None:
     from dynavit.config.recipes import recipes
-    from dynavit.engine.benchmark import machine
-    from dynavit.engine.method import read_methods
-    from dynavit.engine.methods import compare_methods
-    from dynavit.engine.run import choose_device
-    from dynavit.engine.subject import open_subject
+    from dynavit.evaluation.benchmark import machine
+    from dynavit.evaluation.method import read_methods
+    from dynavit.evaluation.methods import compare_methods
+    from dynavit.evaluation.subject import open_subject
     from dynavit.report.methods import format_methods, write_methods
+    from dynavit.runs.open import choose_device
 
     if options.no_timing:
         refuse(options, "with --no-timing speed is not measured", "rounds")

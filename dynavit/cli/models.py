@@ -46,10 +46,10 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dynavit.engine.evaluator import evaluate_run
-    from dynavit.engine.processes import is_main_process
-    from dynavit.engine.run import open_run
+    from dynavit.evaluation.sweep import evaluate_run
     from dynavit.report.table import explain, format_table
+    from dynavit.runs.open import open_run
+    from dynavit.runs.processes import is_main_process
 
     idle: dict[str, str] = {}
     if options.no_timing:
@@ -95,8 +95,8 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dynavit.engine.exporter import export_run
-    from dynavit.engine.run import open_run
+    from dynavit.deployment.export import export_run
+    from dynavit.runs.open import open_run
 
     honour(options.overrides, TO_EXPORT if options.images is None else TO_READ_IMAGES)
     output: Path = options.output or Path(options.run_dir) / "model.onnx"
@@ -134,8 +134,8 @@ def add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _visualize(options: argparse.Namespace) -> None:
-    from dynavit.engine.results import draw_kept_tokens
-    from dynavit.engine.run import list_images, open_run, read_images
+    from dynavit.evaluation.results import draw_kept_tokens
+    from dynavit.runs.open import list_images, open_run, read_images
 
     output: Path = options.output or Path(options.run_dir) / "kept_tokens"
     if options.output is not None or Path(options.run_dir).is_dir():
@@ -168,8 +168,8 @@ def add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from dynavit.engine.predictor import embed_images, label_images, nearest_images, write_embeddings, write_rows
-    from dynavit.engine.run import open_run
+    from dynavit.deployment.predict import embed_images, label_images, nearest_images, write_embeddings, write_rows
+    from dynavit.runs.open import open_run
 
     output: Path | None = options.output
     if output is not None:

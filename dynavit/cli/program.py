@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from dynavit.engine.processes import num_processes
 from dynavit.errors import InputError
+from dynavit.runs.processes import num_processes
 from dynavit.text import printable
 
 _NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "pytorch_metric_learning": "pytorch-metric-learning"}

@@ -30,8 +30,8 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _train(options: argparse.Namespace) -> None:
     from dynavit.config import load_config, named_settings
-    from dynavit.engine.dense_first import train
-    from dynavit.engine.monitor import Diverged
+    from dynavit.training.dense_first import train
+    from dynavit.training.monitor import Diverged
 
     if options.config is None and options.images is None:
         raise InputError(

@@ -1,6 +1,6 @@
 """The configuration of a run: typed, validated, printable, saved with the run.
 
-Only the command line and the engine read it; everything else takes plain arguments.
+Commands, runs and what is done with runs read it; everything else takes plain arguments.
 """
 
 from dynavit.config.files import changed_keys, is_saved_config, load_config, save_config

@@ -177,7 +177,7 @@ class LossConfig:
     latency (expected time of the blocks, measured on this machine)."""
     reward: str = "likelihood"
     """What selectors that learn from a reward maximise: likelihood, correct, rank1 (re-identification), or
-    your own, registered with dynavit.engine.rewards.register_reward."""
+    your own, registered with dynavit.tasks.rewards.register_reward."""
     reward_samples: int = setting(4, within="[2, inf)")
     """Selections tried for each image and step, to compare their rewards."""
     policy_gradient: float = setting(1.0, within="[0, inf)")

@@ -22,8 +22,8 @@ from dynavit import InputError, convert
 from dynavit.checkpoints.start import load_backbone, load_reid_start
 from dynavit.checkpoints.state_dicts import read_state
 from dynavit.config import load_config
-from dynavit.engine.build import build_start
-from dynavit.engine.run import open_run
+from dynavit.runs.build import build_start
+from dynavit.runs.open import open_run
 
 NAME = "vit_tiny_patch16_224"
 TINY: dict[str, Any] = {"embed_dim": 24, "depth": 3, "num_heads": 2, "img_size": 32}

@@ -111,8 +111,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("worked before the output was tried")
 
-    for place in ("run.open_run", "subject.open_subject", "benchmark.benchmark_models"):
-        monkeypatch.setattr(f"dynavit.engine.{place}", fail)
+    for place in ("runs.open.open_run", "evaluation.subject.open_subject", "evaluation.benchmark.benchmark_models"):
+        monkeypatch.setattr(f"dynavit.{place}", fail)
 
 
 @pytest.mark.usefixtures("no_work")

@@ -10,7 +10,7 @@ from PIL import Image
 import dynavit
 from dynavit.cli import main
 from dynavit.config import load_config, save_config
-from dynavit.engine.run import open_run
+from dynavit.runs.open import open_run
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
 PREPROCESSING = {

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dynavit.data.splits import FileSplits, Wanted, find_splits, split_name
-from dynavit.engine.data_check import check_folder
 from dynavit.errors import InputError
+from dynavit.training.data_check import check_folder
 
 
 def images(root: Path, *folders: str, count: int = 3) -> Path:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dynavit.engine.monitor import Diverged
 from dynavit.errors import InputError
+from dynavit.training.monitor import Diverged
 
 _SECONDS = 20.0  # an attempt takes 0.2, ten times that on a busy machine; more is a hang
 _SHOWN = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from dynavit.config import Config
-from dynavit.engine.trainer import Trainer
+from dynavit.training.trainer import Trainer
 
 
 def train(config: Config, resume: bool = False) -> Trainer:

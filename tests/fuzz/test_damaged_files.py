@@ -20,8 +20,8 @@ from values import CLASSIFY
 
 import dynavit
 from dynavit.config import Config, ModelConfig, load_config
-from dynavit.engine.build import build_start
-from dynavit.engine.run import open_run
+from dynavit.runs.build import build_start
+from dynavit.runs.open import open_run
 
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 ONLY = [int(number) for number in os.environ.get("FUZZ_FILE", "").split(",") if number]

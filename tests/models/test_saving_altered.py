@@ -11,8 +11,8 @@ import torch
 
 import dynavit
 from dynavit import InputError
-from dynavit.engine.predictor import label_images
-from dynavit.engine.run import open_run
+from dynavit.deployment.predict import label_images
+from dynavit.runs.open import open_run
 
 NAME = "vit_tiny_patch16_224"
 KW = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 3}

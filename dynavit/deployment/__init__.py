@@ -1,0 +1,1 @@
+"""Trained models at work: exported and checked, or run on pictures."""

@@ -1,0 +1,318 @@
+"""What pruning saves on this machine, and what selectors cost: random weights, random images, no data.
+
+Everything that is compared is timed interleaved, and ratios are medians of ratios within a round
+(:func:`dynavit.cost.measure`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import partial
+from statistics import median
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from dynavit.cost.macs import checked_size, closed_form_macs, tokens_per_stage
+from dynavit.cost.timing import measure, median_interval, median_ratio
+from dynavit.errors import InputError
+from dynavit.evaluation.method import Method
+from dynavit.models import PrunedViT, create_model, prune
+from dynavit.report.table import aligned, significant
+from dynavit.selectors import Selector, create_selector, list_selectors, num_keep
+
+Row = dict[str, Any]
+Variants = dict[str, Callable[[], object]]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_RUNS = ("inference", "training, mask", "training, gather")
+_SELECTOR_KEEPS = 0.7
+_LEGEND = (
+    "ms: per image, the time of a batch over its size. oracle: what pruning could save at best, the same blocks on as "
+    "few tokens without choosing them. share: how much of the oracle's speed the pruned model has; 95 % interval."
+)
+
+
+def benchmark_models(
+    backbone: str,
+    keep_ratios: Sequence[float] = (0.7,),
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    dtypes: Sequence[str] = ("float32",),
+    *,
+    selector: str = "topk",
+    methods: Sequence[Method] = (),
+    training: bool = False,
+    device: torch.device | str = "cpu",
+    rounds: int = 7,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> list[Row]:
+    """Time pruned models against the dense timm model and against the oracle.
+
+    The oracle is what pruning could save at best: the same blocks on a sequence that is cut to the same
+    lengths, without scoring or gathering. Inference has weights and images in the given precision; a
+    training step is a forward and a backward, under autocast where the precision is not float32.
+
+    Args:
+        backbone: timm model name.
+        keep_ratios: r keeps r, r^2, r^3 ... over the default stages; of a method, by its own rule.
+        batch_sizes: images in a batch.
+        dtypes: of "float32", "bfloat16" and "float16".
+        selector: a registered name, for learned scores and dropped tokens.
+        methods: published ones, in place of that.
+        training: time training steps instead, in mask and, where the selector allows it, gather execution.
+        device: where to run.
+        rounds: how often each is timed.
+        model_kwargs: further arguments of ``timm.create_model``.
+
+    Returns:
+        One row for each precision, batch size, method, ratio and way to run: ``ms`` an image of the dense model,
+        the pruned one and the oracle; ``speedup`` over dense and ``oracle_speedup``, each as [median, least, largest]
+        over rounds; ``share``, the oracle's time over the pruned model's, as [median, low, high] of a 95 % interval;
+        ``macs_ratio``; and in inference, unless methods are given, ``stages``: by block number, how many times faster
+        the model is with that stage.
+
+    Raises:
+        InputError: an unknown name or impossible value.
+    """
+    unknown = [name for name in dtypes if name not in _DTYPES]
+    if unknown:
+        raise InputError(f"dtype {unknown[0]}: choose from {', '.join(_DTYPES)}.")
+    dense = create_model(backbone, stages=(), **(model_kwargs or {})).to(device)
+    named = [(one.name, {**one.parts, "stages": one.stages_in(dense.adapter.depth)}) for one in methods]
+    named = named or [(selector, {"selector": selector})]
+    cases = [(name, parts, ratio) for name, parts in named for ratio in keep_ratios]
+    models = [prune(dense.backbone, keep_ratio=ratio, **parts).to(device) for _, parts, ratio in cases]
+    rows: list[Row] = []
+    runs = [(name, batch_size) for name in dtypes for batch_size in batch_sizes]
+    for name, batch_size in tqdm(runs, desc="timing", leave=False, disable=None):
+        images = torch.randn(batch_size, 3, *checked_size(dense, None), device=device)
+        with torch.inference_mode(not training):
+            dtype = _DTYPES[name]
+            variants = _training(dense, models, images, dtype) if training else _inference(dense, models, images, dtype)
+            if not training and not methods:
+                variants |= _without_each_stage(models, images.to(dtype))
+            seconds = measure(variants, rounds=rounds)
+        for number, model in enumerate(models):
+            for run in (run for run in _RUNS if f"{run} {number}" in seconds):
+                row = _row(dense, model, run, number, batch_size, seconds)
+                rows.append({"method": cases[number][0], "dtype": name, "batch_size": batch_size, **row})
+    return rows
+
+
+def oracle(model: PrunedViT, images: Tensor) -> Any:
+    """Run the model's blocks on its first tokens, as many as it keeps, whatever they show."""
+    counts, steps, adapter = tokens_per_stage(model), model.steps(), model.adapter
+    x, context = adapter.embed(images)
+    for number in range(adapter.depth):
+        step = steps.get(number)
+        if step is not None and step.keep_ratio < 1:
+            present = x.shape[1] - adapter.num_prefix_tokens
+            left = min(step.leaves(present, counts[step.stage]), present)
+            x = x[:, : adapter.num_prefix_tokens + left]
+            context = adapter.gather(context, torch.arange(left, device=x.device).expand(len(x), -1))
+        x = adapter.block(number, x, context, None)
+    return adapter.head(adapter.norm(x), None, model.training, pre_logits=False)
+
+
+def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype) -> Variants:
+    images = images.to(dtype)
+    variants: Variants = {"dense": partial(dense.to(dtype).eval().backbone, images)}
+    for number, model in enumerate(models):
+        variants[f"inference {number}"] = partial(model.to(dtype).eval(), images)
+        variants[f"oracle {number}"] = partial(oracle, model, images)
+    return variants
+
+
+def _without_each_stage(models: Sequence[PrunedViT], images: Tensor) -> Variants:
+    variants: Variants = {}
+    for number, model in enumerate(models):
+        for stage in _pruning_stages(model):
+            fewer = prune(
+                model.backbone,
+                stages=_without(model.stages, stage),
+                keep_ratios=_without(model.keep_ratios, stage),
+                selector=model.selector,
+            )
+            variants[f"without {stage} {number}"] = partial(fewer.to(images).eval(), images)
+    return variants
+
+
+def _training(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype) -> Variants:
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def step(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
+        module.zero_grad(set_to_none=True)
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            loss = functional.cross_entropy(forward(images), labels)
+        loss.backward()
+
+    variants: Variants = {"dense": partial(step, dense, dense.train().backbone)}
+    for number, model in enumerate(models):
+        variants[f"oracle {number}"] = partial(step, model, partial(oracle, model.train()))
+        if not model.only_gathers:
+            variants[f"training, mask {number}"] = partial(step, model, model)
+        if model.selector.budget == "k":
+            gathers = copy(model)
+            gathers.execution = "gather"
+            variants[f"training, gather {number}"] = partial(step, gathers, gathers)
+    return variants
+
+
+def _row(
+    dense: PrunedViT, model: PrunedViT, run: str, number: int, batch_size: int, seconds: Mapping[str, list[float]]
+) -> Row:
+    base, mine, best = seconds["dense"], seconds[f"{run} {number}"], seconds[f"oracle {number}"]
+    row: Row = {
+        "run": run,
+        "keep_ratio": model.keep_ratios[0],
+        "tokens": tokens_per_stage(model),
+        "macs_ratio": closed_form_macs(dense) / closed_form_macs(model),
+        "ms": {
+            name: 1e3 * median(times) / batch_size
+            for name, times in (("dense", base), ("pruned", mine), ("oracle", best))
+        },
+        "speedup": median_ratio(base, mine),
+        "oracle_speedup": median_ratio(base, best),
+        "share": median_interval(base=best, other=mine),
+    }
+    if run == "inference":
+        row["stages"] = {
+            model.stages[stage]: median_ratio(base=seconds[name], other=mine)
+            for stage in _pruning_stages(model)
+            if (name := f"without {stage} {number}") in seconds
+        }
+    return row
+
+
+def _pruning_stages(model: PrunedViT) -> list[int]:
+    return [stage for stage, ratio in enumerate(model.keep_ratios) if ratio < 1]
+
+
+def _without(values: Sequence[Any], place: int) -> list[Any]:
+    return [value for number, value in enumerate(values) if number != place]
+
+
+def benchmark_selectors(
+    backbone: str,
+    batch_sizes: Sequence[int] = (256,),
+    *,
+    device: torch.device | str = "cpu",
+    rounds: int = 7,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> list[Row]:
+    """Time every registered selector's forward and backward against those of one block of the backbone.
+
+    All with their default options, in training mode and float32, keeping 0.7 of the tokens. Those that
+    read no scores (random, fixed) are left out.
+
+    Args:
+        backbone: timm model name; the block is the one in the middle.
+        batch_sizes, device, rounds, model_kwargs: as for :func:`benchmark_models`.
+
+    Returns:
+        One row for each batch size and selector: ``ms`` a batch of the selector and of the block, and
+        ``percent`` of the block's time as [median, least, largest] over rounds.
+    """
+    model = create_model(backbone, stages=(), **(model_kwargs or {})).to(device).train()
+    selectors = {name: create_selector(name).train() for name in list_selectors()}
+    rows: list[Row] = []
+    for batch_size in tqdm(batch_sizes, desc="timing", leave=False, disable=None):
+        images = torch.randn(batch_size, 3, *checked_size(model, None), device=device)
+        with torch.no_grad():
+            x, context = model.adapter.embed(images)
+        variants: Variants = {"block": partial(_block_step, model, x.requires_grad_(), context, torch.randn_like(x))}
+        logits = torch.randn(batch_size, x.shape[1] - model.num_prefix_tokens, device=device, requires_grad=True)
+        for name, selector in selectors.items():
+            if selector.needs_scores:
+                variants[name] = partial(_selector_step, selector, logits, torch.randn_like(logits))
+        seconds = measure(variants, rounds=rounds)
+        block = seconds.pop("block")
+        for name, mine in seconds.items():
+            rows.append(
+                {
+                    "selector": name,
+                    "batch_size": batch_size,
+                    "tokens": logits.shape[1],
+                    "ms": {"selector": 1e3 * median(mine), "block": 1e3 * median(block)},
+                    "percent": [100 * ratio for ratio in median_ratio(base=mine, other=block)],
+                }
+            )
+    return rows
+
+
+def _block_step(model: PrunedViT, x: Tensor, context: Any, gradient: Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    x.grad = None
+    model.adapter.block(model.adapter.depth // 2, x, context, None).backward(gradient)
+
+
+def _selector_step(selector: Selector, logits: Tensor, gradient: Tensor) -> None:
+    """Select, and take the gradient of all that training may learn from."""
+    logits.grad = None
+    alive = torch.ones_like(logits, dtype=torch.bool)
+    selection = selector(logits, alive, num_keep(logits.shape[1], _SELECTOR_KEEPS))
+    learned = {"mask": selection.mask, "log_prob": selection.log_prob}
+    if selector.budget == "expected":
+        learned["probs"] = selection.probs
+    outputs = [output for output in learned.values() if output is not None and output.requires_grad]
+    torch.autograd.backward(outputs, [gradient[:, 0] if output.ndim == 1 else gradient for output in outputs])
+
+
+def machine(device: torch.device | str) -> str:
+    """Say what was measured on: the device, the threads that torch uses, and versions."""
+    if torch.device(device).type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}"
+
+
+def format_models(rows: Sequence[Row]) -> str:
+    """Return the rows of :func:`benchmark_models` as an aligned table, and below it the stages that do not pay."""
+    titles = ["method", "run", "dtype", "batch", "keep ratio", "tokens", "x fewer"]
+    titles += ["dense ms", "pruned ms", "oracle ms", "speedup", "[min, max]", "oracle", "share", "95 % interval"]
+    lines = [titles]
+    remarks = []
+    for row in rows:
+        speedup, low, high = row["speedup"]
+        share, least_share, largest_share = row["share"]
+        case = [row["method"], row["run"], row["dtype"], str(row["batch_size"]), f"{row['keep_ratio']:g}"]
+        lines.append(
+            [
+                *case,
+                "/".join(
+                    map(str, row["tokens"] if len(row["tokens"]) < 5 else [row["tokens"][0], "..", row["tokens"][-1]])
+                ),
+                f"{row['macs_ratio']:.2f}x",
+                *(significant(row["ms"][name]) for name in ("dense", "pruned", "oracle")),
+                f"{speedup:.2f}x",
+                f"[{low:.2f}, {high:.2f}]",
+                f"{row['oracle_speedup'][0]:.2f}x",
+                f"{share:.3f}",
+                f"{least_share:.3f} to {largest_share:.3f}",
+            ]
+        )
+        for block, (gain, least, largest) in row.get("stages", {}).items():
+            if gain < 1:
+                verdict = "saves less than it costs" if largest < 1 else "does not clearly pay"
+                remarks.append(
+                    f"{row['dtype']}, batch {row['batch_size']}, keep ratio {row['keep_ratio']:g}: the stage before "
+                    f"block {block} {verdict}: with it the model runs {gain:.2f}x [{least:.2f}, {largest:.2f}] as fast."
+                )
+    return "\n".join([aligned(lines, left=range(3)), "", _LEGEND, *(["", *remarks] if remarks else [])])
+
+
+def format_selectors(rows: Sequence[Row]) -> str:
+    """Return the rows of :func:`benchmark_selectors` as an aligned table."""
+    lines = [["selector", "batch", "tokens", "selector ms", "block ms", "% of a block", "[min, max]"]]
+    for row in rows:
+        percent, low, high = row["percent"]
+        times = [significant(row["ms"][name]) for name in ("selector", "block")]
+        size = [str(row["batch_size"]), str(row["tokens"])]
+        lines.append([row["selector"], *size, *times, f"{percent:.2f}", f"[{low:.2f}, {high:.2f}]"])
+    return f"{aligned(lines)}\n\nms: of a whole batch, forward and backward; block: one block of the backbone."

@@ -1,0 +1,66 @@
+"""Ranked lists of a re-identification model: what it finds first, right or wrong, and which tokens it kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dynavit.data.reid import ReidData
+from dynavit.metrics.retrieval import rank_gallery
+from dynavit.report.ranked import ranked_list_figure
+from dynavit.runs.open import Run
+from dynavit.tasks.reid import Searchable, side_inputs
+
+_QUERIES, _MATCHES = 6, 8
+
+
+@torch.inference_mode()
+def draw_ranked_lists(run: Run, data: ReidData, searched: Searchable) -> Image.Image:
+    """Draw some queries with what the model finds first, at its present keep ratio.
+
+    The queries are spread over all that have a match, none picked by hand; dropped patches are faded.
+
+    Args:
+        run: whose model gave the embeddings.
+        data: that they are of.
+        searched: the embeddings.
+    """
+    usable = torch.nonzero(data.has_match[searched.query]).flatten()
+    chosen = usable[torch.linspace(0, len(usable) - 1, min(_QUERIES, len(usable))).long().unique()]
+    labels = searched.labels(chosen)
+    query, gallery = searched.query_features[chosen], searched.gallery_features
+    nearest = rank_gallery(query, gallery, **labels, metric="cosine", top=_MATCHES)
+    pictures: dict[int, Any] = {}
+    kept: dict[int, Any] = {}
+    rows = [
+        (int(searched.query[number]), [int(searched.gallery[match]) for match in matches.tolist() if match >= 0])
+        for number, matches in zip(chosen.tolist(), nearest, strict=True)
+    ]
+    needed = sorted({index for query, matches in rows for index in (query, *matches)})
+    for index in needed:
+        sample = data.validation[index]
+        assert sample is not None  # it has been read before
+        pictures[index] = run.pixels(sample[0])
+        _, trace = run.model(
+            sample[0][None].to(run.device), return_trace=True, **side_inputs(run.model, data, torch.tensor([index]))
+        )
+        kept[index] = trace.stages[-1].kept[0].cpu().numpy() if trace.stages else None
+    prunes = bool(run.model.predictors)  # merging drops nothing
+
+    def caption(index: int) -> str:
+        camera = int(data.cameras[index])
+        name = f"id {int(data.identities[index])}"
+        return name if camera < 0 else f"{name}\ncamera {data.camera_names[camera]}"
+
+    return ranked_list_figure(
+        [pictures[query] for query, _ in rows],
+        [[pictures[match] for match in matches] for _, matches in rows],
+        [[bool(data.identities[match] == data.identities[query]) for match in matches] for query, matches in rows],
+        query_captions=[caption(query) for query, _ in rows],
+        result_captions=[[caption(match) for match in matches] for _, matches in rows],
+        query_kept=[kept[query] for query, _ in rows] if prunes else None,
+        result_kept=[[kept[match] for match in matches] for _, matches in rows] if prunes else None,
+        grid_size=run.model.adapter.grid_size if prunes else None,
+    )

@@ -1,0 +1,194 @@
+"""What methods are compared on: a dense classifier, and images that it can be calibrated and judged with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch.utils.data import IterableDataset, Subset
+from tqdm import tqdm
+
+from dynavit.config import Config, DataConfig, ModelConfig
+from dynavit.errors import InputError, did_you_mean
+from dynavit.evaluation.linear_head import dense_features, fit_linear_head, set_linear_head
+from dynavit.models import PrunedViT, load
+from dynavit.runs.build import build_probe, build_start, resolve_preprocessing
+from dynavit.runs.loading import make_loader, random_subset
+from dynavit.runs.open import open_run
+from dynavit.tasks.classification import ClassificationTask
+
+_BATCH = 64  # of features for a new classifier
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A dense model and its data.
+
+    Attributes:
+        dense: knows the classes; in eval mode, on its device.
+        training: images without augmentation, in random order that is always the same, yielding
+            ``(image, label, index)``.
+        validation: likewise.
+        workers: processes that load them.
+        origin: where the model is from, and how its classifier came about, in words.
+    """
+
+    dense: PrunedViT
+    training: Subset[Any]
+    validation: Subset[Any]
+    workers: int
+    origin: str
+
+
+def open_subject(
+    checkpoint: str,
+    device: torch.device,
+    output: Path,
+    *,
+    architecture: str | None = None,
+    root: str | None = None,
+    img_size: int | None = None,
+    limit: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Subject:
+    """Open a dense model and its data; where it does not know their classes, fit a classifier on its features.
+
+    A classifier that was fitted is kept in ``output/dense``, and used again for the same backbone and images.
+
+    Args:
+        checkpoint: a folder that dynavit wrote, a state dict, or a timm name (with timm's weights).
+        device: where the model goes.
+        output: folder for results.
+        architecture: timm name, needed for a state dict.
+        root: folder of images, ``root/train/CLASS`` and ``root/val/CLASS``; the data that the checkpoint's own
+            run was trained on if None.
+        img_size: side in pixels, for state dicts and timm names; the architecture's own if None.
+        limit: use this many training and this many validation images; all if None.
+        say: receives lines about what is done.
+
+    Raises:
+        InputError: something does not exist or does not fit.
+    """
+    if limit is not None and limit < 2:
+        raise InputError(f"--limit {limit}: at least 2 images.")
+    config, preprocessing = _describe(checkpoint, architecture, root, img_size)
+    if preprocessing is None:
+        preprocessing = resolve_preprocessing(config.data, build_probe(config).backbone)
+    data = ClassificationTask(config).open_data(preprocessing)
+    for note in data.notes:
+        say(note)
+    training, validation = _some(data.train, limit), _some(data.validation, limit)
+    start = build_start(config, data.class_names)
+    dense, workers = start.dense.to(device), config.data.workers
+    dense.architecture, dense.model_kwargs = start.model.architecture, start.model.model_kwargs
+    dense.metadata = {"preprocessing": preprocessing, "class_names": list(data.class_names)}
+    if start.dense_is_trained:
+        return Subject(dense, training, validation, workers, f"{checkpoint}, with its own classifier")
+    made_from = {
+        "backbone": _fingerprint(dense),
+        "data": [config.data.name, config.data.root, config.data.train_split],
+        # by which a part may have been kept for validation
+        **({"options": config.data.options, "seed": config.seed} if config.data.options else {}),
+        "images": len(training),
+    }
+    folder = output / "dense"
+    saved = _saved(folder, {**dense.metadata, "linear_head": made_from}, say)
+    if saved is not None:
+        say(f"Using the classifier in {folder} again: it was fitted on the same features.")
+        origin = f"{checkpoint}, with the classifier in {folder}"
+        return Subject(saved.to(device), training, validation, workers, origin)
+    loader = make_loader(training, _BATCH, workers)
+    features, labels = dense_features(dense, tqdm(loader, desc="features", leave=False, disable=None), device)
+    weight, bias = fit_linear_head(features, labels, len(data.class_names))
+    right = float(((features @ weight.T + bias).argmax(dim=1) == labels).double().mean())
+    set_linear_head(dense.backbone, weight, bias)
+    dense.metadata["linear_head"] = made_from
+    dense.to(device).requires_grad_(False).save_pretrained(folder)
+    say(
+        f"{checkpoint} has no classifier for these {len(data.class_names)} classes: fitted one by logistic regression "
+        f"on its features of {len(labels)} training images, and it gets {100 * right:.2f} % of them right; saved in "
+        f"{folder}."
+    )
+    origin = f"{checkpoint}, with a classifier fitted on its features of {len(labels)} training images"
+    return Subject(dense, training, validation, workers, origin)
+
+
+def _describe(
+    checkpoint: str, architecture: str | None, root: str | None, img_size: int | None
+) -> tuple[Config, dict[str, Any] | None]:
+    """Return what to build, and the preprocessing where the checkpoint knows it."""
+    path, config, preprocessing = Path(checkpoint), Config(), None
+    kwargs = {} if img_size is None else {"img_size": img_size}
+    if path.is_dir():
+        if img_size is not None:
+            raise InputError(f"--img-size {img_size}: {path} already says how its model is built; leave it out.")
+        run = open_run(path, device="cpu")
+        preprocessing = run.preprocessing
+        if root is None and run.config is not None and run.config.task == "classify":
+            config.data, config.seed = deepcopy(run.config.data), run.config.seed
+        elif root is None:
+            raise InputError(f"--root is missing: {path} has no config.yaml that names classification data.")
+        config.model = ModelConfig(architecture, checkpoint=checkpoint, stages=[])
+    elif path.exists():
+        config.model = ModelConfig(architecture, checkpoint=checkpoint, kwargs=kwargs, stages=[])
+    elif not timm.is_model(checkpoint.partition(".")[0]):
+        raise InputError(
+            f"--checkpoint {checkpoint}: no such folder or state dict, and no timm model."
+            f"{did_you_mean(checkpoint, timm.list_models())}"
+        )
+    elif architecture not in (None, checkpoint):
+        raise InputError(f"--architecture {architecture}: {checkpoint} is a timm name already; leave it out.")
+    else:
+        config.model = ModelConfig(checkpoint, pretrained=True, kwargs=kwargs, stages=[])
+    if root is not None:
+        config.data = DataConfig(root=root)
+    elif not path.is_dir():
+        raise InputError(f"--root is missing: {checkpoint} does not tell which images to use.")
+    config.data.augmentation = None
+    return config, preprocessing
+
+
+def _some(dataset: Any, limit: int | None) -> Subset[Any]:
+    if isinstance(dataset, IterableDataset):
+        raise InputError("methods are compared on images that can be shuffled; this data set can only be streamed.")
+    return random_subset(dataset, limit)
+
+
+def _fingerprint(model: PrunedViT) -> str:
+    """Return a digest of all weights but the classifier's."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.backbone.state_dict().items()):
+        if not name.startswith("head"):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _saved(folder: Path, metadata: dict[str, Any], say: Callable[[str], None]) -> PrunedViT | None:
+    """Return the model saved there, if it is the same in all that the classifier was fitted from."""
+    if not folder.exists():
+        return None
+    try:
+        model = load(folder)
+    except InputError as error:
+        say(f"{folder} cannot be used, so a classifier is fitted again: {error}")
+        return None
+    differs = [key for key, value in metadata.items() if not _same(model.metadata.get(key), value)]
+    if differs:
+        say(f"{folder} is of another backbone or other images ({', '.join(differs)}): a classifier is fitted again.")
+        return None
+    return model.requires_grad_(False)
+
+
+def _same(saved: Any, value: Any) -> bool:
+    if isinstance(value, dict) and isinstance(saved, dict):
+        return saved.keys() == value.keys() and all(_same(saved[key], value[key]) for key in value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return saved is not None and list(saved) == list(value)
+    return bool(saved == value)

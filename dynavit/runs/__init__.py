@@ -1,0 +1,1 @@
+"""Training runs as folders: their model, data and configuration, for training, evaluation and deployment."""

@@ -1,0 +1,130 @@
+"""Classification: cross-entropy, mixup, top-1 and top-5."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from accelerate import Accelerator
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from dynavit.config import DataConfig, LossConfig
+from dynavit.data.classification import ClassificationData, create_classification_data
+from dynavit.data.labelled import require_two
+from dynavit.data.transforms import create_transforms
+from dynavit.errors import InputError
+from dynavit.metrics.accuracy import accuracy_interval, topk_accuracy
+from dynavit.models import PrunedViT
+from dynavit.runs.loading import foreground_of
+from dynavit.selectors import Selector
+from dynavit.tasks.answers import collect_answers, selection_metrics
+from dynavit.tasks.base import Detail, Evaluation, Task
+from dynavit.tasks.budget import Budget
+from dynavit.tasks.objective import Objective
+
+
+class ClassificationTask(Task):
+    """Which of the classes an image shows."""
+
+    classes = "classes"
+    metric = "top1"
+    shown: ClassVar = {"top1": "top-1 {:.2f} %", "foreground_recall": "foreground recall {:.3f}"}
+
+    def open_data(
+        self,
+        preprocessing: dict[str, Any],
+        train: bool = True,
+        augment: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> ClassificationData:
+        settings = self.config.data
+        augmented, plain = create_transforms(**preprocessing, augmentation=settings.augmentation)
+        data = create_classification_data(
+            settings.name,
+            settings.root,
+            transforms=(augmented if augment else plain, plain),
+            seed=self.config.seed,
+            train=train,
+            train_split=settings.train_split,
+            validation_split=settings.validation_split,
+            download=settings.download,
+            corrupt=settings.corrupt,
+            options=settings.options,
+            class_names=class_names,
+        )
+        if train:
+            require_two(data.class_names)
+        self._preprocessing = preprocessing
+        return data
+
+    def objective(
+        self, data: ClassificationData, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None
+    ) -> Objective:
+        mixup = _mixup(self.config.data, self.config.loss, len(data.class_names))
+        return ClassificationObjective(self.config.loss, model.selector, budget, teacher, mixup)
+
+    def evaluate(
+        self,
+        models: Sequence[PrunedViT],
+        loader: DataLoader[Any],
+        accelerator: Accelerator,
+        data: ClassificationData,
+        title: str = "",
+    ) -> list[Evaluation]:
+        best = min(5, models[0].num_classes)
+        found = collect_answers(
+            models, loader, accelerator, lambda logits: logits.float().topk(best).indices, title=title
+        )
+        foreground = foreground_of(data.validation, self._preprocessing, models[0].adapter.grid_size)
+        evaluations = []
+        for model, answers in zip(models, found, strict=True):
+            metrics = topk_accuracy(answers.answers, answers.labels) | selection_metrics(model, answers, foreground)
+            hits = answers.answers[:, 0] == answers.labels
+            evaluations.append(Evaluation(metrics, Detail(100.0 * hits.double(), answers.indices), answers.counts))
+        return evaluations
+
+    def interval(self, detail: Detail) -> dict[str, float]:
+        low, high = accuracy_interval(int((detail.values > 0).sum()), len(detail.values))
+        return {"top1_low": low, "top1_high": high}
+
+    def chance_loss(self, num_classes: int) -> float:
+        return math.log(num_classes)
+
+
+class ClassificationObjective(Objective):
+    """Cross-entropy, with mixup and cutmix if configured.
+
+    Args:
+        mixup: timm's, or None. The other arguments are those of :class:`Objective`.
+    """
+
+    def __init__(
+        self, settings: LossConfig, selector: Selector, budget: Budget | None, teacher: Any, mixup: Mixup | None = None
+    ) -> None:
+        super().__init__(settings, selector, budget, teacher)
+        self.mixup = mixup
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mixup is None:
+            return images, labels
+        mixed: tuple[Tensor, Tensor] = self.mixup(images, labels)
+        return mixed
+
+    def task_losses(self, output: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
+        # probabilities come from mixup, which has smoothed them already
+        smoothing = self.settings.label_smoothing if targets.ndim == 1 else 0.0
+        return {"task": (F.cross_entropy(output.float(), targets, label_smoothing=smoothing), 1.0)}
+
+
+def _mixup(data: DataConfig, loss: LossConfig, num_classes: int) -> Mixup | None:
+    if not (data.mixup or data.cutmix):
+        return None
+    if data.batch_size % 2:
+        raise InputError(f"data.batch_size={data.batch_size}: mixup and cutmix need an even number.")
+    return Mixup(
+        mixup_alpha=data.mixup, cutmix_alpha=data.cutmix, label_smoothing=loss.label_smoothing, num_classes=num_classes
+    )

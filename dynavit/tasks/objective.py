@@ -1,0 +1,163 @@
+"""What training minimises: the task, the token budget, agreement with a dense teacher, and rewards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynavit.config import LossConfig
+from dynavit.errors import InputError
+from dynavit.losses import logit_distillation, policy_gradient_loss, token_distillation
+from dynavit.models import Trace
+from dynavit.selectors import Selector
+from dynavit.tasks.budget import Budget
+from dynavit.tasks.rewards import create_reward
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where the schedules stand in one step.
+
+    Attributes:
+        temperature: of the selector.
+        counts: tokens to keep at each stage; tensors where the model is compiled.
+    """
+
+    temperature: float | Tensor
+    counts: Sequence[Any]
+
+
+class Objective(ABC):
+    """One forward and its losses, weighted as configured; a task adds its own.
+
+    Selectors that learn from a reward see every image ``reward_samples`` times in one forward, and each
+    sample's reward is compared with the others' of its image.
+
+    Args:
+        settings: weights and options.
+        selector: of the model.
+        budget: compares kept tokens with the wanted counts; None where the selector keeps exactly k.
+        teacher: frozen dense timm model, or None.
+
+    Attributes:
+        module: what of the losses has parameters, if anything: to be optimised, and prepared by the accelerator.
+    """
+
+    module: nn.Module | None = None
+
+    def __init__(self, settings: LossConfig, selector: Selector, budget: Budget | None, teacher: Any) -> None:
+        self.settings = settings
+        self.budget = budget
+        self.teacher = teacher
+        self.reward = create_reward(settings.reward) if selector.needs_reward else None
+        self.samples = 1
+        if selector.needs_reward:
+            self.samples = 2 if selector.antithetic else settings.reward_samples
+
+    @abstractmethod
+    def task_losses(self, output: Any, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
+        """Return the task's losses by name, each with its weight."""
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images ``(B, 3, H, W)`` and targets as the losses want them."""
+        return images, labels
+
+    def inputs(self, indices: Tensor) -> dict[str, Tensor]:
+        """Return what else the model is given for these samples ``(B,)``."""
+        return {}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return numbers of the last forward to be logged."""
+        return {}
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, indices: Tensor, moment: Moment
+    ) -> tuple[dict[str, Tensor], Trace]:
+        """Return the unweighted losses by name, their weighted sum as ``"loss"``, and the forward's trace.
+
+        A policy gradient's value, which means nothing, is not in that sum; its gradient is.
+
+        Args:
+            model: in training mode, prepared by the accelerator.
+            images: ``(B, 3, H, W)``.
+            labels: ``(B,)``.
+            indices: ``(B,)`` of the samples.
+            moment: of this step.
+        """
+        images, targets = self.prepare(images, labels)
+        lesson = self._teach(images)
+        inputs = self.inputs(indices)
+        if self.samples > 1:
+            images, targets = _repeated(images, self.samples), _repeated(targets, self.samples)
+            inputs = {name: _repeated(value, self.samples) for name, value in inputs.items()}
+        output, trace = model(
+            images, return_trace=True, temperature=moment.temperature, keep_counts=moment.counts, **inputs
+        )
+        terms = self.task_losses(output, targets)
+        if self.budget is not None and trace.choices:
+            terms["keep_ratio"] = self.budget(trace, moment.counts), self.settings.keep_ratio
+        if lesson is not None:
+            terms |= self._agreement(output, trace, *lesson)
+        if self.reward is not None and (log_prob := trace.log_prob) is not None:
+            rewards = self._rewards(output, targets)
+            log_prob = log_prob.reshape(self.samples, -1)
+            terms["policy_gradient"] = policy_gradient_loss(log_prob, rewards), self.settings.policy_gradient
+        for name, loss in trace.aux.items():
+            terms[name] = loss, 1.0
+        losses = {name: loss for name, (loss, _) in terms.items()}
+        if (reinforced := terms.get("policy_gradient")) is not None:
+            # its value means nothing, so that it adds its gradient alone to what is reported and guarded
+            terms["policy_gradient"] = reinforced[0] - reinforced[0].detach(), reinforced[1]
+        losses["loss"] = torch.stack([weight * loss for loss, weight in terms.values()]).sum()
+        return losses, trace
+
+    @torch.no_grad()
+    def _rewards(self, output: Any, targets: Tensor) -> Tensor:
+        """Return the rewards ``(K, B)``: each sample of the whole batch is judged by itself."""
+        assert self.reward is not None
+        size = len(targets) // self.samples
+        parts = [slice(number * size, (number + 1) * size) for number in range(self.samples)]
+        rewards = [self.reward(_part(output, part), targets[part]) for part in parts]
+        for found in rewards:
+            if not isinstance(found, Tensor) or found.shape != (size,):
+                shown = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+                raise InputError(
+                    f"loss.reward={self.settings.reward} returned {shown} for {size} images: return a tensor of shape "
+                    f"({size},), one number an image."
+                )
+        return torch.stack(rewards)
+
+    @torch.no_grad()
+    def _teach(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.teacher is None:
+            return None
+        tokens = self.teacher.forward_features(images)
+        features = tokens[:, self.teacher.num_prefix_tokens :]
+        return _repeated(features, self.samples), _repeated(self.teacher.forward_head(tokens), self.samples)
+
+    def _agreement(
+        self, output: Any, trace: Trace, features: Tensor, answer: Tensor
+    ) -> dict[str, tuple[Tensor, float]]:
+        settings, terms = self.settings, {}
+        if settings.logit_distillation:
+            loss = logit_distillation(output, answer, settings.distillation_temperature)
+            terms["logit_distillation"] = loss, settings.logit_distillation
+        if settings.token_distillation and trace.stages:
+            loss = token_distillation(trace.features, features, trace.positions, trace.stages[-1].kept)
+            terms["token_distillation"] = loss, settings.token_distillation
+        return terms
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    """Repeat a batch as a whole: sample s of image b stands at ``s * B + b``."""
+    return tensor.repeat(times, *[1] * (tensor.ndim - 1)) if times > 1 else tensor
+
+
+def _part(output: Any, part: slice) -> Any:
+    """Cut a batch out of a model's output, which is a tensor or a named tuple of them."""
+    return output[part] if isinstance(output, Tensor) else type(output)(*(tensor[part] for tensor in output))

@@ -1,0 +1,286 @@
+"""Re-identification: triplet and identity losses on PK batches, mAP and rank-k."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler
+
+from dynavit.config import LossConfig
+from dynavit.data.reid import ReidData, create_reid_data
+from dynavit.data.samplers import PKSampler, fitting_identities
+from dynavit.data.transforms import create_reid_transforms
+from dynavit.errors import InputError
+from dynavit.losses import MetricLoss, create_metric_loss, gather_with_gradient
+from dynavit.metrics.reranking import rerank_blocks
+from dynavit.metrics.retrieval import Distance, RetrievalResult, retrieval_metrics
+from dynavit.models import PrunedViT
+from dynavit.models.heads import Embedding
+from dynavit.runs.loading import foreground_of
+from dynavit.tasks.answers import collect_answers, selection_metrics
+from dynavit.tasks.base import Detail, Evaluation, Task
+from dynavit.tasks.budget import Budget
+from dynavit.tasks.objective import Objective
+
+
+class ReidTask(Task):
+    """Finding other images of the same individual.
+
+    Attributes:
+        searched, result: of the last evaluation: its embeddings, and what they found query by query.
+    """
+
+    classes = "identities"
+    metric = "map"
+    shown: ClassVar = {
+        "map": "mAP {:.2f} %",
+        "rank1": "rank-1 {:.2f} %",
+        "foreground_recall": "foreground recall {:.3f}",
+    }
+    searched: Searchable
+    result: RetrievalResult
+
+    def open_data(
+        self,
+        preprocessing: dict[str, Any],
+        train: bool = True,
+        augment: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> ReidData:
+        settings = self.config.data
+        size, mean, std = (preprocessing[name] for name in ("image_size", "mean", "std"))
+        plain = create_reid_transforms(size, mean, std, preprocessing["interpolation"])[1]
+        transforms = (plain, plain)
+        if augment and settings.augmentation is not None:
+            try:
+                transforms = create_reid_transforms(
+                    size, mean, std, preprocessing["interpolation"], **settings.augmentation
+                )
+            except TypeError as error:
+                raise InputError(
+                    f"data.augmentation={settings.augmentation}: {error}; it takes flip, pad and erase."
+                ) from None
+        return create_reid_data(
+            settings.name,
+            settings.root,
+            transforms=transforms,
+            seed=self.config.seed,
+            train=train,
+            train_split=settings.train_split,
+            corrupt=settings.corrupt,
+            options=settings.options,
+        )
+
+    def side(self, data: ReidData) -> Mapping[str, Any] | None:
+        options = self.config.model.side
+        if options is None:
+            return None
+        if not _known(data.train_cameras):
+            raise InputError(f"model.side={options}: the training data tell no cameras; set model.side=null.")
+        cameras, views = self.metadata(data).values()
+        return {"cameras": len(cameras), "views": max(len(views), 1), **options}
+
+    def metadata(self, data: ReidData) -> dict[str, Any]:
+        """Return the names of the cameras and views in training, by which a model knows them again."""
+        return {
+            "camera_names": [data.camera_names[number] for number in _known(data.train_cameras)],
+            "view_names": [data.view_names[number] for number in _known(data.train_views)],
+        }
+
+    def batch_size(self, data: ReidData, processes: int) -> int:
+        """Return P x K images: as configured, or with fewer identities where there are too few.
+
+        Raises:
+            InputError: K does not divide the batch, or P or K is below 2.
+        """
+        size, images = self.config.data.batch_size, self.config.data.images_per_identity
+        if size % images:
+            raise InputError(
+                f"data.batch_size={size}, data.images_per_identity={images}: a batch is P identities with K images "
+                f"each, so the first has to be a multiple of the second."
+            )
+        if images < 2 or size // images < 2:
+            raise InputError(
+                f"data.batch_size={size}, data.images_per_identity={images}: that is {size // images} identities a "
+                f"batch with {images} images each, and a triplet needs at least 2 of both."
+            )
+        # steps_per_epoch visits identities as often as it takes
+        batches = 1 if self.config.train.steps_per_epoch else processes * self.config.train.accumulation_steps
+        return images * fitting_identities(data.train_identities, size // images, images, batches)
+
+    def sampler(self, data: ReidData, processes: int) -> Sampler[int]:
+        size, images = self.batch_size(data, processes), self.config.data.images_per_identity
+        steps = self.config.train.steps_per_epoch
+        try:
+            return PKSampler(
+                data.train_identities,
+                size // images,
+                images,
+                seed=self.config.seed,
+                batches_per_epoch=steps * processes if steps else None,
+                num_processes=processes,
+            )
+        except InputError as error:
+            raise InputError(
+                f"data.batch_size={size}, data.images_per_identity={images}: {error} (Here identities_per_batch is "
+                f"the first over the second, and batches_per_epoch is train.steps_per_epoch for every process.)"
+            ) from None
+
+    def objective(
+        self, data: ReidData, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None
+    ) -> Objective:
+        return ReidObjective(self.config.loss, model, budget, teacher, data)
+
+    def evaluate(
+        self,
+        models: Sequence[PrunedViT],
+        loader: DataLoader[Any],
+        accelerator: Accelerator,
+        data: ReidData,
+        title: str = "",
+    ) -> list[Evaluation]:
+        def cameras(model: PrunedViT, indices: Tensor) -> dict[str, Tensor]:
+            return self.inputs(model, data, indices)
+
+        found = collect_answers(models, loader, accelerator, lambda output: output.float(), cameras, title)
+        foreground = foreground_of(data.validation, None, models[0].adapter.grid_size)
+        evaluations = []
+        for model, answers in zip(models, found, strict=True):
+            searched = Searchable(answers.answers, answers.indices, data)
+            result = searched.search()
+            metrics = result.summary()
+            if self.config.evaluate.rerank:
+                reranked = searched.search(rerank_blocks)
+                metrics |= {"map_reranked": reranked.mean_ap, "rank1_reranked": reranked.cmc[1]}
+            metrics |= selection_metrics(model, answers, foreground)
+            detail = Detail(result.average_precision, result.query_ids)
+            evaluations.append(Evaluation(metrics, detail, answers.counts, searched))
+        return evaluations
+
+    def inputs(self, model: PrunedViT, data: ReidData, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
+        return side_inputs(model, data, indices, train)
+
+    def chance_loss(self, num_classes: int) -> float:
+        # a triplet loss that tells nothing apart is softplus(0), or its margin
+        return self.config.loss.identity * math.log(num_classes) + 1.0
+
+
+class ReidObjective(Objective):
+    """Identity cross-entropy on the neck's logits, and a metric loss on the features before it.
+
+    Args:
+        data: whose cameras the model may be told. The other arguments are those of :class:`Objective`.
+    """
+
+    def __init__(
+        self, settings: LossConfig, model: PrunedViT, budget: Budget | None, teacher: Any, data: ReidData
+    ) -> None:
+        super().__init__(settings, model.selector, budget, teacher)
+
+        def create(**options: Any) -> MetricLoss:
+            return create_metric_loss(num_classes=model.num_classes, embedding_size=model.num_features, **options)
+
+        losses = {"metric": create(**settings.metric)}
+        if settings.center:
+            losses["center"] = create(name="center")
+        self._losses: nn.Module = _MetricLosses(losses)
+        if any(loss.has_parameters for loss in losses.values()):
+            self.module = self._losses
+        self._model, self._data = model, data
+        self._statistics: dict[str, Tensor] = {}
+
+    def inputs(self, indices: Tensor) -> dict[str, Tensor]:
+        return side_inputs(self._model, self._data, indices, train=True)
+
+    def task_losses(self, output: Embedding, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
+        identity = F.cross_entropy(output.logits.float(), targets, label_smoothing=self.settings.label_smoothing)
+        compare = self.module if self.module is not None else self._losses  # which the accelerator may have wrapped
+        found: list[dict[str, tuple[Tensor, dict[str, Tensor]]]] = []
+        # selections of the same batch are not compared with each other
+        for features, labels in zip(output.features.chunk(self.samples), targets.chunk(self.samples), strict=True):
+            if self.settings.metric_across_processes:
+                features, labels = gather_with_gradient(features), gather_with_gradient(labels)
+            found.append(compare(features, labels))
+        self._statistics = found[0]["metric"][1]
+        weights = {"metric": self.settings.metric_weight, "center": self.settings.center}
+        terms = {name: (torch.stack([part[name][0] for part in found]).mean(), weights[name]) for name in found[0]}
+        return {"identity": (identity, self.settings.identity), **terms}
+
+    def statistics(self) -> dict[str, Tensor]:
+        return self._statistics
+
+
+class _MetricLosses(nn.Module):
+    """Losses on the same features, by name, in one module that can be wrapped for several processes."""
+
+    def __init__(self, losses: Mapping[str, MetricLoss]) -> None:
+        super().__init__()
+        self.losses = nn.ModuleDict(losses)
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+        return {name: loss(features, labels) for name, loss in self.losses.items()}
+
+
+class Searchable:
+    """Embeddings of the validation data, told apart into queries and gallery.
+
+    Args:
+        features: ``(S, D)`` of the samples at ``indices`` ``(S,)`` of ``data.validation``; unreadable ones are
+            missing.
+        data: tells queries from gallery, and who is who.
+
+    Attributes:
+        query, gallery: int64 indices into ``data.validation``.
+        query_features, gallery_features: fp32.
+    """
+
+    def __init__(self, features: Tensor, indices: Tensor, data: ReidData) -> None:
+        is_query = indices < data.num_query
+        self.data = data
+        self.query, self.gallery = indices[is_query], indices[~is_query]
+        self.query_features, self.gallery_features = features[is_query], features[~is_query]
+        # where a query's own file is in the gallery, it is no match of itself
+        place = {int(data.image_ids[index]): number for number, index in enumerate(self.gallery.tolist())}
+        self._own = torch.tensor([place.get(int(data.image_ids[index]), -1) for index in self.query.tolist()])
+
+    def labels(self, queries: Tensor) -> dict[str, Any]:
+        """Return who is who, for these of the queries, as the retrieval functions take it."""
+        data, query = self.data, self.query[queries]
+        return {
+            "query_ids": data.identities[query],
+            "gallery_ids": data.identities[self.gallery],
+            "query_cameras": data.cameras[query],
+            "gallery_cameras": data.cameras[self.gallery],
+            "exclude": self._own[queries],
+        }
+
+    def search(self, metric: str | Distance = "cosine") -> RetrievalResult:
+        """Search the gallery for every query, by the angle between embeddings unless told otherwise."""
+        labels = self.labels(torch.arange(len(self.query)))
+        return retrieval_metrics(self.query_features, self.gallery_features, **labels, metric=metric)
+
+
+def side_inputs(model: PrunedViT, data: ReidData, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
+    """Return cameras and views of samples ``(B,)``, as a model that wants them numbers them; -1 is unknown to it."""
+    if model.side is None:
+        return {}
+    kinds = {
+        "cameras": (data.train_cameras if train else data.cameras, data.camera_names),
+        "views": (data.train_views if train else data.views, data.view_names),
+    }
+    inputs = {}
+    for kind, (numbers, names) in kinds.items():
+        learned = {name: number for number, name in enumerate(model.metadata[f"{kind[:-1]}_names"])}
+        renumbered = torch.tensor([*(learned.get(name, -1) for name in names), -1])  # the last for the unknown
+        inputs[kind] = renumbered[numbers[indices.cpu()]].to(model.side.table.device)
+    return inputs
+
+
+def _known(numbers: Tensor) -> list[int]:
+    return [number for number in numbers.unique().tolist() if number >= 0]

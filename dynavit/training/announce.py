@@ -1,0 +1,75 @@
+"""What a training says before it starts, and what it warns of."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from dynavit.config import Config
+from dynavit.models import PrunedViT, Trace
+from dynavit.selectors.registry import selector_config
+from dynavit.training.setup import Setup
+
+
+def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path | None, step: int) -> None:
+    """Print model, data and plan; ``state`` is what the run resumes from."""
+    say = accelerator.print
+    model: PrunedViT = accelerator.unwrap_model(setup.model)
+    keep_counts = setup.schedules.keep_counts
+    counts = " -> ".join(str(count) for count in keep_counts(keep_counts.warmup_steps))
+    pruning = f"{counts} {model.placement} blocks {list(model.stages)}; {_choice(model)}" if counts else "no pruning"
+    say(
+        f"{model.architecture}: {keep_counts.num_patches} patches, {pruning}; {len(setup.classes)} {setup.task.classes}"
+    )
+    summary = getattr(setup.data, "summary", None)
+    if summary is not None:
+        say(summary())
+    wanted, size = config.data.batch_size, setup.batches.batch_size
+    if size < wanted:
+        say(
+            f"data.batch_size={wanted} is lowered to {size}: the most that {len(setup.data.train):,} images of "
+            f"{len(setup.classes):,} {setup.task.classes} give {accelerator.num_processes} process(es) for a step of "
+            f"{config.train.accumulation_steps} batch(es)."
+        )
+    say(
+        f"{config.train.epochs} epochs of {setup.batches.length} batches x {size} images x "
+        f"{accelerator.num_processes} process(es) on {accelerator.device}; writing {config.run_dir}"
+    )
+    if model.stages and config.loss.keep_ratio and (not model.predictors or model.selector.budget == "k"):
+        say("The number of tokens is fixed: the keep-ratio loss would have nothing to do and is left out.")
+    if setup.objective.reward is not None:
+        say(
+            f"The selector learns from a reward: {config.loss.reward}, compared over {setup.objective.samples} "
+            f"selections of every image, so a step costs as many forwards."
+        )
+    if state is not None:
+        say(f"Resuming from {state} at step {step} of {setup.schedules.total_steps}.")
+
+
+def _choice(model: PrunedViT) -> str:
+    """Name what chooses tokens, and what becomes of the others."""
+    if not model.predictors:
+        return f"reducer {model.reducer.name}"
+    selector = selector_config(model.selector)["name"]
+    scorer = f"scorer {model.predictors[0].name}, " if model.selector.needs_scores else ""
+    return f"{scorer}selector {selector}, reducer {model.reducer.name}"
+
+
+def warn_of_normalised_logits(trace: Trace) -> None:
+    """Warn where gates were fed log-probabilities over the tokens instead of raw logits.
+
+    Then ``sum(exp(logit)) = 1`` in every image, so gates keep less than one token on average and none at
+    all in more than a third of the images: it looks like an unstable selector.
+    """
+    if not trace.choices:
+        return
+    probs = trace.choices[0].probs.detach()
+    odds = (probs / (1 - probs).clamp(min=1e-12)).sum(dim=1)
+    if bool(((odds - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            "the scores of the first stage are log-probabilities over the tokens (their exponentials sum to 1), so "
+            "independent gates keep less than one token of each image: give selectors raw logits, without softmax.",
+            stacklevel=2,
+        )

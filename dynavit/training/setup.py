@@ -1,0 +1,178 @@
+"""Everything a training needs, made from its configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from dynavit.config import Config
+from dynavit.errors import InputError
+from dynavit.models import PrunedViT
+from dynavit.models.hub import model_config
+from dynavit.runs.build import build_probe, build_start, build_teacher, resolve_preprocessing
+from dynavit.runs.loading import TrainingBatches, first_images, make_loader, prepare_loader
+from dynavit.tasks import Task, create_task
+from dynavit.tasks.budget import Budget, measured_table
+from dynavit.tasks.objective import Moment, Objective
+from dynavit.tasks.rewards import check_reward
+from dynavit.training.data_check import check_before_training
+from dynavit.training.optimization import create_optimizer
+from dynavit.training.schedules import KeepCounts, LearningRate, anneal
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """What moves with the optimiser steps: functions of their number alone."""
+
+    config: Config
+    total_steps: int
+    learning_rate: LearningRate
+    keep_counts: KeepCounts
+
+    def temperature(self, step: int) -> float:
+        """Return the selector's temperature at a step."""
+        settings = self.config.schedule
+        fraction = step / max(self.total_steps - 1, 1)
+        return anneal(settings.temperature_kind, settings.temperature_start, settings.temperature_end, fraction)
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of the predictors at a step."""
+        return self.config.optimizer.lr * self.learning_rate(step)
+
+    def moment(self, step: int, device: torch.device) -> Moment:
+        """Return what the objective needs to know of a step."""
+        counts: list[Any] = self.keep_counts(step)
+        temperature: float | Tensor = self.temperature(step)
+        if self.config.train.compile:  # tensors can move without recompiling
+            counts = [torch.tensor(count, device=device) for count in counts]
+            temperature = torch.tensor(temperature, device=device)
+        return Moment(temperature, counts)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training works with.
+
+    Attributes:
+        task, data: the problem.
+        preprocessing: image size, mean, standard deviation and so on that the model expects.
+        classes: names of the training labels.
+        model, optimizer: prepared by the accelerator.
+        ema: averaged weights, or None.
+        batches, validation: prepared loaders; ``examples``: some images for pictures.
+        objective, schedules: what is minimised, and what moves.
+    """
+
+    task: Task
+    data: Any
+    preprocessing: dict[str, Any]
+    classes: tuple[str, ...]
+    model: Any
+    optimizer: Any
+    ema: ModelEmaV3 | None
+    batches: TrainingBatches
+    validation: Any
+    examples: list[Tensor]
+    objective: Objective
+    schedules: Schedules
+
+
+def create_setup(config: Config, accelerator: Accelerator) -> Setup:
+    """Open the data, build the model and what trains it.
+
+    Raises:
+        InputError: something in the configuration does not exist or does not fit.
+    """
+    train, task = config.train, create_task(config)
+    probe = build_probe(config)  # a wrong data.root is told before anything is downloaded
+    check_reward(config.loss, probe)
+    preprocessing = resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid")
+    with accelerator.main_process_first():  # which may have to download
+        data = task.open_data(preprocessing)
+    check_before_training(config, data, probe, accelerator)
+    classes = tuple(data.class_names)
+    start = build_start(config, classes, task.side(data))
+    model = start.model
+    model.metadata = {"preprocessing": preprocessing, "class_names": list(classes), **task.metadata(data)}
+    for key in ("camera_names", "view_names"):
+        before = start.dense.metadata.get(key)
+        if not start.side_is_new and before != model.metadata[key]:
+            raise InputError(
+                f"model.checkpoint={config.model.checkpoint} was trained with {key} {before}, the data have "
+                f"{model.metadata[key]}: train on the same ones, or start from a model without a camera embedding."
+            )
+    model_config(model)  # refuses now what could not be saved after an epoch
+    teacher = build_teacher(config, start)
+    budget = _budget(config, model, accelerator)
+    teacher = teacher.to(accelerator.device) if teacher is not None else None
+    objective = task.objective(data, model, budget, teacher)
+    if not model.predictors:  # nothing is selected, so there is nothing to compare
+        objective.reward, objective.samples = None, 1
+    optimizer = create_optimizer(config.optimizer, start, train.freeze, objective.module)
+    model.set_grad_checkpointing(train.grad_checkpointing)
+    if train.sync_batchnorm and accelerator.num_processes > 1:
+        if accelerator.device.type == "cpu":
+            raise InputError("train.sync_batchnorm=true: torch has it on GPUs only; leave it out on CPUs.")
+        model.neck = nn.SyncBatchNorm.convert_sync_batchnorm(model.neck) if model.neck is not None else None
+    ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
+    if train.compile:
+        model.compile()
+
+    examples = first_images(data.validation, 4)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    if objective.module is not None:
+        objective.module = accelerator.prepare(objective.module)
+    if ema is not None:
+        ema.to(accelerator.device)
+    processes = accelerator.num_processes
+    sampler = task.sampler(data, processes)
+    batches = TrainingBatches(accelerator, data.train, sampler, config, task.batch_size(data, processes))
+    validation = make_loader(data.validation, config.data.batch_size, config.data.workers, lasting=True)
+    return Setup(
+        task=task,
+        data=data,
+        preprocessing=preprocessing,
+        classes=classes,
+        model=prepared,
+        optimizer=optimizer,
+        ema=ema,
+        batches=batches,
+        validation=prepare_loader(accelerator, validation),
+        examples=examples,
+        objective=objective,
+        schedules=_schedules(config, model, batches.length // train.accumulation_steps),
+    )
+
+
+def _schedules(config: Config, model: PrunedViT, steps_per_epoch: int) -> Schedules:
+    total_steps = config.train.epochs * steps_per_epoch
+    warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    lr = LearningRate(warmup_steps, total_steps, config.optimizer.final_lr_scale)
+    keep_warmup_steps = round(config.schedule.keep_ratio_warmup_epochs * steps_per_epoch)
+    num_patches = math.prod(model.adapter.grid_size)
+    counts = KeepCounts(num_patches, model.keep_ratios, keep_warmup_steps, model.stage_counts)
+    return Schedules(config, total_steps, lr, counts)
+
+
+def _budget(config: Config, model: PrunedViT, accelerator: Accelerator) -> Budget | None:
+    """Return the keep-ratio loss where it has something to teach, and somebody to learn it."""
+    selector, kind = model.selector, config.loss.budget
+    if selector.antithetic and len(model.stages) > 1:
+        raise InputError(
+            f"selector 'score_function' with antithetic=True is exact for one stage only, not {len(model.stages)}: "
+            f"set model.stages to one block, or antithetic=false."
+        )
+    learns = selector.trains_predictor or selector.needs_reward
+    if not model.predictors or selector.budget == "k" or not learns or not config.loss.keep_ratio:
+        return None
+    if kind != "latency":
+        return Budget(kind)
+    device = accelerator.device
+    table = measured_table(model.to(device), config.run_dir / "latency.json", config.data.batch_size, accelerator)
+    return Budget(kind, table)
