@@ -44,7 +44,8 @@ class StageTrace:
     """What is left after a stage.
 
     Attributes:
-        kept: ``(B, N)`` bool: which original patches still have a token of their own.
+        kept: ``(B, N)`` bool: original patches chosen by every stage so far; of merged ones, those whose index their
+            token carries. Where ``aggregate`` mixes the chosen ones, they are chosen all the same.
         length: ``(B,)`` int64: tokens alive beside the prefix.
         choice: None where nothing was chosen: in eval at ratio 1.0, and where tokens merge.
     """
@@ -61,7 +62,8 @@ class Trace:
     Attributes:
         stages: what each stage left.
         features: ``(B, n, D)`` tokens after the last norm, without the prefix.
-        positions: ``(B, n)`` their original patch indices; -1 for tokens that a reducer made of several.
+        positions: ``(B, n)`` their original patch indices, of a merged token that of one of its patches; -1 for tokens that
+            a reducer appended or mixed.
         source: ``(B, N)`` for each original patch the row of ``features`` that holds it: its own, or the one it was
             fused, squeezed or merged into; -1 where it was dropped, or went into all the mixtures of ``aggregate``.
         weight: ``(B, n)`` how much each counts in pooling: its final mask, or the number of patches merged into it;
@@ -81,7 +83,7 @@ class Trace:
 
     @property
     def counts(self) -> list[Tensor]:
-        """Number of patches with a token of their own after each stage: S tensors ``(B,)`` int64."""
+        """Number of patches kept after each stage: S tensors ``(B,)`` int64."""
         return [stage.kept.sum(dim=1) for stage in self.stages]
 
     @property
