@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dynavit.selectors import Selection
+
 
 @dataclass(frozen=True)
 class StageChoice:
@@ -38,6 +40,37 @@ class StageChoice:
     log_prob: Tensor | None
     aux: Mapping[str, Tensor]
 
+    @classmethod
+    def of(
+        cls,
+        selection: Selection,
+        logits: Tensor,
+        candidates: Tensor,
+        probs: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        num_patches: int | Tensor,
+    ) -> StageChoice:
+        """Record a selection.
+
+        Args:
+            selection, logits, candidates: the stage's.
+            probs, mask: ``(B, n)``, of all stages so far where selections are soft.
+            positions: ``(B, n)`` original patch of each token, -1 for what a reducer made, which is no patch.
+            num_patches: N, or ``(B,)`` where images differ.
+        """
+        originals = positions >= 0
+        return cls(
+            candidates=candidates,
+            logits=logits,
+            probs=probs,
+            expected=(probs * originals).sum(dim=1) / num_patches,
+            decided=(mask * originals).sum(dim=1) / num_patches,
+            num_kept=selection.keep.sum(dim=1),
+            log_prob=selection.log_prob,
+            aux=selection.aux,
+        )
+
 
 @dataclass(frozen=True)
 class StageTrace:
@@ -62,8 +95,8 @@ class Trace:
     Attributes:
         stages: what each stage left.
         features: ``(B, n, D)`` tokens after the last norm, without the prefix.
-        positions: ``(B, n)`` their original patch indices, of a merged token that of one of its patches; -1 for tokens that
-            a reducer appended or mixed.
+        positions: ``(B, n)`` their original patch indices, of a merged token that of one of its patches; -1 for tokens
+            that a reducer appended or mixed.
         source: ``(B, N)`` for each original patch the row of ``features`` that holds it: its own, or the one it was
             fused, squeezed or merged into; -1 where it was dropped, or went into all the mixtures of ``aggregate``.
         weight: ``(B, n)`` how much each counts in pooling: its final mask, or the number of patches merged into it;

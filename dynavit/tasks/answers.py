@@ -119,7 +119,8 @@ def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None
     Returns:
         ``foreground_recall``, the share of foreground patches that the first pruning stage keeps, if there are masks;
         for selectors that a keep-ratio loss trains ``expected_minus_ratio``, the mean keep probability of the first
-        stage that prunes minus the share of patches that it keeps, unless thresholds decide. A model that merges chooses no tokens.
+        stage that prunes minus the share of patches that it keeps, unless thresholds decide. A model that merges
+        chooses no tokens.
     """
     metrics: dict[str, float] = {}
     if answers.kept is None or answers.expected is None:
