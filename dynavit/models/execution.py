@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
+
+from torch import Tensor
 
 from dynavit.adapters.attention import check_attention
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.reducers import Merge
 
 
-def check_execution(model: Any, execution: Literal["mask", "gather"]) -> None:
+def check_execution(model: Any, num_patches: int | Tensor) -> None:
     """Refuse an execution that the parts of a model do not allow, in the mode that it is in.
+
+    Args:
+        model: about to run.
+        num_patches: N, or ``(B,)`` where images differ.
 
     Raises:
         InputError: naming the part in the way, and what to choose instead.
     """
     if not model.stages:
         return
+    execution = "gather" if model.gathers else "mask"
     reducer, selector = type(model.reducer).__name__, type(model.selector).__name__
     if execution == "mask" and model.only_gathers:
         raise InputError(f"reducer {reducer} removes tokens, it cannot mask them: use execution='auto'.")
@@ -32,6 +39,11 @@ def check_execution(model: Any, execution: Literal["mask", "gather"]) -> None:
                 f"execution='gather' in training needs a selector that removes a fixed number of tokens; "
                 f"{selector} does not. Use {way}."
             )
+    if execution == "gather" and model.training and isinstance(num_patches, Tensor):
+        way = f"reducer {model.reducer.name!r} cannot mask them" if model.only_gathers else "use execution='mask'"
+        raise InputError(
+            f"images of different sizes keep different numbers of tokens; none can be removed in training: {way}."
+        )
 
 
 def check_scorers(model: Any) -> None:
@@ -57,3 +69,21 @@ def check_scorers(model: Any) -> None:
                 f"class token is read, so the stage there saves little and its scorer {scorer.name!r} would never "
                 f"learn: leave it out."
             )
+
+
+def check_pooling(model: Any) -> None:
+    """Refuse to pool without a weight where tokens do not all count alike.
+
+    Raises:
+        InputError: saying where the weight is.
+    """
+    # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
+    adaptive = model.thresholds is not None and not model.training
+    prunes = bool(model.stages) if model.training else any(ratio < 1 for ratio in model.keep_ratios)
+    differ = adaptive or (prunes and (not model.gathers or isinstance(model.reducer, Merge)))
+    if differ and model.backbone.global_pool not in ("token", ""):
+        raise InputError(
+            "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "
+            "execution='mask', shorter images are padded, merged tokens are several), so pooling needs to know: "
+            "use forward_features(images, return_trace=True) and forward_head(x, weight=trace.weight)."
+        )

@@ -1,4 +1,4 @@
-"""Making pruned models: from a timm name, around a model, or from a saved folder."""
+"""Making pruned models: from a timm name, or around a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Mapping
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -116,26 +115,6 @@ def prune(
     model.architecture = architecture
     model.model_kwargs = dict(model_kwargs or {})
     return model.train(backbone.training)
-
-
-def load(path: str | Path, **kwargs: Any) -> PrunedViT:
-    """Load a model saved with ``save_pretrained``: a folder, or a repository of the Hugging Face Hub.
-
-    Args:
-        path: folder or Hub repository id.
-        kwargs: replace saved settings (``keep_ratio=0.5``), or go to huggingface_hub; with ``img_size``, position
-            embeddings are resampled.
-
-    Returns:
-        The model in eval mode.
-
-    Raises:
-        InputError: no such folder or repository, or files that are missing, damaged or of another
-            model.
-    """
-    if not isinstance(path, str | Path) or not str(path):
-        raise InputError(f"load({path!r}): give a folder, or a repository of the Hugging Face Hub.")
-    return PrunedViT.from_pretrained(path, **kwargs)
 
 
 def _tell_unused_pixels(backbone: Any) -> None:

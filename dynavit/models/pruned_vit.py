@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +15,20 @@ from torch import Tensor, nn
 
 from dynavit.adapters import BackboneAdapter, create_adapter
 from dynavit.errors import InputError
-from dynavit.models.conventions import TimmConventions
+from dynavit.models import conventions, hub
 from dynavit.models.counts import stage_counts
-from dynavit.models.execution import check_execution, check_scorers
+from dynavit.models.execution import check_execution, check_pooling, check_scorers
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.heads import BNNeck
-from dynavit.models.hub import HubMixin
-from dynavit.models.intermediates import Intermediates
+from dynavit.models.intermediates import forward_intermediates
 from dynavit.models.masked import MaskedTokens
 from dynavit.models.merging import MergeStep
 from dynavit.models.one_of import OneOf
 from dynavit.models.places import Places
 from dynavit.models.pruning import Pruning
 from dynavit.models.ratios import checked_ratios, checked_rule, checked_stages, checked_thresholds
-from dynavit.models.side import SideEmbedding
+from dynavit.models.rebuild import Origin
+from dynavit.models.side import SideEmbedding, add_side
 from dynavit.models.steps import ForwardRequest, SelectStep
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageTrace, Trace
@@ -36,7 +37,7 @@ from dynavit.reducers import Drop, Merge
 _DROP = Drop()
 
 
-class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
+class PrunedViT(nn.Module):
     """Runs a backbone's own blocks and prunes its patch tokens at some of them.
 
     Build it with :func:`dynavit.create_model` or :func:`dynavit.prune`. The backbone is held as it
@@ -59,11 +60,15 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         execution: "mask" hides dropped tokens, "gather" removes them; "auto" masks while training
             (unless the reducer cannot) and gathers in eval.
         mask_form: "key" or "identity"; see :func:`dynavit.models.attention_bias.attention_mask`.
+        architecture: timm name from which the backbone can be rebuilt; None if unknown.
+        model_kwargs: what timm needs beside it.
+        scorer: what :func:`dynavit.create_model` was asked for, for models that have no predictors at present.
+        metadata: plain data saved along: class names, preprocessing, whatever else serves users.
     """
 
-    execution = OneOf("auto", "mask", "gather")
-    mask_form = OneOf("key", "identity")
-    placement = OneOf("before", "inside")
+    execution: Any = OneOf("auto", "mask", "gather")
+    mask_form: Any = OneOf("key", "identity")
+    placement: Any = OneOf("before", "inside")
 
     def __init__(
         self,
@@ -86,10 +91,12 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         self.predictors = nn.ModuleList(pruning.create_scorer(self.embed_dim) for _ in scored)
         self.neck = neck
         self.side = side
-        self._check_head()
+        conventions.check_neck(self)
         check_scorers(self)
         self.scorer = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
+        self.architecture: str | None = None
         self.model_kwargs: dict[str, Any] = {}
+        self.origin: tuple[Any, Origin] | None = None
         self.metadata: dict[str, Any] = {}
         self.execution = "auto"
         self.mask_form = "key"
@@ -139,14 +146,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         Raises:
             InputError: another number than of stages, no number, or a model that chooses without logits.
         """
-        if thresholds is None:
-            self.thresholds = None
-            return
-        found = checked_thresholds(thresholds, len(self.stages))
-        if not self.predictors or not self.selector.needs_scores:
-            chooser = self.selector if self.predictors else self.reducer
-            raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
-        self.thresholds = found
+        self.thresholds = None if thresholds is None else checked_thresholds(thresholds, self)
 
     def forward(
         self,
@@ -182,11 +182,11 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 gather execution while training; cameras or views that are needed, or not; one image alone for
                 a neck in training; a reducer that this execution or selector cannot be used with.
         """
-        tokens = self._embed(images, cameras, views, follow=return_trace)
-        stages = self._run(tokens, self._request(tokens, keep_counts, temperature, generator))
+        tokens = self.embed(images, cameras, views, follow=return_trace)
+        self.run(tokens, self.request(tokens, keep_counts, temperature, generator))
         x = self.adapter.norm(tokens.x)
         output = self._head(x, tokens.weight)
-        return (output, self._trace(x, tokens, stages)) if return_trace else output
+        return (output, self._trace(x, tokens)) if return_trace else output
 
     def unknown_cameras(self, batch: int) -> dict[str, Tensor]:
         """Return what else to call the model with for B images of which no camera is known; mostly nothing."""
@@ -203,10 +203,10 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
 
         Where tokens do not all count alike, pooling has to know: pass ``trace.weight`` on to :meth:`forward_head`.
         """
-        tokens = self._embed(images, cameras, views, follow=return_trace)
-        stages = self._run(tokens, self._request(tokens))
+        tokens = self.embed(images, cameras, views, follow=return_trace)
+        self.run(tokens, self.request(tokens))
         x = self.adapter.norm(tokens.x)
-        return (x, self._trace(x, tokens, stages)) if return_trace else x
+        return (x, self._trace(x, tokens)) if return_trace else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, weight: Tensor | None = None) -> Any:
         """Pool tokens and classify or embed them, as timm's method does.
@@ -220,16 +220,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         Raises:
             InputError: no weight is given, the model pools over tokens, and they do not all count alike.
         """
-        # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
-        adaptive = self.thresholds is not None and not self.training
-        prunes = bool(self.stages) if self.training else any(ratio < 1 for ratio in self.keep_ratios)
-        differ = adaptive or (prunes and (not self.gathers or isinstance(self.reducer, Merge)))
-        if weight is None and differ and self.backbone.global_pool not in ("token", ""):
-            raise InputError(
-                "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "
-                "execution='mask', shorter images are padded, merged tokens are several), so pooling needs to know: "
-                "use forward_features(images, return_trace=True) and forward_head(x, weight=trace.weight)."
-            )
+        if weight is None:
+            check_pooling(self)
         return self._head(x, weight, pre_logits)
 
     def _head(self, x: Tensor, weight: Tensor | None, pre_logits: bool = False) -> Any:
@@ -237,21 +229,15 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             return self.adapter.head(x, weight, self.training, pre_logits)
         return self.neck(self.adapter.head(x, weight, self.training, pre_logits=True))
 
-    def _run(
-        self, tokens: Tokens, request: ForwardRequest, after: Callable[[int, Tokens], None] | None = None
-    ) -> list[StageTrace]:
+    def run(self, tokens: Tokens, request: ForwardRequest, after: Callable[[int, Tokens], None] | None = None) -> None:
         """Run the blocks, and shorten the tokens at the stages.
 
         Args:
             tokens: embedded; changed.
             request: what is asked of the stages.
             after: called with the number and the tokens after each block.
-
-        Returns:
-            What each stage left, if patches are followed.
         """
         steps = self.steps()
-        stages: list[StageTrace] = []
         for number in range(self.adapter.depth):
             step, choice = steps.get(number), None
             if step is None or step.idle(request):
@@ -264,10 +250,9 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 choice = step(tokens, request)
                 tokens.block(number)
             if step is not None and tokens.places is not None:
-                stages.append(StageTrace(tokens.places.kept, tokens.candidates.sum(dim=1), choice))
+                tokens.places.stages.append(StageTrace(tokens.places.kept, tokens.candidates.sum(dim=1), choice))
             if after is not None:
                 after(number, tokens)
-        return stages
 
     def steps(self) -> dict[int, SelectStep | MergeStep]:
         """Return what happens at each stage, by the block that it is at."""
@@ -282,13 +267,14 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             steps[block] = SelectStep(stage, block, ratio, scorers[stage], selector, _DROP if early else reducer)
         return steps
 
-    def _request(
+    def request(
         self,
         tokens: Tokens,
         keep_counts: Sequence[int | Tensor] | None = None,
         temperature: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> ForwardRequest:
+        """Return what a forward asks of its stages; arguments as for :meth:`forward`."""
         if keep_counts is not None and len(keep_counts) != len(self.stages):
             raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
         return ForwardRequest(
@@ -300,30 +286,20 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             generator=generator,
         )
 
-    def _trace(self, x: Tensor, tokens: Tokens, stages: list[StageTrace]) -> Trace:
+    def _trace(self, x: Tensor, tokens: Tokens) -> Trace:
         assert tokens.places is not None
         features = x[:, self.adapter.num_prefix_tokens :]
-        return Trace(features, tokens.positions, tokens.places.source, tokens.weight, stages)
+        return Trace(features, tokens.positions, tokens.places.source, tokens.weight, tokens.places.stages)
 
-    def _embed(self, images: Any, cameras: Tensor | None, views: Tensor | None, follow: bool) -> Tokens:
+    def embed(self, images: Any, cameras: Tensor | None, views: Tensor | None, follow: bool) -> Tokens:
+        """Turn images into the tokens of this forward's execution; ``follow`` every patch, for a trace."""
         x, context = self.adapter.embed(images)
-        if self.side is not None:
-            x = x + self.side(cameras, views, x.shape[0]).to(x.dtype)
-        elif cameras is not None or views is not None:
-            raise InputError(
-                "this model has no side embedding: call it without cameras and views, or create it with "
-                "side={'cameras': ...}."
-            )
-        gathers = self.gathers
-        if self.training or not gathers:
-            check_execution(self, "gather" if gathers else "mask")
-        kind = GatheredTokens if gathers else MaskedTokens
+        if self.side is not None or cameras is not None or views is not None:
+            x = add_side(self.side, x, cameras, views)
+        kind = GatheredTokens if self.gathers else MaskedTokens
         tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
-        if self.training and self.stages and gathers and isinstance(tokens.num_patches, Tensor):
-            way = f"reducer {self.reducer.name!r} cannot mask them" if self.only_gathers else "use execution='mask'"
-            raise InputError(
-                f"images of different sizes keep different numbers of tokens; none can be removed in training: {way}."
-            )
+        if self.training or not self.gathers:
+            check_execution(self, tokens.num_patches)
         tokens.places = Places(tokens.candidates) if follow else None
         return tokens
 
@@ -349,3 +325,44 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
     def only_gathers(self) -> bool:
         """Whether tokens can be removed but not masked."""
         return not self.reducer.masks
+
+    @property
+    def num_features(self) -> int:
+        """Width of the features that the head receives."""
+        return int(self.backbone.num_features)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of the tokens."""
+        return int(self.backbone.embed_dim)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """P: class, distillation and register tokens, which are never dropped."""
+        return self.adapter.num_prefix_tokens
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """timm's description of the weights, read by ``timm.data.resolve_model_data_config``."""
+        return self.backbone.pretrained_cfg
+
+    default_cfg = pretrained_cfg
+
+    # what users of timm and of the Hugging Face Hub expect; each function documents itself
+    num_classes = property(conventions.num_classes)
+    get_classifier = conventions.get_classifier
+    reset_classifier = conventions.reset_classifier
+    set_input_size = conventions.set_input_size
+    set_grad_checkpointing = conventions.set_grad_checkpointing
+    no_weight_decay = conventions.no_weight_decay
+    group_matcher = conventions.group_matcher
+    forward_intermediates = forward_intermediates
+    save_pretrained = hub.save_pretrained
+    push_to_hub = hub.push_to_hub
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> PrunedViT:
+        """Load what ``save_pretrained`` wrote; see :func:`dynavit.load`."""
+        from dynavit.models.loading import load  # which builds this class
+
+        return load(pretrained_model_name_or_path, **kwargs)

@@ -9,10 +9,13 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynavit.errors import InputError
 from dynavit.models.counts import CountRule
+
+if TYPE_CHECKING:
+    from dynavit.models.pruned_vit import PrunedViT
 
 
 def checked_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
@@ -71,18 +74,22 @@ def checked_ratios(keep_ratio: float | Sequence[float], num_stages: int, rule: C
     return tuple(max(round(ratio, 3), 0.001) for ratio in ratios)
 
 
-def checked_thresholds(thresholds: Sequence[float], num_stages: int) -> tuple[float, ...]:
+def checked_thresholds(thresholds: Sequence[float], model: PrunedViT) -> tuple[float, ...]:
     """Return one threshold a stage.
 
     Raises:
-        InputError: another number than of stages, or no numbers.
+        InputError: another number than of stages, no numbers, or a model that chooses without logits.
     """
+    num_stages = len(model.stages)
     if not isinstance(thresholds, Sequence) or not all(is_number(threshold) for threshold in thresholds):
         raise InputError(f"thresholds={thresholds!r}: give a list of numbers, one a stage.")
     if len(thresholds) != num_stages or not num_stages:
         raise InputError(f"{len(thresholds)} thresholds for {num_stages} stages; give one a stage.")
     if any(math.isnan(threshold) for threshold in thresholds):
         raise InputError(f"thresholds={list(thresholds)}: NaN is no threshold.")
+    if not model.predictors or not model.selector.needs_scores:
+        chooser = model.selector if model.predictors else model.reducer
+        raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
     return tuple(float(threshold) for threshold in thresholds)
 
 
