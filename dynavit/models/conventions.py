@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dynavit.errors import InputError
-from dynavit.models.ratios import checked_whole
+from dynavit.numbers import checked_whole
 from dynavit.text import first_line
 
 if TYPE_CHECKING:
@@ -20,6 +20,26 @@ if TYPE_CHECKING:
 def num_classes(model: PrunedViT) -> int:
     """Number of classes of the head, or of training identities of the neck."""
     return head_classes(model.backbone) if model.neck is None else model.neck.num_identities
+
+
+def num_features(model: PrunedViT) -> int:
+    """Width of the features that the head receives."""
+    return int(model.backbone.num_features)
+
+
+def num_prefix_tokens(model: PrunedViT) -> int:
+    """P: class, distillation and register tokens, which are never dropped."""
+    return model.adapter.num_prefix_tokens
+
+
+def embed_dim(model: PrunedViT) -> int:
+    """Width D of the tokens."""
+    return int(model.backbone.embed_dim)
+
+
+def pretrained_cfg(model: PrunedViT) -> dict[str, Any]:
+    """timm's description of the weights, read by ``timm.data.resolve_model_data_config``."""
+    return model.backbone.pretrained_cfg
 
 
 def get_classifier(model: PrunedViT) -> nn.Module:

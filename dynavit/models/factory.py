@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from inspect import signature
@@ -16,9 +15,9 @@ from dynavit.models.backbone import create_backbone
 from dynavit.models.heads import BNNeck, EmbeddingPlace
 from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.pruning import PRUNING, Pruning
-from dynavit.models.ratios import is_number
 from dynavit.models.rebuild import find_origin
 from dynavit.models.side import SideEmbedding
+from dynavit.numbers import is_finite_number
 from dynavit.text import first_line
 
 
@@ -146,7 +145,7 @@ def _created_side(backbone: Any, options: Mapping[str, Any] | None) -> SideEmbed
     if not isinstance(options, Mapping) or "cameras" not in options or not options.keys() <= set(known):
         raise InputError(f"side={options!r}: give a mapping with 'cameras', and perhaps 'views' and 'scale'.")
     views, scale = options.get("views", 1), options.get("scale", 3.0)
-    if not is_number(scale) or not math.isfinite(scale):
+    if not is_finite_number(scale):
         raise InputError(f"side={dict(options)}: scale is a finite number.")
     try:
         return SideEmbedding(options["cameras"], views, backbone.embed_dim, scale)

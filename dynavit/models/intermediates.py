@@ -67,23 +67,23 @@ def forward_intermediates(
     if output_fmt == "NCHW" and isinstance(images, Mapping):
         raise InputError("images of different sizes are on no common grid: use output_fmt='NLC'.")
     num_prefix = model.adapter.num_prefix_tokens
-    found: list[Tensor] = []
+    collected: list[Tensor] = []
 
     def collect(number: int, tokens: Tokens) -> None:
         if number in wanted:
             assert tokens.places is not None
             full = torch.cat([tokens.x[:, :num_prefix], tokens.places.grid(tokens.patches)], dim=1)
-            found.append(model.adapter.norm(full) if norm else full)
+            collected.append(model.adapter.norm(full) if norm else full)
 
     tokens = model.embed(images, cameras, views, follow=True)
     assert tokens.places is not None
     tokens.places.remember(tokens.patches)
     model.run(tokens, model.request(tokens), after=collect)
     x = model.adapter.norm(tokens.x)
-    features: list[Any] = [full[:, num_prefix:] for full in found]
+    features: list[Any] = [full[:, num_prefix:] for full in collected]
     if output_fmt == "NCHW":
         grid = model.adapter.grid_of((images.shape[-2], images.shape[-1]))
         features = [grid_features.transpose(1, 2).unflatten(2, grid).contiguous() for grid_features in features]
     if return_prefix_tokens and num_prefix:
-        features = [(one, full[:, :num_prefix]) for one, full in zip(features, found, strict=True)]
+        features = [(one, full[:, :num_prefix]) for one, full in zip(features, collected, strict=True)]
     return features if intermediates_only else (x, features)

@@ -183,7 +183,7 @@ class PrunedViT(nn.Module):
                 a neck in training; a reducer that this execution or selector cannot be used with.
         """
         tokens = self.embed(images, cameras, views, follow=return_trace)
-        self.run(tokens, self.request(tokens, keep_counts, temperature, generator))
+        self.run(tokens, self.request(tokens, keep_counts, temperature=temperature, generator=generator))
         x = self.adapter.norm(tokens.x)
         output = self._head(x, tokens.weight)
         return (output, self._trace(x, tokens)) if return_trace else output
@@ -225,9 +225,9 @@ class PrunedViT(nn.Module):
         return self._head(x, weight, pre_logits)
 
     def _head(self, x: Tensor, weight: Tensor | None, pre_logits: bool = False) -> Any:
-        if self.neck is None or pre_logits:
-            return self.adapter.head(x, weight, self.training, pre_logits)
-        return self.neck(self.adapter.head(x, weight, self.training, pre_logits=True))
+        neck = None if pre_logits else self.neck
+        pooled = self.adapter.head(x, weight, self.training, pre_logits or neck is not None)
+        return pooled if neck is None else neck(pooled)
 
     def run(self, tokens: Tokens, request: ForwardRequest, after: Callable[[int, Tokens], None] | None = None) -> None:
         """Run the blocks, and shorten the tokens at the stages.
@@ -268,13 +268,9 @@ class PrunedViT(nn.Module):
         return steps
 
     def request(
-        self,
-        tokens: Tokens,
-        keep_counts: Sequence[int | Tensor] | None = None,
-        temperature: float | Tensor = 1.0,
-        generator: torch.Generator | None = None,
+        self, tokens: Tokens, keep_counts: Sequence[int | Tensor] | None = None, **sampling: Any
     ) -> ForwardRequest:
-        """Return what a forward asks of its stages; arguments as for :meth:`forward`."""
+        """Return what a forward asks of its stages; ``sampling`` is the temperature and the generator."""
         if keep_counts is not None and len(keep_counts) != len(self.stages):
             raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
         return ForwardRequest(
@@ -282,8 +278,7 @@ class PrunedViT(nn.Module):
             training=self.training,
             skips_full=not self.training and keep_counts is None and self.thresholds is None,
             thresholds=None if self.training or keep_counts is not None else self.thresholds,
-            temperature=temperature,
-            generator=generator,
+            **sampling,
         )
 
     def _trace(self, x: Tensor, tokens: Tokens) -> Trace:
@@ -326,30 +321,12 @@ class PrunedViT(nn.Module):
         """Whether tokens can be removed but not masked."""
         return not self.reducer.masks
 
-    @property
-    def num_features(self) -> int:
-        """Width of the features that the head receives."""
-        return int(self.backbone.num_features)
-
-    @property
-    def embed_dim(self) -> int:
-        """Width D of the tokens."""
-        return int(self.backbone.embed_dim)
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """P: class, distillation and register tokens, which are never dropped."""
-        return self.adapter.num_prefix_tokens
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """timm's description of the weights, read by ``timm.data.resolve_model_data_config``."""
-        return self.backbone.pretrained_cfg
-
-    default_cfg = pretrained_cfg
-
     # what users of timm and of the Hugging Face Hub expect; each function documents itself
     num_classes = property(conventions.num_classes)
+    num_features = property(conventions.num_features)
+    num_prefix_tokens = property(conventions.num_prefix_tokens)
+    embed_dim = property(conventions.embed_dim)
+    pretrained_cfg = default_cfg = property(conventions.pretrained_cfg)
     get_classifier = conventions.get_classifier
     reset_classifier = conventions.reset_classifier
     set_input_size = conventions.set_input_size

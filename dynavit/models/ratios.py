@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 from dynavit.errors import InputError
 from dynavit.models.counts import CountRule
+from dynavit.numbers import checked_whole, is_number
 
 if TYPE_CHECKING:
     from dynavit.models.pruned_vit import PrunedViT
@@ -122,23 +122,3 @@ def ratios_removing(removed: int, num_patches: int, num_stages: int) -> tuple[fl
     if left[-1] < 1:
         raise InputError(f"removing {removed} of {num_patches} patches {num_stages} times leaves none.")
     return tuple(-(-1000 * count // num_patches) / 1000 for count in left)
-
-
-def checked_whole(name: str, value: Any, least: int) -> int:
-    """Return a whole number.
-
-    Raises:
-        InputError: it is none, or too small.
-    """
-    try:
-        whole = least - 1 if isinstance(value, bool) else index(value)
-    except TypeError:
-        whole = least - 1
-    if whole < least:
-        raise InputError(f"{name}={value!r}: a whole number, at least {least}.")
-    return whole
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a real number; True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -130,8 +130,8 @@ class Trace:
     @property
     def log_prob(self) -> Tensor | None:
         """Log-probability ``(B,)`` of all decisions together; None where the selector gives none."""
-        found = [choice.log_prob for choice in self.choices if choice.log_prob is not None]
-        return sum(found[1:], found[0]) if found else None
+        log_probs = [choice.log_prob for choice in self.choices if choice.log_prob is not None]
+        return sum(log_probs[1:], log_probs[0]) if log_probs else None
 
     @property
     def aux(self) -> dict[str, Tensor]:
