@@ -88,8 +88,8 @@ class Fixed(_NotLearned):
                 f"selector 'fixed': the decisions of stage {stage} have shape "
                 f"{tuple(decision.shape)}, which does not cover a batch of {positions.shape[0]}."
             )
-        present = decision.gather(1, positions.clamp(min=0)) * (positions >= 0)
-        return _Replayed(present).train(self.training)
+        decisions = decision.gather(1, positions.clamp(min=0)) * (positions >= 0)
+        return _Replayed(decisions).train(self.training)
 
     def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         return self.at(0, _in_order(logits)).sample(logits, request)
