@@ -86,10 +86,10 @@ def set_grad_checkpointing(model: PrunedViT, enable: bool = True) -> None:
 
 
 def no_weight_decay(model: PrunedViT) -> set[str]:
-    """Return names of parameters to leave out of weight decay, the predictors' included."""
+    """Return names of parameters to leave out of weight decay, the scorers' included."""
     backbone = {f"backbone.{name}" for name in model.backbone.no_weight_decay()}
     side = {"side.table"} if model.side is not None else set()  # as position embeddings
-    return backbone | side | {f"predictors.{name}" for name, _ in model.predictors.named_parameters()}
+    return backbone | side | {f"scorers.{name}" for name, _ in model.scorers.named_parameters()}
 
 
 def group_matcher(model: PrunedViT, coarse: bool = False) -> dict[str, Any]:

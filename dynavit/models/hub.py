@@ -157,9 +157,9 @@ def model_config(model: PrunedViT) -> dict[str, Any]:
 
 
 def _scorer_config(model: PrunedViT) -> dict[str, Any]:
-    if not model.predictors:
+    if not model.scorers:
         return model.scorer
-    scorer: Any = model.predictors[0]
+    scorer: Any = model.scorers[0]
     return with_module(scorer_config(scorer), scorer)
 
 
@@ -167,8 +167,8 @@ def _origin(model: PrunedViT) -> Origin:
     """Return how the backbone is made, found out once for each structure that it has."""
     if model.adapter.backbone is not model.backbone:
         raise InputError("model.backbone was replaced, but the model runs the old one: wrap the new one.")
-    if len(model.predictors) not in (0, len(model.stages)):
-        raise InputError(f"the model has {len(model.predictors)} predictors for {len(model.stages)} stages.")
+    if len(model.scorers) not in (0, len(model.stages)):
+        raise InputError(f"the model has {len(model.scorers)} scorers for {len(model.stages)} stages.")
     if not isinstance(model.metadata, dict):
         raise InputError(f"metadata={model.metadata!r}: give a mapping of plain data.")
     plain = {key: value for key, value in model.model_kwargs.items() if not describes_a_source(key)}

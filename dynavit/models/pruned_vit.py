@@ -49,7 +49,7 @@ class PrunedViT(nn.Module):
 
     Attributes:
         backbone: the timm model, shared with the caller.
-        predictors: one :class:`~dynavit.scorers.Scorer` a stage; none where tokens merge.
+        scorers: one :class:`~dynavit.scorers.Scorer` a stage; none where tokens merge.
         selector, reducer: how tokens are chosen, and what becomes of the others; or how they merge.
         neck: the head of a re-identification model, in place of the backbone's classifier; or None.
         side: adds what is known of camera and view to the tokens; or None.
@@ -62,7 +62,7 @@ class PrunedViT(nn.Module):
         mask_form: "key" or "identity"; see :func:`dynavit.models.attention_bias.attention_mask`.
         architecture: timm name from which the backbone can be rebuilt; None if unknown.
         model_kwargs: what timm needs beside it.
-        scorer: what :func:`dynavit.create_model` was asked for, for models that have no predictors at present.
+        scorer: what :func:`dynavit.create_model` was asked for, for models that have no scorers at present.
         metadata: plain data saved along: class names, preprocessing, whatever else serves users.
     """
 
@@ -88,7 +88,7 @@ class PrunedViT(nn.Module):
         self.selector = pruning.create_selector()
         self.reducer = pruning.create_reducer(self.embed_dim)
         scored = () if isinstance(self.reducer, Merge) else self.stages
-        self.predictors = nn.ModuleList(pruning.create_scorer(self.embed_dim) for _ in scored)
+        self.scorers = nn.ModuleList(pruning.create_scorer(self.embed_dim) for _ in scored)
         self.neck = neck
         self.side = side
         conventions.check_neck(self)
@@ -258,7 +258,7 @@ class PrunedViT(nn.Module):
         """Return what happens at each stage, by the block that it is at."""
         steps: dict[int, SelectStep | MergeStep] = {}
         selector, reducer = self.selector, self.reducer
-        scorers: Any = list(self.predictors)
+        scorers: Any = list(self.scorers)
         for stage, (block, ratio) in enumerate(zip(self.stages, self.keep_ratios, strict=True)):
             if isinstance(reducer, Merge):
                 steps[block] = MergeStep(stage, block, ratio, reducer)

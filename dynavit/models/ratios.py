@@ -87,8 +87,8 @@ def checked_thresholds(thresholds: Sequence[float], model: PrunedViT) -> tuple[f
         raise InputError(f"{len(thresholds)} thresholds for {num_stages} stages; give one a stage.")
     if any(math.isnan(threshold) for threshold in thresholds):
         raise InputError(f"thresholds={list(thresholds)}: NaN is no threshold.")
-    if not model.predictors or not model.selector.needs_scores:
-        chooser = model.selector if model.predictors else model.reducer
+    if not model.scorers or not model.selector.needs_scores:
+        chooser = model.selector if model.scorers else model.reducer
         raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
     return tuple(float(threshold) for threshold in thresholds)
 
