@@ -37,11 +37,10 @@ def _benchmark(options: argparse.Namespace) -> None:
     from dynavit.evaluation.benchmark import (
         benchmark_models,
         benchmark_selectors,
-        format_models,
-        format_selectors,
-        machine,
     )
-    from dynavit.evaluation.method import read_methods
+    from dynavit.evaluation.benchmark_tables import format_models, format_selectors
+    from dynavit.evaluation.methods import read_methods
+    from dynavit.evaluation.speed import machine
     from dynavit.runs.open import choose_device
 
     if options.selectors:

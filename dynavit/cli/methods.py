@@ -50,11 +50,12 @@ def add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _methods(options: argparse.Namespace) -> None:
     from dynavit.config.recipes import recipes
-    from dynavit.evaluation.benchmark import machine
-    from dynavit.evaluation.method import read_methods
-    from dynavit.evaluation.methods import compare_methods
-    from dynavit.evaluation.subject import open_subject
-    from dynavit.report.methods import format_methods, write_methods
+    from dynavit.evaluation.comparison import evaluate_methods
+    from dynavit.evaluation.dense_classifier import open_dense_classifier
+    from dynavit.evaluation.methods import read_methods
+    from dynavit.evaluation.results import write_methods
+    from dynavit.evaluation.speed import machine
+    from dynavit.report.table import format_table
     from dynavit.runs.open import choose_device
 
     if options.no_timing:
@@ -63,7 +64,7 @@ def _methods(options: argparse.Namespace) -> None:
     shipped = [path for name, path in recipes().items() if name.startswith("methods/")]
     methods = read_methods(options.configs or shipped)
     device = choose_device(options.device)
-    subject = open_subject(
+    classifier = open_dense_classifier(
         options.checkpoint,
         device,
         options.output,
@@ -71,26 +72,26 @@ def _methods(options: argparse.Namespace) -> None:
         root=options.root,
         img_size=options.img_size,
         limit=options.limit,
-        say=lambda line: print(printable(line)),
+        log=lambda line: print(printable(line)),
     )
     left_out: list[str] = []
-    rows = compare_methods(
-        subject,
+    rows = evaluate_methods(
+        classifier,
         methods,
         options.keep_ratios,
         batch_size=options.batch_size,
         calibration_images=options.calibration_images,
         rounds=0 if options.no_timing else options.rounds or 7,
-        say=left_out.append,
+        log=left_out.append,
     )
     about = {
-        "model": f"{subject.dense.architecture}, {subject.origin}",
-        "images": f"{len(subject.validation)} for validation, {len(subject.training)} for training",
+        "model": f"{classifier.model.architecture}, {classifier.origin}",
+        "images": f"{len(classifier.data.validation)} for validation, {len(classifier.data.train)} for training",
         "measured_on": machine(device),
         "speedup": "over the dense model, timed in turns with the methods of each budget; median over the rounds",
         "left_out": "; ".join(line.rstrip(".").replace(" is left out", "", 1) for line in left_out) or "nothing",
     }
     print("\n".join(map(printable, left_out)))
     print(f"\n{printable(about['model'])}; {about['images']}; {about['measured_on']}\n")
-    print(format_methods(rows))
+    print(format_table(rows))
     print(f"\nWritten to {printable(options.output)}: {', '.join(write_methods(rows, about, options.output))}")

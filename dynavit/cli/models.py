@@ -47,7 +47,8 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from dynavit.evaluation.sweep import evaluate_run
-    from dynavit.report.table import explain, format_table
+    from dynavit.report.summary import explain
+    from dynavit.report.table import format_table
     from dynavit.runs.open import open_run
     from dynavit.runs.processes import is_main_process
 
@@ -134,7 +135,7 @@ def add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _visualize(options: argparse.Namespace) -> None:
-    from dynavit.evaluation.results import draw_kept_tokens
+    from dynavit.evaluation.drawings import draw_kept_tokens
     from dynavit.runs.open import list_images, open_run, read_images
 
     output: Path = options.output or Path(options.run_dir) / "kept_tokens"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from dynavit.errors import InputError
 from dynavit.files import replacing, write_text
 from dynavit.metrics.retrieval import rank_gallery
 from dynavit.runs.open import Run, list_images, read_images
-from dynavit.tables import write_csv
-
-Row = dict[str, Any]
+from dynavit.tables import Row, write_csv
 
 
 def label_images(run: Run, folder: str, batch_size: int, report: Callable[[Sequence[str]], None]) -> list[Row]:

@@ -4,7 +4,9 @@ import pytest
 
 from dynavit import InputError
 from dynavit.report import format_table, headline
-from dynavit.report.table import accuracy_base, explain, signed, significant
+from dynavit.report.rows import accuracy_base
+from dynavit.report.summary import explain
+from dynavit.report.table import signed, significant
 
 
 def row(model: str = "pruned", **values: Any) -> dict[str, Any]:
