@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -17,6 +18,18 @@ from dynavit.evaluation.sweep import evaluate_variants, make_rows
 from dynavit.evaluation.variants import CalibrationImages, Variant
 from dynavit.models import PrunedViT
 from dynavit.tables import Row
+
+
+class Comparison(NamedTuple):
+    """Methods compared at equal MACs.
+
+    Attributes:
+        rows: see :mod:`dynavit.report.rows`.
+        about: what was compared on what, one line each.
+    """
+
+    rows: list[Row]
+    about: dict[str, str]
 
 
 def evaluate_methods(

@@ -7,7 +7,6 @@ from functools import partial
 from statistics import median_high
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -63,15 +62,6 @@ def time_models(
                 "speedup_range": [low, high],
             }
     return throughputs
-
-
-def machine(device: torch.device | str) -> str:
-    """Say what speed was measured on: the device, the threads that torch uses, and versions."""
-    if torch.device(device).type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{device} ({torch.backends.cpu.get_cpu_capability()})"
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}"
 
 
 def _num_batches(models: Sequence[PrunedViT], size: int) -> int:
