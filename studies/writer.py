@@ -43,8 +43,8 @@ def write_results(
     """
     settings = {**settings, "torch": torch.__version__}
     everything = {"settings": settings, "notes": list(notes), "rows": [_plain(row) for row in rows]}
-    told = ", ".join(f"{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in settings.items())
-    paragraphs = "\n\n".join([*notes, f"Settings: {told}."])
+    described = ", ".join(f"{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in settings.items())
+    paragraphs = "\n\n".join([*notes, f"Settings: {described}."])
     files: dict[str, str | bytes] = {
         f"{name}.json": json.dumps(everything, allow_nan=False) + "\n",
         f"{name}.csv": csv_text([_flat(row) for row in rows]),  # rows may have different numbers of stages

@@ -127,15 +127,15 @@ def evaluate_run(
     variants = run_variants(run, task, data, settings.keep_ratios if keep_ratios is None else keep_ratios, adaptive)
     # the ranked lists are those of the model as it was trained, which may be none of the rows
     deployed = next((n for n, variant in enumerate(variants) if _is_deployed(variant.model, run)), len(variants))
-    as_trained = [Variant("pruned", 1.0, run.model)] if run.is_reid and deployed == len(variants) else []
-    evaluations = evaluate_variants([*variants, *as_trained], task, data, run.config.data.batch_size, accelerator)
+    more = [Variant("pruned", 1.0, run.model)] if run.is_reid and deployed == len(variants) else []
+    evaluations = evaluate_variants([*variants, *more], task, data, run.config.data.batch_size, accelerator)
     rows = make_rows(variants, evaluations[: len(variants)], task)
     if accelerator.is_main_process:
         models = [variant.model for variant in variants]
         for row, throughput in zip(rows, time_models(models, task, data, batch_sizes, settings.rounds), strict=True):
             row["throughput"] = throughput
-        found = evaluations[deployed] if run.is_reid else None
-        ranked = None if found is None else draw_ranked_lists(run, data, found.searched)
+        as_deployed = evaluations[deployed] if run.is_reid else None
+        ranked = None if as_deployed is None else draw_ranked_lists(run, data, as_deployed.searched)
         write_evaluation(run, rows, output, torch.stack(first_images(data.validation, 4)), task.metric, ranked)
     return rows
 

@@ -59,7 +59,7 @@ def test_train_returns_the_run_and_evaluate_its_rows(pictures: Path, tmp_path: P
     assert json.loads((tmp_path / "results/evaluation.json").read_text()) == rows
     config = load_config(run.path / "config.yaml")
     assert dynavit.train(config, {"train.epochs": 1}, resume=True).path == run.path  # finished: nothing to do
-    with pytest.raises(InputError, match="holds a finished|already|--resume"):
+    with pytest.raises(InputError, match=r"--resume"):
         dynavit.train(config)
 
 
