@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 
 from dynavit.cli.arguments import add_device, command, mapping, numbers, refuse
-from dynavit.errors import InputError
-from dynavit.files import require_writable
 from dynavit.text import printable
 
 
@@ -70,28 +68,10 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from dynavit.config import load_config
-    from dynavit.report.figures import require_format
-    from dynavit.report.losses import plot_losses
-    from dynavit.tasks import create_task
-    from dynavit.training.monitor import MetricsFile
+    from dynavit.commands.comparisons import compare_runs
 
-    output: Path = options.output
-    require_format(output)
-    require_writable(output)
-    for path in options.run_dirs:
-        if not (path / "config.yaml").is_file():
-            raise InputError(f"{path} is no run: give the folder of a training, which holds config.yaml.")
-    metrics = {create_task(load_config(path / "config.yaml")).metric for path in options.run_dirs}
-    if len(metrics) > 1:
-        raise InputError(f"runs of different tasks have different metrics: {', '.join(sorted(metrics))}.")
-    names = [path.resolve().name for path in options.run_dirs]
-    runs = {
-        printable(name if names.count(name) == 1 else path): MetricsFile(path / "metrics.jsonl").rows()
-        for name, path in zip(names, options.run_dirs, strict=True)
-    }
-    plot_losses(runs, output, metrics.pop())
-    print(f"Written: {printable(output)}")
+    compare_runs(options.run_dirs, options.output)
+    print(f"Written: {printable(options.output)}")
 
 
 def add_lists(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

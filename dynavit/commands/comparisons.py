@@ -1,4 +1,4 @@
-"""What is compared and measured, as functions: methods at equal cost, and speed on this machine."""
+"""What is compared and measured, as functions: methods at equal cost, trainings, and speed on this machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynavit.commands.settings import require_counts, require_suffix
+from dynavit.errors import InputError
 from dynavit.files import require_folder, require_writable, write_text
 from dynavit.tables import Row
+from dynavit.text import printable
 
 if TYPE_CHECKING:
     from dynavit.evaluation.comparison import Comparison
@@ -103,6 +105,41 @@ def compare_methods(
     }
     write_methods(rows, about, folder)
     return Comparison(rows, about)
+
+
+def compare_runs(run_dirs: Sequence[str | Path], output: str | Path = "losses.png") -> None:
+    """Draw the training losses of several runs, and their validation metrics, in one figure.
+
+    Args:
+        run_dirs: folders of trainings, of one task.
+        output: picture to write; its ending is the format.
+
+    Raises:
+        InputError: no run, one without a complete epoch, runs of different tasks, or a file that cannot be written.
+    """
+    from dynavit.config import load_config
+    from dynavit.report.figures import require_format
+    from dynavit.report.losses import plot_losses
+    from dynavit.tasks import create_task
+    from dynavit.training.monitor import MetricsFile
+
+    require_format(output)
+    require_writable(Path(output))
+    paths = [Path(run_dir) for run_dir in run_dirs]
+    if not paths:
+        raise InputError("there is no run to compare: give the folder of one training or more.")
+    for path in paths:
+        if not (path / "config.yaml").is_file():
+            raise InputError(f"{path} is no run: give the folder of a training, which holds config.yaml.")
+    metrics = {create_task(load_config(path / "config.yaml")).metric for path in paths}
+    if len(metrics) > 1:
+        raise InputError(f"runs of different tasks have different metrics: {', '.join(sorted(metrics))}.")
+    names = [path.resolve().name for path in paths]
+    runs = {
+        printable(name if names.count(name) == 1 else path): MetricsFile(path / "metrics.jsonl").rows()
+        for name, path in zip(names, paths, strict=True)
+    }
+    plot_losses(runs, output, metrics.pop())
 
 
 def benchmark(

@@ -57,7 +57,10 @@ def test_train_returns_the_run_and_evaluate_its_rows(pictures: Path, tmp_path: P
     rows = dynavit.evaluate(run.path, [0.3], [], overrides={"data.batch_size": 5}, output=tmp_path / "results")
     assert [(row["model"], row["keep_ratio"]) for row in rows] == [("dense", 1.0), ("pruned", 1.0), ("pruned", 0.3)]
     assert json.loads((tmp_path / "results/evaluation.json").read_text()) == rows
+    dynavit.compare_runs([run.path], tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").stat().st_size > 1000
     config = load_config(run.path / "config.yaml")
+    assert not dynavit.check_data(config).problems
     assert dynavit.train(config, {"train.epochs": 1}, resume=True).path == run.path  # finished: nothing to do
     with pytest.raises(InputError, match=r"--resume"):
         dynavit.train(config)
@@ -142,6 +145,10 @@ def test_speed_is_measured_without_data(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (lambda run: dynavit.train("quickstart/classify", "train.epochs=1"), "give a list"),
         (lambda run: dynavit.train("quickstart/classify", {"train.epochs": object()}), "a setting is text, a number"),
         (lambda run: dynavit.train("quickstart/classify", {"train.epoch": 1}), "unknown key 'train.epoch'"),
+        (lambda run: dynavit.check_data(), "give --images DIR"),
+        (lambda run: dynavit.check_data("quickstart/classify", images=run), "--config says already"),
+        (lambda run: dynavit.compare_runs([]), "no run to compare"),
+        (lambda run: dynavit.compare_runs([run]), "is no run"),
         (lambda run: dynavit.evaluate(run), "has no config.yaml"),
         (lambda run: dynavit.evaluate(run, overrides={"train.epochs": 1}), "train again with it"),
         (lambda run: dynavit.export(run, "model.pt"), r"must end in \.onnx"),
