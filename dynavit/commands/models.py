@@ -33,7 +33,7 @@ Report = Callable[[Sequence[str]], None]
 _PAGE = 8  # images in a picture
 
 
-def warn(problems: Sequence[str]) -> None:
+def _warn(problems: Sequence[str]) -> None:
     """Warn of each picture that cannot be read."""
     for problem in problems:
         warnings.warn(problem, stacklevel=3)
@@ -87,7 +87,8 @@ def evaluate(
             if value:
                 raise InputError(f"{option}: {why}; leave it out.")
         honour(words, TO_EVALUATE, {"evaluate.keep_ratios": why, "evaluate.adaptive": why})
-    if not (adaptive or (run.config is not None and run.config.evaluate.adaptive)):
+    configured = run.config is not None and run.config.evaluate.adaptive
+    if not (configured if adaptive is None else adaptive):
         unread = "training images are read with --adaptive only"
         honour(words, TO_EVALUATE, {"evaluate.calibration_images": unread, "data.train_split": unread})
     return evaluate_run(run, keep_ratios, batch_sizes, None if output is None else Path(output), adaptive)
@@ -135,7 +136,7 @@ def visualize(
     *,
     keep_ratio: float | None = None,
     device: str | None = None,
-    report: Report = warn,
+    report: Report = _warn,
 ) -> list[Path]:
     """Draw which tokens a trained model keeps after each stage, or merges, eight images to a picture.
 
@@ -181,7 +182,7 @@ def predict(
     keep_ratio: float | None = None,
     batch_size: int = 32,
     device: str | None = None,
-    report: Report = warn,
+    report: Report = _warn,
 ) -> list[Row]:
     """Label images; or, with a re-identification model, find for each the one most like it.
 
@@ -227,7 +228,7 @@ def embed(
     keep_ratio: float | None = None,
     batch_size: int = 32,
     device: str | None = None,
-    report: Report = warn,
+    report: Report = _warn,
 ) -> tuple[list[str], Tensor]:
     """Embed images with a re-identification model.
 
