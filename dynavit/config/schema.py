@@ -103,7 +103,7 @@ class OptimizerConfig:
     name: str = "adamw"
     """Any optimiser of timm.optim."""
     lr: float = setting(1e-3, within="(0, 1e6]")
-    """Peak learning rate of the predictors."""
+    """Peak learning rate of the scorers."""
     backbone_lr_scale: float = setting(1.0, within="[0, 1e6]")
     """The backbone learns at lr times this."""
     layer_decay: float | None = setting(None, within="(0, 1]")
@@ -134,7 +134,7 @@ class TrainConfig:
     accumulation_steps: int = setting(1, within="(0, inf)")
     """Batches whose gradients are added up for one step."""
     clip_grad_norm: float | None = setting(1.0, within="(0, inf)")
-    """For backbone and predictors separately."""
+    """For backbone and scorers separately."""
     ema_decay: float | None = setting(None, within="(0, 1)")
     """Also keep averaged weights, with this decay a step, and deploy those."""
     freeze: str = setting("none", choices=("none", "backbone"))

@@ -83,7 +83,7 @@ class Selector(nn.Module):
             ``probs`` set their number during training.
         soft: the training forward uses a fractional mask and therefore removes no token.
         stochastic: the training forward draws noise.
-        trains_predictor: the task loss reaches the logits through ``mask``.
+        trains_scorer: the task loss reaches the logits through ``mask``.
         needs_reward: learns from a reward through ``log_prob`` instead.
         antithetic: draws noise in pairs: the second half of a training batch has to repeat the first.
         needs_scores: reads the logits at all; if not, the model never runs its scorers.
@@ -92,7 +92,7 @@ class Selector(nn.Module):
     budget: Literal["k", "expected"] = "k"
     soft: bool = False
     stochastic: bool = False
-    trains_predictor: bool = True
+    trains_scorer: bool = True
     needs_reward: bool = False
     antithetic: bool = False
     needs_scores: bool = True
@@ -120,8 +120,8 @@ class Selector(nn.Module):
             InputError: ``k`` is missing where it is needed.
         """
         training = self.training if training is None else training
-        if k is None and (self.budget == "k" or not training):
-            when = "always" if self.budget == "k" else "in eval mode"
+        if k is None and (self.fixed_k or not training):
+            when = "always" if self.fixed_k else "in eval mode"
             raise InputError(f"{type(self).__name__} needs k, the number of tokens to keep, {when}.")
         with torch.autocast(logits.device.type, enabled=False):
             # a dead token's logit may be anything, NaN included: it must not reach sums or sorts

@@ -43,7 +43,7 @@ class ScoreFunction(Selector):
     """
 
     stochastic = True
-    trains_predictor = False
+    trains_scorer = False
     needs_reward = True
 
     def __init__(

@@ -21,9 +21,9 @@ from dynavit.metrics.accuracy import accuracy_interval, topk_accuracy
 from dynavit.models import PrunedViT
 from dynavit.runs.loading import foreground_of
 from dynavit.selectors import Selector
-from dynavit.tasks.answers import collect_answers, selection_metrics
+from dynavit.tasks.outputs import collect_answers, selection_metrics
 from dynavit.tasks.base import Detail, Evaluation, Task
-from dynavit.tasks.budget import Budget
+from dynavit.tasks.count_loss import CountLoss
 from dynavit.tasks.objective import Objective
 
 
@@ -62,7 +62,7 @@ class ClassificationTask(Task):
         return data
 
     def objective(
-        self, data: ClassificationData, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None
+        self, data: ClassificationData, model: PrunedViT, budget: CountLoss | None, teacher: nn.Module | None
     ) -> Objective:
         mixup = _mixup(self.config.data, self.config.loss, len(data.class_names))
         return ClassificationObjective(self.config.loss, model.selector, budget, teacher, mixup)
@@ -103,7 +103,7 @@ class ClassificationObjective(Objective):
     """
 
     def __init__(
-        self, settings: LossConfig, selector: Selector, budget: Budget | None, teacher: Any, mixup: Mixup | None = None
+        self, settings: LossConfig, selector: Selector, budget: CountLoss | None, teacher: Any, mixup: Mixup | None = None
     ) -> None:
         super().__init__(settings, selector, budget, teacher)
         self.mixup = mixup

@@ -15,12 +15,12 @@ from dynavit.errors import InputError
 from dynavit.losses import logit_distillation, policy_gradient_loss, token_distillation
 from dynavit.models import Trace
 from dynavit.selectors import Selector
-from dynavit.tasks.budget import Budget
+from dynavit.tasks.count_loss import CountLoss
 from dynavit.tasks.rewards import create_reward
 
 
 @dataclass(frozen=True)
-class Moment:
+class Scheduled:
     """Where the schedules stand in one step.
 
     Attributes:
@@ -50,7 +50,7 @@ class Objective(ABC):
 
     module: nn.Module | None = None
 
-    def __init__(self, settings: LossConfig, selector: Selector, budget: Budget | None, teacher: Any) -> None:
+    def __init__(self, settings: LossConfig, selector: Selector, budget: CountLoss | None, teacher: Any) -> None:
         self.settings = settings
         self.budget = budget
         self.teacher = teacher
@@ -76,7 +76,7 @@ class Objective(ABC):
         return {}
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, indices: Tensor, moment: Moment
+        self, model: nn.Module, images: Tensor, labels: Tensor, indices: Tensor, moment: Scheduled
     ) -> tuple[dict[str, Tensor], Trace]:
         """Return the unweighted losses by name, their weighted sum as ``"loss"``, and the forward's trace.
 

@@ -23,9 +23,9 @@ from dynavit.metrics.retrieval import Distance, RetrievalResult, retrieval_metri
 from dynavit.models import PrunedViT
 from dynavit.models.heads import Embedding
 from dynavit.runs.loading import foreground_of
-from dynavit.tasks.answers import collect_answers, selection_metrics
+from dynavit.tasks.outputs import collect_answers, selection_metrics
 from dynavit.tasks.base import Detail, Evaluation, Task
-from dynavit.tasks.budget import Budget
+from dynavit.tasks.count_loss import CountLoss
 from dynavit.tasks.objective import Objective
 
 
@@ -133,7 +133,7 @@ class ReidTask(Task):
             ) from None
 
     def objective(
-        self, data: ReidData, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None
+        self, data: ReidData, model: PrunedViT, budget: CountLoss | None, teacher: nn.Module | None
     ) -> Objective:
         return ReidObjective(self.config.loss, model, budget, teacher, data)
 
@@ -168,7 +168,7 @@ class ReidTask(Task):
 
     def chance_loss(self, num_classes: int) -> float:
         # a triplet loss that tells nothing apart is softplus(0), or its margin
-        return self.config.loss.identity * math.log(num_classes) + 1.0
+        return self.config.loss.identity_weight * math.log(num_classes) + 1.0
 
 
 class ReidObjective(Objective):
@@ -179,7 +179,7 @@ class ReidObjective(Objective):
     """
 
     def __init__(
-        self, settings: LossConfig, model: PrunedViT, budget: Budget | None, teacher: Any, data: ReidData
+        self, settings: LossConfig, model: PrunedViT, budget: CountLoss | None, teacher: Any, data: ReidData
     ) -> None:
         super().__init__(settings, model.selector, budget, teacher)
 

@@ -27,7 +27,7 @@ def create(variant: str) -> Selector:
 
 
 NAMES = list(VARIANTS)
-LEARNED = [name for name in NAMES if create(name).trains_predictor]
+LEARNED = [name for name in NAMES if create(name).trains_scorer]
 SCORED = [name for name in NAMES if create(name).needs_scores]
 HARD = [name for name in NAMES if not create(name).soft]
 GATES = [name for name in LEARNED if create(name).budget == "expected"]
@@ -114,7 +114,7 @@ def test_a_gate_teaches_kept_tokens_alone() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(LEARNED)))
 def test_selectors_without_a_gradient_have_none(name: str) -> None:
-    """By this the trainer knows that it has to freeze their predictors, or to reward them."""
+    """By this the trainer knows that it has to freeze their scorers, or to reward them."""
     logits = make_logits().requires_grad_()
     selection = run(name, logits, make_alive())
     assert not selection.mask.requires_grad
@@ -209,7 +209,7 @@ def test_k_is_asked_for_where_it_is_needed(name: str) -> None:
     logits, alive = make_logits(), make_alive()
     with pytest.raises(ValueError, match="needs k"):
         selector.eval()(logits, alive)
-    if selector.budget == "k":
+    if selector.fixed_k:
         with pytest.raises(ValueError, match="always"):
             selector.train()(logits, alive)
     else:
@@ -376,7 +376,7 @@ def noisy_categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
 def test_gates_over_a_softmax_would_keep_next_to_nothing(
     gate: Callable[[Tensor, torch.Generator], Tensor],
 ) -> None:
-    """Why predictors emit raw logits: sum(p / (1 + p)) < 1 token is kept on average."""
+    """Why scorers emit raw logits: sum(p / (1 + p)) < 1 token is kept on average."""
     logits = torch.zeros(20_000, 32)
     kept = gate(logits, torch.Generator().manual_seed(0))
     assert float(kept.sum(dim=1).float().mean()) == pytest.approx(32 / 33, abs=0.03)
