@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 _PLAIN: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-class Parts(Generic[_T]):
+class Registry(Generic[_T]):
     """All classes of one kind, by name.
 
     A part's options are its constructor's parameters, kept in attributes of the same name.

@@ -76,7 +76,7 @@ class UnguardedGate(Selector):
     The mask and gradient of the selector ``ste``, which instead keeps its best token then.
     """
 
-    budget = "expected"
+    fixed_k = False
     stochastic = True
     noise = staticmethod(logistic_noise)
 

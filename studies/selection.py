@@ -117,7 +117,7 @@ def loss(
     selection = selector(scores, alive, NUM_FOREGROUND, temperature, generator)
     entropies = functional.cross_entropy(model.classify(tokens, selection.mask, variant.pool), labels, reduction="none")
     total = entropies.mean()
-    if selector.budget == "expected":
+    if not selector.fixed_k:
         budget = keep_ratio_loss([selection.probs.mean(dim=1)], [NUM_FOREGROUND / NUM_TOKENS])
         total = total + BUDGET_WEIGHT * budget
     if selector.needs_reward:

@@ -53,7 +53,7 @@ class Variant:
 class KeepAll(Selector):
     """Keeps every token, in training and in eval: what a classifier without selection reaches."""
 
-    trains_predictor = False
+    trains_scorer = False
 
     def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         return self.decide(logits, request.alive, 0)

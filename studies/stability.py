@@ -102,7 +102,7 @@ def train(name: str, seed: int, steps: int) -> StabilityRun:
     torch.manual_seed(seed)
     model = variant.build()
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    backbone, predictors = model.get_submodule("backbone"), model.get_submodule("predictors")
+    backbone, scorers = model.get_submodule("backbone"), model.get_submodule("scorers")
     losses: list[float] = []
     norms: tuple[list[float], list[float]] = ([], [])
     kept: list[list[float]] = []
@@ -116,7 +116,7 @@ def train(name: str, seed: int, steps: int) -> StabilityRun:
             break
         optimizer.zero_grad()
         (task if outcome.budget is None else task + outcome.budget).backward()
-        for norm, module in zip(norms, (backbone, predictors), strict=True):
+        for norm, module in zip(norms, (backbone, scorers), strict=True):
             norm.append(gradient_norm(module.parameters()))
         if variant.clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), variant.clip)

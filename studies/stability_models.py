@@ -1,6 +1,6 @@
 """The three places where the stability study puts a selection: after the backbone, in pooling, inside.
 
-All three map tokens to an :class:`Outcome`, and name their parameters ``backbone`` and ``predictors``.
+All three map tokens to an :class:`Outcome`, and name their parameters ``backbone`` and ``scorers``.
 
 Shapes: B images, N tokens, D width, n tokens kept, C aggregated tokens.
 """
@@ -70,7 +70,7 @@ class TokenSelection(nn.Module):
         self.decide, self.weigh, self.detach_scores = decide, weigh, detach_scores
         self.backbone = VisionTransformer(TOKEN_DIM, NUM_TOKENS)
         dim = self.backbone.dim
-        self.predictors = nn.Sequential(nn.Linear(dim, dim // 4), nn.GELU(), nn.Linear(dim // 4, 1))
+        self.scorers = nn.Sequential(nn.Linear(dim, dim // 4), nn.GELU(), nn.Linear(dim // 4, 1))
         hidden = dim // 5
         self.aggregation = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, self.AGGREGATED)
@@ -100,7 +100,7 @@ class TokenSelection(nn.Module):
         similarity = functional.cosine_similarity(patches, class_token[:, None], dim=-1)
         low, high = similarity.amin(dim=1, keepdim=True), similarity.amax(dim=1, keepdim=True)
         similarity = (similarity - low) / (high - low + 1e-6)
-        predicted = self.predictors(patches).squeeze(-1).sigmoid()
+        predicted = self.scorers(patches).squeeze(-1).sigmoid()
         return (1 - 2 * self.SIMILARITY_WEIGHT) * predicted + 2 * self.SIMILARITY_WEIGHT * similarity
 
 
@@ -118,14 +118,14 @@ class GatedPooling(nn.Module):
         super().__init__()
         self.gate, self.pool, self.keep_ratio = gate, pool, keep_ratio
         self.backbone = VisionTransformer(TOKEN_DIM, NUM_TOKENS)
-        self.predictors = ScorePredictor(self.backbone.dim, math.log(keep_ratio / (1 - keep_ratio)))
+        self.scorers = ScorePredictor(self.backbone.dim, math.log(keep_ratio / (1 - keep_ratio)))
         self.heads = nn.ModuleList(nn.Linear(self.backbone.dim, NUM_IDENTITIES) for _ in range(2))
 
     def forward(self, tokens: Tensor, generator: torch.Generator | None = None) -> Outcome:
         x = self.backbone(tokens)
         class_token, patches = x[:, 0], x[:, 1:]
         alive = torch.ones(patches.shape[:2], dtype=torch.bool)
-        selection = self.gate(self.predictors(patches), alive, num_keep(NUM_TOKENS, self.keep_ratio), 1.0, generator)
+        selection = self.gate(self.scorers(patches), alive, num_keep(NUM_TOKENS, self.keep_ratio), 1.0, generator)
         features = [class_token, self.pool(patches, selection.mask)]
         logits = [head(feature) for head, feature in zip(self.heads, features, strict=True)]
         budget = POOLING_BUDGET_WEIGHT * keep_ratio_loss([selection.probs.mean(dim=1)], [self.keep_ratio])
@@ -152,7 +152,7 @@ class PrunedInside(nn.Module):
         super().__init__()
         self.gate, self.bias, self.form = gate, bias, form
         self.backbone = VisionTransformer(TOKEN_DIM, NUM_TOKENS, depth=1 + len(self.KEEP_RATIOS))
-        self.predictors = nn.ModuleList(ScorePredictor(self.backbone.dim, initial_logit=1.0) for _ in self.KEEP_RATIOS)
+        self.scorers = nn.ModuleList(ScorePredictor(self.backbone.dim, initial_logit=1.0) for _ in self.KEEP_RATIOS)
         self.head = nn.Linear(self.backbone.dim, NUM_IDENTITIES)
 
     def forward(self, tokens: Tensor, generator: torch.Generator | None = None) -> Outcome:
@@ -163,7 +163,7 @@ class PrunedInside(nn.Module):
         expected: list[Tensor] = []
         for number, block in enumerate(self.backbone.blocks):
             if number and self.gate is not None:
-                logits = self.predictors[number - 1](x[:, 1:], mask)
+                logits = self.scorers[number - 1](x[:, 1:], mask)
                 k = num_keep(NUM_TOKENS, self.KEEP_RATIOS[number - 1])
                 selection = self.gate(logits, alive, k, 1.0, generator)
                 mask, alive = mask * selection.mask, alive & selection.keep

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from dynavit.adapters.halves import add_mlp
+from dynavit.adapters.half_blocks import add_mlp
 from dynavit.errors import UnsupportedBackbone
 from dynavit.functional import log_mask, masked_mean
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from dynavit.adapters.attention import AttentionView, relative_bias
 from dynavit.adapters.base import BackboneAdapter
-from dynavit.adapters.halves import add_attention
+from dynavit.adapters.half_blocks import add_attention
 from dynavit.adapters.images import check_images
 from dynavit.adapters.masking import additive_mask, backend_for
 from dynavit.adapters.registry import register_adapter

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dynavit.adapters.attention import AttentionView
 from dynavit.adapters.base import BackboneAdapter
-from dynavit.adapters.halves import add_attention
+from dynavit.adapters.half_blocks import add_attention
 from dynavit.adapters.masking import additive_mask, backend_for
 from dynavit.errors import UnsupportedBackbone
 

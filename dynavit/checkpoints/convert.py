@@ -41,7 +41,7 @@ def convert(
     ==========  =========================================================================================
     format      written by
     ==========  =========================================================================================
-    dynamicvit  DynamicViT with DeiT, Rao et al. 2021, https://arxiv.org/abs/2106.02034: with predictors
+    dynamicvit  DynamicViT with DeiT, Rao et al. 2021, https://arxiv.org/abs/2106.02034: with scorers
     timm        timm, DeiT (distilled too) and EViT, which share their names
     hf-vit      Hugging Face ViT
     hf-deit     Hugging Face DeiT, which is distilled: ``deit_*_distilled_*`` in timm
@@ -64,7 +64,7 @@ def convert(
             None, by the rule of :func:`~dynavit.checkpoints.state_dicts.read_state`.
         num_classes: those of the checkpoint if None; another number leaves the head new.
         options: everything else that :func:`~dynavit.models.factory.create_model` takes. ``stages`` must
-            be those that DynamicViT's predictors were trained for, (3, 6, 9) of 12 blocks by default;
+            be those that DynamicViT's scorers were trained for, (3, 6, 9) of 12 blocks by default;
             with ``img_size``, position embeddings of another (square) grid are resampled.
 
     Returns:
@@ -83,10 +83,10 @@ def convert(
         >>> published = timm.create_model("test_vit", num_classes=10).state_dict()
         >>> model = convert({"model": published}, "test_vit", keep_ratio=0.5)
         >>> model.num_classes, model.metadata
-        (10, {'converted_from': 'timm', 'new_parts': ['predictors']})
+        (10, {'converted_from': 'timm', 'new_parts': ['scorers']})
     """
     state = read_state(checkpoint, entry)
-    if any(name.startswith("predictors.") for name in state.tensors):
+    if any(name.startswith("scorers.") for name in state.tensors):
         raise InputError(f"{state.where} is a model that dynavit saved: dynavit.load reads its folder.")
     state, source, problems = to_timm(state, _backbone_names(architecture, options))
     weights = state.tensors
@@ -102,7 +102,7 @@ def convert(
     if "img_size" in options:
         _resample_positions(weights, model)
     own = model.state_dict()
-    told = ("backbone.", "predictors.") if source == "dynamicvit" else ("backbone.",)
+    told = ("backbone.", "scorers.") if source == "dynamicvit" else ("backbone.",)
     new = {name for name in own if not name.startswith(told) or (_is_head(name) and wanted != given)}
     problems["missing"] += own.keys() - weights.keys() - new
     problems["unknown"] += weights.keys() - own.keys()
@@ -134,10 +134,10 @@ def _classes(weights: Mapping[str, Tensor]) -> int:
 
 
 def _check_stages(weights: Mapping[str, Tensor], model: PrunedViT) -> None:
-    stages = {name.split(".")[1] for name in weights if name.startswith("predictors.")}
+    stages = {name.split(".")[1] for name in weights if name.startswith("scorers.")}
     if len(stages) != len(model.stages):
         raise InputError(
-            f"stages={list(model.stages)}: the checkpoint has predictors for {len(stages)} stages; give the block "
+            f"stages={list(model.stages)}: the checkpoint has scorers for {len(stages)} stages; give the block "
             f"numbers that it was trained for."
         )
 

@@ -99,7 +99,7 @@ def to_timm(state: StateDict, own: Iterable[str]) -> tuple[StateDict, str, dict[
         own: names of the backbone's weights, as timm has them.
 
     Returns:
-        The weights, by names that begin with ``backbone.`` or, of DynamicViT, ``predictors.``; which of ``FORMATS``
+        The weights, by names that begin with ``backbone.`` or, of DynamicViT, ``scorers.``; which of ``FORMATS``
         they were in; and which names are wrong, by kind of fault.
 
     Raises:
@@ -159,7 +159,7 @@ def _from_dynamicvit(name: str) -> str | None:
     if not name.startswith("score_predictor."):
         return _of_backbone(name)
     match = re.fullmatch(r"score_predictor\.(\d+)\.(in_conv|out_conv)\.(.+)", name)
-    return match and f"predictors.{match[1]}.{_PREDICTOR_PARTS[match[2]]}.{match[3]}"
+    return match and f"scorers.{match[1]}.{_PREDICTOR_PARTS[match[2]]}.{match[3]}"
 
 
 def _merge_outputs(weights: dict[str, Tensor], problems: dict[str, list[str]]) -> None:
@@ -167,7 +167,7 @@ def _merge_outputs(weights: dict[str, Tensor], problems: dict[str, list[str]]) -
 
     They end in a LogSoftmax, and softmax([l0, l1])[0] = sigmoid(l0 - l1).
     """
-    for name in [name for name in weights if re.fullmatch(r"predictors\.\d+\.score\.4\.(weight|bias)", name)]:
+    for name in [name for name in weights if re.fullmatch(r"scorers\.\d+\.score\.4\.(weight|bias)", name)]:
         value = weights.pop(name)
         if value.shape[:1] == (2,):
             weights[name] = value[:1] - value[1:]

@@ -58,7 +58,7 @@ def _matched(backbone: Any, own: Mapping[str, Tensor], state: StateDict) -> _Mat
     """Bring published names and other prefixes to timm's, then compare."""
     state, _, problems = to_timm(state, own)
     ours = {name: value for name, value in state.tensors.items() if name.startswith("backbone.")}
-    left = ("predictors.*",) if len(ours) < len(state.tensors) else ()  # DynamicViT's, which belong to its stages
+    left = ("scorers.*",) if len(ours) < len(state.tensors) else ()  # DynamicViT's, which belong to its stages
     tensors = {name.removeprefix("backbone."): value for name, value in ours.items()}
     fitted, more, replaced = _matched_by_timm(
         backbone, own, replace(state, tensors=tensors, left_out=(*state.left_out, *left))

@@ -1,4 +1,4 @@
-"""Answers for images of one's own: labels, or embeddings and who looks like whom."""
+"""Outputs for images of one's own: labels, or embeddings and who looks like whom."""
 
 from __future__ import annotations
 

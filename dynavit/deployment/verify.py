@@ -101,7 +101,7 @@ def verify(
     if not compare.any():
         raise InputError(
             "on every image rounding alone decides which tokens are kept or merged, so there is nothing to compare by: "
-            "train the predictors first, or check with other images."
+            "train the scorers first, or check with other images."
         )
     scale, compared = float(expected.std()), expected[compare]
     worst = 0.0

@@ -156,7 +156,7 @@ def _training(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dty
         variants[f"oracle {number}"] = partial(step, model, partial(oracle, model.train()))
         if not model.only_gathers:
             variants[f"training, mask {number}"] = partial(step, model, model)
-        if model.selector.budget == "k":
+        if model.selector.fixed_k:
             gathers = copy(model)
             gathers.execution = "gather"
             variants[f"training, gather {number}"] = partial(step, gathers, gathers)
@@ -257,7 +257,7 @@ def _selector_step(selector: Selector, logits: Tensor, gradient: Tensor) -> None
     alive = torch.ones_like(logits, dtype=torch.bool)
     selection = selector(logits, alive, num_keep(logits.shape[1], _SELECTOR_KEEPS))
     learned = {"mask": selection.mask, "log_prob": selection.log_prob}
-    if selector.budget == "expected":
+    if not selector.fixed_k:
         learned["probs"] = selection.probs
     outputs = [output for output in learned.values() if output is not None and output.requires_grad]
     torch.autograd.backward(outputs, [gradient[:, 0] if output.ndim == 1 else gradient for output in outputs])

@@ -107,7 +107,7 @@ def image_counts(model: PrunedViT, batches: Iterable[Tensor]) -> Tensor:
 
 def _check_merges(model: PrunedViT, keep_ratio: float) -> None:
     """Refuse what :class:`~dynavit.reducers.Merge` would: merging at most halves the tokens at a stage."""
-    if model.predictors or not model.stages:
+    if model.scorers or not model.stages:
         return
     variant = model.at_ratio(keep_ratio)
     present = tokens_per_stage(model.at_ratio(1.0))[0]

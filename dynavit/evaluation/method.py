@@ -45,8 +45,8 @@ class Method:
                 method has to be trained first.
         """
         model = prune(dense.backbone, stages=self.stages_in(dense.adapter.depth), **self.parts)
-        if any(scorer.learned for scorer in model.predictors) and model.selector.needs_scores:
-            raise InputError(f"its scorer, {model.predictors[0].name}, has to be trained first.")
+        if any(scorer.learned for scorer in model.scorers) and model.selector.needs_scores:
+            raise InputError(f"its scorer, {model.scorers[0].name}, has to be trained first.")
         if list(model.reducer.parameters()):
             raise InputError(f"its reducer, {model.reducer.name}, has to be trained first.")
         return model.to(next(dense.parameters()).device).eval()

@@ -47,7 +47,7 @@ def draw_ranked_lists(run: Run, data: ReidData, searched: Searchable) -> Image.I
             sample[0][None].to(run.device), return_trace=True, **side_inputs(run.model, data, torch.tensor([index]))
         )
         kept[index] = trace.stages[-1].kept[0].cpu().numpy() if trace.stages else None
-    prunes = bool(run.model.predictors)  # merging drops nothing
+    prunes = bool(run.model.scorers)  # merging drops nothing
 
     def caption(index: int) -> str:
         camera = int(data.cameras[index])

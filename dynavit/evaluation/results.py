@@ -53,7 +53,7 @@ def write_results(
     if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
         picture = draw_kept_tokens(run, sample)
         files["kept_tokens.png"] = png(partial(picture.save, format="PNG"))
-        caption = "Tokens kept after each stage" if run.model.predictors else "Patches merged into one token"
+        caption = "Tokens kept after each stage" if run.model.scorers else "Patches merged into one token"
         pictures[caption] = picture
     if any(is_adaptive(row) for row in rows):
         files["token_counts.png"] = png(partial(plot_token_counts, rows))
@@ -67,7 +67,7 @@ def write_results(
         "architecture": run.model.architecture,
         "stages": list(run.model.stages),
         "selector": selector_config(run.model.selector)["name"],
-        **({"scorer": run.model.predictors[0].name} if run.model.predictors else {}),
+        **({"scorer": run.model.scorers[0].name} if run.model.scorers else {}),
         "reducer": run.model.reducer.name,
         "data": run.config.data.name,
         "device": str(run.device),

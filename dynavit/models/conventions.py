@@ -24,7 +24,7 @@ class TimmConventions:
     adapter: BackboneAdapter
     neck: BNNeck | None
     side: SideEmbedding | None
-    predictors: nn.ModuleList
+    scorers: nn.ModuleList
 
     @property
     def num_classes(self) -> int:
@@ -93,10 +93,10 @@ class TimmConventions:
         self.backbone.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters to leave out of weight decay, the predictors' included."""
+        """Return names of parameters to leave out of weight decay, the scorers' included."""
         backbone = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
         side = {"side.table"} if self.side is not None else set()  # as position embeddings
-        return backbone | side | {f"predictors.{name}" for name, _ in self.predictors.named_parameters()}
+        return backbone | side | {f"scorers.{name}" for name, _ in self.scorers.named_parameters()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's layer groups for layer-wise learning rates, names prefixed by backbone."""

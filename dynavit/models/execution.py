@@ -30,7 +30,7 @@ def execution_of(model: Any) -> Literal["mask", "gather"]:
                 f"choose a selector that decides, such as 'topk', or reducer='drop'."
             )
         way = "execution='mask' or 'auto'" if model.reducer.masks else f"another one: {reducer} cannot mask tokens"
-        if execution == "gather" and (model.selector.budget != "k" or model.selector.soft):
+        if execution == "gather" and (not model.selector.fixed_k or model.selector.soft):
             raise InputError(
                 f"execution='gather' in training needs a selector that removes a fixed number of tokens; "
                 f"{selector} does not. Use {way}."
@@ -45,10 +45,10 @@ def check_scorers(model: Any) -> None:
         InputError: a stage whose scorer would never learn.
         UnsupportedBackbone: attention, or a class token, that is not there to be read.
     """
-    if isinstance(model.reducer, Merge) or any(scorer.needs_attention for scorer in model.predictors):
+    if isinstance(model.reducer, Merge) or any(scorer.needs_attention for scorer in model.scorers):
         for stage in model.stages:
             check_attention(model.backbone.blocks[stage].attn)
-    for scorer in model.predictors:
+    for scorer in model.scorers:
         if scorer.needs_class_token and not model.adapter.has_class_token:
             raise UnsupportedBackbone(
                 f"scorer {scorer.name!r} reads the attention of the class token, and this backbone has none: use "

@@ -48,8 +48,8 @@ class _Savable(Protocol):
     stages: tuple[int, ...]
     keep_ratios: tuple[float, ...]
     selector: Any
-    predictors: Any
-    scorer: dict[str, Any]
+    scorers: Any
+    scorer_config: dict[str, Any]
     reducer: Any
     placement: Any
     count_rule: Any
@@ -67,13 +67,13 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
 
     Attributes:
         architecture: timm name from which the backbone can be rebuilt; None if unknown.
-        scorer: what :func:`dynavit.create_model` was asked for, for models that have no predictors at present.
+        scorer_config: what :func:`dynavit.create_model` was asked for, for models that have no scorers at present.
         model_kwargs: what timm needs beside it.
         metadata: plain data saved along: class names, preprocessing, whatever else serves users.
     """
 
     architecture: str | None = None
-    scorer: dict[str, Any]
+    scorer_config: dict[str, Any]
     model_kwargs: dict[str, Any]
     metadata: dict[str, Any]
     _origin: tuple[Any, Origin] | None = None
@@ -249,17 +249,17 @@ def model_config(model: _Savable) -> dict[str, Any]:
 
 
 def _scorer_config(model: _Savable) -> dict[str, Any]:
-    if not model.predictors:
-        return model.scorer
-    return with_module(scorer_config(model.predictors[0]), model.predictors[0])
+    if not model.scorers:
+        return model.scorer_config
+    return with_module(scorer_config(model.scorers[0]), model.scorers[0])
 
 
 def _origin(model: _Savable) -> Origin:
     """Return how the backbone is made, found out once for each structure that it has."""
     if model.adapter.backbone is not model.backbone:
         raise InputError("model.backbone was replaced, but the model runs the old one: wrap the new one.")
-    if len(model.predictors) not in (0, len(model.stages)):
-        raise InputError(f"the model has {len(model.predictors)} predictors for {len(model.stages)} stages.")
+    if len(model.scorers) not in (0, len(model.stages)):
+        raise InputError(f"the model has {len(model.scorers)} scorers for {len(model.stages)} stages.")
     if not isinstance(model.metadata, dict):
         raise InputError(f"metadata={model.metadata!r}: give a mapping of plain data.")
     plain = {key: value for key, value in model.model_kwargs.items() if not describes_a_source(key)}

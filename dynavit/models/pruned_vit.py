@@ -47,7 +47,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
 
     Attributes:
         backbone: the timm model, shared with the caller.
-        predictors: one :class:`~dynavit.scorers.Scorer` a stage; none where tokens merge.
+        scorers: one :class:`~dynavit.scorers.Scorer` a stage; none where tokens merge.
         selector, reducer: how tokens are chosen, and what becomes of the others; or how they merge.
         neck: the head of a re-identification model, in place of the backbone's classifier; or None.
         side: adds what is known of camera and view to the tokens; or None.
@@ -82,12 +82,12 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         self.selector = pruning.create_selector()
         self.reducer = pruning.create_reducer(self.embed_dim)
         scored = () if isinstance(self.reducer, Merge) else self.stages
-        self.predictors = nn.ModuleList(pruning.create_scorer(self.embed_dim) for _ in scored)
+        self.scorers = nn.ModuleList(pruning.create_scorer(self.embed_dim) for _ in scored)
         self.neck = neck
         self.side = side
         self._check_head()
         check_scorers(self)
-        self.scorer = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
+        self.scorer_config = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
         self.model_kwargs: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
         self.execution = "auto"
@@ -142,8 +142,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             self.thresholds = None
             return
         found = checked_thresholds(thresholds, len(self.stages))
-        if not self.predictors or not self.selector.needs_scores:
-            chooser = self.selector if self.predictors else self.reducer
+        if not self.scorers or not self.selector.needs_scores:
+            chooser = self.selector if self.scorers else self.reducer
             raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
         self.thresholds = found
 
@@ -272,7 +272,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         """Return what happens at each stage, by the block that it is at."""
         steps: dict[int, SelectStep | MergeStep] = {}
         selector, reducer = self.selector, self.reducer
-        scorers: Any = list(self.predictors)
+        scorers: Any = list(self.scorers)
         for stage, (block, ratio) in enumerate(zip(self.stages, self.keep_ratios, strict=True)):
             if isinstance(reducer, Merge):
                 steps[block] = MergeStep(stage, block, ratio, reducer)

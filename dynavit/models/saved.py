@@ -145,7 +145,7 @@ def load_weights(model: Any, path: Path, device: str, strict: bool = True) -> No
 def _why(missing: list[str], unknown: list[str], shapes: list[str]) -> str:
     names = {*missing, *unknown, *shapes}
     parts = {name.partition(".")[0] for name in names}
-    if parts <= {"predictors", "reducer", "selector"}:
+    if parts <= {"scorers", "reducer", "selector"}:
         return (
             "These are parts that learned for the stages, scorer, selector and reducer saved in the folder: load it "
             "with those, or give its backbone new ones: dynavit.prune(dynavit.load(FOLDER).backbone, stages=...), and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dynavit.errors import InputError
-from dynavit.parts import Parts
+from dynavit.parts import Registry
 from dynavit.reducers.aggregate import Aggregate
 from dynavit.reducers.base import Reducer
 from dynavit.reducers.drop import Drop
@@ -14,7 +14,7 @@ from dynavit.reducers.merge import Merge
 from dynavit.reducers.squeeze import Squeeze
 
 _CLASSES: tuple[type[Reducer | Merge], ...] = (Aggregate, Drop, Fuse, Merge, Squeeze)
-_REDUCERS: Parts[Reducer | Merge] = Parts("reducer", supplied=("dim",))
+_REDUCERS: Registry[Reducer | Merge] = Registry("reducer", supplied=("dim",))
 _REDUCERS.classes.update({cls.name: cls for cls in _CLASSES})
 
 

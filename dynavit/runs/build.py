@@ -28,7 +28,7 @@ class Start:
     """The model a run starts from.
 
     Attributes:
-        model: with predictors, ready to train.
+        model: with scorers, ready to train.
         dense: a frozen copy of the starting model in eval mode, which prunes nowhere.
         head_replaced: the classifier, or the neck, is new: the checkpoint had other classes, or none.
         dense_is_trained: ``dense`` knows the classes, so that comparing with it means something.
@@ -191,33 +191,33 @@ def build_teacher(config: Config, start: Start) -> nn.Module | None:
     Raises:
         InputError: a teacher of other classes, or one that has not learned them.
     """
-    if not (config.loss.logit_distillation or config.loss.token_distillation):
+    if not (config.loss.logit_distillation_weight or config.loss.token_distillation_weight):
         return None
-    if config.task == "reid" and config.loss.logit_distillation:
+    if config.task == "reid" and config.loss.logit_distillation_weight:
         raise InputError(
-            "loss.logit_distillation: a re-identification model answers with an embedding, not with logits; use "
-            "loss.token_distillation."
+            "loss.logit_distillation_weight: a re-identification model answers with an embedding, not with logits; use "
+            "loss.token_distillation_weight."
         )
     if config.loss.teacher == "start":
         if not start.dense_is_trained:
             raise InputError(
                 "loss.teacher=start: the starting model does not know these classes yet, so it cannot "
                 "teach them. Train it first (model.stages=[]), name another loss.teacher, or set "
-                "loss.logit_distillation=0 and loss.token_distillation=0."
+                "loss.logit_distillation_weight=0 and loss.token_distillation_weight=0."
             )
         _refuse_cameras(start.dense)
         return start.dense.backbone
     teacher, student = load(config.loss.teacher), start.model
     _refuse_cameras(teacher)
     compared: dict[str, tuple[Any, Any]] = {}
-    if config.loss.logit_distillation:
+    if config.loss.logit_distillation_weight:
         compared["number of classes"] = (teacher.num_classes, student.num_classes)
     sizes = [model.adapter.image_size for model in (teacher, student)]
     compared["image size"] = (sizes[0], sizes[1])
     for name in ("mean", "std"):
         theirs = teacher.metadata.get("preprocessing", student.metadata["preprocessing"])[name]
         compared[name] = (theirs, student.metadata["preprocessing"][name])
-    if config.loss.token_distillation:
+    if config.loss.token_distillation_weight:
         compared["patch grid"] = (teacher.adapter.grid_size, student.adapter.grid_size)
         compared["width"] = (teacher.embed_dim, student.embed_dim)
     for what, (theirs, ours) in compared.items():
@@ -230,7 +230,7 @@ def _refuse_cameras(teacher: PrunedViT) -> None:
     if teacher.side is not None:
         raise InputError(
             "the teacher was trained with a camera embedding, which distillation does not give it: set "
-            "loss.token_distillation=0, or name a loss.teacher without one."
+            "loss.token_distillation_weight=0, or name a loss.teacher without one."
         )
 
 

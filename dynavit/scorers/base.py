@@ -14,9 +14,9 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from dynavit.errors import InputError
-from dynavit.parts import Parts
+from dynavit.parts import Registry
 
-_SCORERS: Parts[Scorer] = Parts("scorer", supplied=("dim",))
+_SCORERS: Registry[Scorer] = Registry("scorer", supplied=("dim",))
 _S = TypeVar("_S", bound="type[Scorer]")
 
 

@@ -16,7 +16,7 @@ from dynavit.selectors.registry import register_selector
 class _NotLearned(Selector):
     """Ignores the logits; chooses alike in training and in eval."""
 
-    trains_predictor = False
+    trains_scorer = False
     needs_scores = False
 
     def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
@@ -69,7 +69,7 @@ class Fixed(_NotLearned):
         InputError: fewer decisions than stages, another shape, or in eval another count than k.
     """
 
-    budget = "expected"
+    fixed_k = False
 
     def __init__(self, decisions: Sequence[Tensor] = ()) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Fixed(_NotLearned):
 class _Replayed(_NotLearned):
     """Replays the decision ``(B, n)`` of one stage."""
 
-    budget = "expected"
+    fixed_k = False
 
     def __init__(self, decision: Tensor) -> None:
         super().__init__()

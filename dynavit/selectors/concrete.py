@@ -31,7 +31,7 @@ class GumbelSigmoid(Selector):
     1 / temperature.
     """
 
-    budget = "expected"
+    fixed_k = False
     soft = True
     stochastic = True
 
@@ -61,7 +61,7 @@ class StraightThrough(Selector):
         InputError: another backward.
     """
 
-    budget = "expected"
+    fixed_k = False
     stochastic = True
 
     def __init__(self, backward: Literal["concrete", "bernoulli", "reinmax"] = "concrete") -> None:
@@ -93,7 +93,7 @@ class ThresholdStraightThrough(Selector):
     logit is positive, the best token stays.
     """
 
-    budget = "expected"
+    fixed_k = False
 
     def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         alive = request.alive

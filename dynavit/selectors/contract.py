@@ -136,10 +136,10 @@ def _learns(selector: Selector) -> str:
     selection = _run(selector, logits, _alive(), True)
     gradient = _gradient(selection, logits) if selection.mask.requires_grad else None
     through_mask = gradient is not None and bool((gradient != 0).any())
-    if selector.trains_predictor and not through_mask:
-        return "no gradient reaches the logits through mask; say trains_predictor = False, or mend the gradient"
-    if not selector.trains_predictor and selection.mask.requires_grad:
-        return "mask carries a gradient although trains_predictor is False, so the predictors would be frozen"
+    if selector.trains_scorer and not through_mask:
+        return "no gradient reaches the logits through mask; say trains_scorer = False, or mend the gradient"
+    if not selector.trains_scorer and selection.mask.requires_grad:
+        return "mask carries a gradient although trains_scorer is False, so the scorers would be frozen"
     if selector.needs_reward and (selection.log_prob is None or not selection.log_prob.requires_grad):
         return "needs_reward is set, but log_prob is missing or carries no gradient"
     return ""
@@ -160,7 +160,7 @@ def _deterministic_eval(selector: Selector) -> str:
 
 def _count_met(selector: Selector) -> str:
     alive = _alive()
-    modes = (True, False) if selector.budget == "k" else (False,)
+    modes = (True, False) if selector.fixed_k else (False,)
     for training in modes:
         for k in (1, _K, _TOKENS + 3, torch.tensor(3), torch.tensor([1, 2, 3, 4])):
             kept = _run(selector, _logits(), alive, training, k).keep.sum(dim=1)

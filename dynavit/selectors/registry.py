@@ -13,10 +13,10 @@ from functools import cache
 from typing import Any, TypeVar
 
 from dynavit.errors import InputError
-from dynavit.parts import Parts, load_entry_points
+from dynavit.parts import Registry, load_entry_points
 from dynavit.selectors.base import Selector
 
-_SELECTORS: Parts[Selector] = Parts("selector")
+_SELECTORS: Registry[Selector] = Registry("selector")
 _S = TypeVar("_S", bound=type[Selector])
 
 
@@ -49,8 +49,8 @@ def create_selector(name: str, **kwargs: Any) -> Selector:
         InputError: unknown name or option; the message lists what exists.
 
     Example:
-        >>> create_selector("topk").budget
-        'k'
+        >>> create_selector("topk").fixed_k
+        True
     """
     return _selectors().create(name, kwargs)
 
@@ -60,7 +60,7 @@ def list_selectors() -> dict[str, str]:
     return _selectors().summaries()
 
 
-def _selectors() -> Parts[Selector]:
+def _selectors() -> Registry[Selector]:
     _load_entry_points()
     return _SELECTORS
 

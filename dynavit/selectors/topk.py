@@ -25,7 +25,7 @@ class TopK(Selector):
       knows k: raising one token's logit lowers the others' masks, kept and dropped alike.
     - ``"gate"``: that of ``sigmoid(logit / temperature)``, to kept tokens alone, as routers of mixtures of
       experts learn (Shazeer et al. 2017, https://arxiv.org/abs/1701.06538).
-    - ``"none"``: no gradient; the predictors stay as they are. A baseline.
+    - ``"none"``: no gradient; the scorers stay as they are. A baseline.
 
     Raises:
         InputError: another gradient.
@@ -36,7 +36,7 @@ class TopK(Selector):
         if gradient not in _GRADIENTS:
             raise InputError(f"selector 'topk': gradient={gradient!r}; choose one of {', '.join(_GRADIENTS)}.")
         self.gradient = gradient
-        self.trains_predictor = gradient != "none"
+        self.trains_scorer = gradient != "none"
 
     def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         if self.gradient == "none":

@@ -15,7 +15,7 @@ from dynavit.data.samplers import ShuffledSampler
 from dynavit.metrics.bootstrap import bootstrap_interval
 from dynavit.models import PrunedViT
 from dynavit.runs.loading import fitting_batch_size
-from dynavit.tasks.budget import Budget
+from dynavit.tasks.count_loss import CountLoss
 from dynavit.tasks.objective import Objective
 
 
@@ -89,7 +89,9 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def objective(self, data: Any, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None) -> Objective:
+    def objective(
+        self, data: Any, model: PrunedViT, count_loss: CountLoss | None, teacher: nn.Module | None
+    ) -> Objective:
         """Return the losses of a training step."""
 
     @abstractmethod

@@ -23,10 +23,10 @@ from dynavit.metrics.retrieval import Distance, RetrievalResult, retrieval_metri
 from dynavit.models import PrunedViT
 from dynavit.models.heads import Embedding
 from dynavit.runs.loading import foreground_of
-from dynavit.tasks.answers import collect_answers, selection_metrics
 from dynavit.tasks.base import Detail, Evaluation, Task
-from dynavit.tasks.budget import Budget
+from dynavit.tasks.count_loss import CountLoss
 from dynavit.tasks.objective import Objective
+from dynavit.tasks.outputs import collect_outputs, selection_metrics
 
 
 class ReidTask(Task):
@@ -133,9 +133,9 @@ class ReidTask(Task):
             ) from None
 
     def objective(
-        self, data: ReidData, model: PrunedViT, budget: Budget | None, teacher: nn.Module | None
+        self, data: ReidData, model: PrunedViT, count_loss: CountLoss | None, teacher: nn.Module | None
     ) -> Objective:
-        return ReidObjective(self.config.loss, model, budget, teacher, data)
+        return ReidObjective(self.config.loss, model, count_loss, teacher, data)
 
     def evaluate(
         self,
@@ -148,7 +148,7 @@ class ReidTask(Task):
         def cameras(model: PrunedViT, indices: Tensor) -> dict[str, Tensor]:
             return self.inputs(model, data, indices)
 
-        found = collect_answers(models, loader, accelerator, lambda output: output.float(), cameras, title)
+        found = collect_outputs(models, loader, accelerator, lambda output: output.float(), cameras, title)
         foreground = foreground_of(data.validation, None, models[0].adapter.grid_size)
         evaluations = []
         for model, answers in zip(models, found, strict=True):
@@ -168,7 +168,7 @@ class ReidTask(Task):
 
     def chance_loss(self, num_classes: int) -> float:
         # a triplet loss that tells nothing apart is softplus(0), or its margin
-        return self.config.loss.identity * math.log(num_classes) + 1.0
+        return self.config.loss.identity_weight * math.log(num_classes) + 1.0
 
 
 class ReidObjective(Objective):
@@ -179,15 +179,15 @@ class ReidObjective(Objective):
     """
 
     def __init__(
-        self, settings: LossConfig, model: PrunedViT, budget: Budget | None, teacher: Any, data: ReidData
+        self, settings: LossConfig, model: PrunedViT, count_loss: CountLoss | None, teacher: Any, data: ReidData
     ) -> None:
-        super().__init__(settings, model.selector, budget, teacher)
+        super().__init__(settings, model.selector, count_loss, teacher)
 
         def create(**options: Any) -> MetricLoss:
             return create_metric_loss(num_classes=model.num_classes, embedding_size=model.num_features, **options)
 
         losses = {"metric": create(**settings.metric)}
-        if settings.center:
+        if settings.center_weight:
             losses["center"] = create(name="center")
         self._losses: nn.Module = _MetricLosses(losses)
         if any(loss.has_parameters for loss in losses.values()):
@@ -208,9 +208,9 @@ class ReidObjective(Objective):
                 features, labels = gather_with_gradient(features), gather_with_gradient(labels)
             found.append(compare(features, labels))
         self._statistics = found[0]["metric"][1]
-        weights = {"metric": self.settings.metric_weight, "center": self.settings.center}
+        weights = {"metric": self.settings.metric_weight, "center": self.settings.center_weight}
         terms = {name: (torch.stack([part[name][0] for part in found]).mean(), weights[name]) for name in found[0]}
-        return {"identity": (identity, self.settings.identity), **terms}
+        return {"identity": (identity, self.settings.identity_weight), **terms}
 
     def statistics(self) -> dict[str, Tensor]:
         return self._statistics

@@ -76,7 +76,7 @@ def check_reward(settings: LossConfig, model: PrunedViT) -> None:
     Raises:
         InputError: naming the setting.
     """
-    if model.selector.needs_reward and model.predictors:
+    if model.selector.needs_reward and model.scorers:
         create_reward(settings.reward)
     elif settings.reward != LossConfig().reward:
         raise InputError(

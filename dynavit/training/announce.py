@@ -37,7 +37,7 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
         f"{config.train.epochs} epochs of {setup.batches.length} batches x {size} images x "
         f"{accelerator.num_processes} process(es) on {accelerator.device}; writing {config.run_dir}"
     )
-    if model.stages and config.loss.keep_ratio and (not model.predictors or model.selector.budget == "k"):
+    if model.stages and config.loss.keep_ratio_weight and (not model.scorers or model.selector.fixed_k):
         say("The number of tokens is fixed: the keep-ratio loss would have nothing to do and is left out.")
     if setup.objective.reward is not None:
         say(
@@ -50,10 +50,10 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
 
 def _choice(model: PrunedViT) -> str:
     """Name what chooses tokens, and what becomes of the others."""
-    if not model.predictors:
+    if not model.scorers:
         return f"reducer {model.reducer.name}"
     selector = selector_config(model.selector)["name"]
-    scorer = f"scorer {model.predictors[0].name}, " if model.selector.needs_scores else ""
+    scorer = f"scorer {model.scorers[0].name}, " if model.selector.needs_scores else ""
     return f"{scorer}selector {selector}, reducer {model.reducer.name}"
 
 

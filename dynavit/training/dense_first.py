@@ -106,10 +106,10 @@ def dense_config(config: Config) -> Config:
         loss=replace(
             unweighted,
             label_smoothing=loss.label_smoothing,
-            identity=loss.identity,
+            identity_weight=loss.identity_weight,
             metric=loss.metric,
             metric_weight=loss.metric_weight,
-            center=loss.center,
+            center_weight=loss.center_weight,
             metric_across_processes=loss.metric_across_processes,
         ),
         schedule=ScheduleConfig(),

@@ -1,4 +1,4 @@
-"""Optimiser and parameter groups: a slow backbone, fast predictors without weight decay."""
+"""Optimiser and parameter groups: a slow backbone, fast scorers without weight decay."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def create_optimizer(
     """
     model, backbone = start.model, start.model.backbone
     backbone.requires_grad_(freeze != "backbone")
-    model.predictors.requires_grad_(model.selector.trains_predictor or model.selector.needs_reward)
+    model.scorers.requires_grad_(model.selector.trains_scorer or model.selector.needs_reward)
     head = list(_parameters(backbone.get_classifier())) if start.head_replaced else []
     beside: dict[bool, list[nn.Parameter]] = {True: [], False: []}  # by whether they are new
     for part, is_new in ((model.neck, start.head_replaced), (model.side, start.side_is_new)):
@@ -41,7 +41,7 @@ def create_optimizer(
     groups.append({"params": beside[False], "weight_decay": 0.0})
     for group in groups:
         group.update(lr_scale=group.get("lr_scale", 1.0) * settings.backbone_lr_scale, part="backbone")
-    fast = [*model.predictors.parameters(), *model.reducer.parameters(), *head, *beside[True]]
+    fast = [*model.scorers.parameters(), *model.reducer.parameters(), *head, *beside[True]]
     if loss is not None:
         fast += loss.parameters()
     groups.append({"params": fast, "weight_decay": 0.0, "lr_scale": 1.0, "part": "fast"})
@@ -68,9 +68,9 @@ def create_optimizer(
 
 
 def _unlearned(model: PrunedViT) -> str:
-    if list(model.predictors.parameters()):
-        return f"selector {type(model.selector).__name__} passes no gradient to its predictors"
-    chooser = f"scorer {model.predictors[0].name}" if model.predictors else f"reducer {model.reducer.name}"
+    if list(model.scorers.parameters()):
+        return f"selector {type(model.selector).__name__} passes no gradient to its scorers"
+    chooser = f"scorer {model.scorers[0].name}" if model.scorers else f"reducer {model.reducer.name}"
     return f"{chooser} has nothing to learn"
 
 

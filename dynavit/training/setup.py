@@ -18,8 +18,8 @@ from dynavit.models.hub import model_config
 from dynavit.runs.build import build_probe, build_start, build_teacher, resolve_preprocessing
 from dynavit.runs.loading import TrainingBatches, first_images, make_loader, prepare_loader
 from dynavit.tasks import Task, create_task
-from dynavit.tasks.budget import Budget, measured_table
-from dynavit.tasks.objective import Moment, Objective
+from dynavit.tasks.count_loss import CountLoss, measured_table
+from dynavit.tasks.objective import Objective, Scheduled
 from dynavit.tasks.rewards import check_reward
 from dynavit.training.data_check import check_before_training
 from dynavit.training.optimization import create_optimizer
@@ -42,17 +42,17 @@ class Schedules:
         return anneal(settings.temperature_kind, settings.temperature_start, settings.temperature_end, fraction)
 
     def lr(self, step: int) -> float:
-        """Return the learning rate of the predictors at a step."""
+        """Return the learning rate of the scorers at a step."""
         return self.config.optimizer.lr * self.learning_rate(step)
 
-    def moment(self, step: int, device: torch.device) -> Moment:
+    def at(self, step: int, device: torch.device) -> Scheduled:
         """Return what the objective needs to know of a step."""
         counts: list[Any] = self.keep_counts(step)
         temperature: float | Tensor = self.temperature(step)
         if self.config.train.compile:  # tensors can move without recompiling
             counts = [torch.tensor(count, device=device) for count in counts]
             temperature = torch.tensor(temperature, device=device)
-        return Moment(temperature, counts)
+        return Scheduled(temperature, counts)
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
             )
     model_config(model)  # refuses now what could not be saved after an epoch
     teacher = build_teacher(config, start)
-    budget = _budget(config, model, accelerator)
+    count_loss = _count_loss(config, model, accelerator)
     teacher = teacher.to(accelerator.device) if teacher is not None else None
-    objective = task.objective(data, model, budget, teacher)
-    if not model.predictors:  # nothing is selected, so there is nothing to compare
+    objective = task.objective(data, model, count_loss, teacher)
+    if not model.scorers:  # nothing is selected, so there is nothing to compare
         objective.reward, objective.samples = None, 1
     optimizer = create_optimizer(config.optimizer, start, train.freeze, objective.module)
     model.set_grad_checkpointing(train.grad_checkpointing)
@@ -160,19 +160,19 @@ def _schedules(config: Config, model: PrunedViT, steps_per_epoch: int) -> Schedu
     return Schedules(config, total_steps, lr, counts)
 
 
-def _budget(config: Config, model: PrunedViT, accelerator: Accelerator) -> Budget | None:
+def _count_loss(config: Config, model: PrunedViT, accelerator: Accelerator) -> CountLoss | None:
     """Return the keep-ratio loss where it has something to teach, and somebody to learn it."""
-    selector, kind = model.selector, config.loss.budget
+    selector, kind = model.selector, config.loss.keep_ratio_measure
     if selector.antithetic and len(model.stages) > 1:
         raise InputError(
             f"selector 'score_function' with antithetic=True is exact for one stage only, not {len(model.stages)}: "
             f"set model.stages to one block, or antithetic=false."
         )
-    learns = selector.trains_predictor or selector.needs_reward
-    if not model.predictors or selector.budget == "k" or not learns or not config.loss.keep_ratio:
+    learns = selector.trains_scorer or selector.needs_reward
+    if not model.scorers or selector.fixed_k or not learns or not config.loss.keep_ratio_weight:
         return None
     if kind != "latency":
-        return Budget(kind)
+        return CountLoss(kind)
     device = accelerator.device
     table = measured_table(model.to(device), config.run_dir / "latency.json", config.data.batch_size, accelerator)
-    return Budget(kind, table)
+    return CountLoss(kind, table)

@@ -187,11 +187,11 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         progress, accelerator = self.progress, self.accelerator
-        moment = self.schedules.moment(progress.step, images.device)
+        scheduled = self.schedules.at(progress.step, images.device)
         norms: dict[str, Tensor] = {}
         with accelerator.accumulate(self.model):
             with accelerator.autocast():
-                losses, trace = self.setup.objective(self.model, images, labels, indices, moment)
+                losses, trace = self.setup.objective(self.model, images, labels, indices, scheduled)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 accelerator.unscale_gradients()
@@ -204,7 +204,7 @@ class Trainer:
             progress.step += 1
             if self.ema is not None:
                 self.ema.update(accelerator.unwrap_model(self.model), step=progress.step)
-        if progress.step == 1 and self.setup.objective.budget is not None:
+        if progress.step == 1 and self.setup.objective.count_loss is not None:
             warn_of_normalised_logits(trace)
         values = {name: loss.detach() for name, loss in losses.items()}
         return values | _kept(trace) | self.setup.objective.statistics(), norms

@@ -134,7 +134,7 @@ def test_round_trip(source: str, name: str, num_classes: int, tmp_path: Path) ->
 def test_a_converted_model_is_saved_and_loaded(tmp_path: Path) -> None:
     model = convert(renamed(small(), "hf-vit"), "vit_tiny_patch16_224", keep_ratio=0.5, selector="random", **TINY)
     assert model.keep_ratios == (0.5, 0.25)
-    assert model.metadata == {"converted_from": "hf-vit", "new_parts": ["predictors"]}
+    assert model.metadata == {"converted_from": "hf-vit", "new_parts": ["scorers"]}
     model.save_pretrained(tmp_path)
     loaded = dynavit.load(tmp_path)
     assert loaded.metadata == model.metadata
@@ -341,7 +341,7 @@ def test_dynamicvit(dynamicvit: State, vectors: Path, tmp_path: Path, wrapped: b
 def test_the_kept_output_is_the_first(dynamicvit: State) -> None:
     model = convert(dynamicvit, "vit_tiny_patch16_224", stages=(2, 3, 4), **VECTOR)
     tokens = torch.randn(2, 7, 48)
-    for stage, predictor in enumerate(model.predictors):
+    for stage, predictor in enumerate(model.scorers):
         name = f"score_predictor.{stage}"
         x = predictor.embed(tokens)  # type: ignore[union-attr, operator]
         x = torch.cat([x[..., :24], x[..., 24:].mean(1, keepdim=True).expand(-1, 7, -1)], dim=-1)
@@ -357,11 +357,11 @@ def test_dynamicvit_refusals(dynamicvit: State) -> None:
         with pytest.raises(InputError, match=match):
             convert(state, "vit_tiny_patch16_224", **{"stages": (2, 3, 4), **VECTOR, **options})
 
-    refused(dynamicvit, r"stages=\[2, 3\].*predictors for 3 stages", stages=(2, 3), keep_ratios=(0.7, 0.5))
+    refused(dynamicvit, r"stages=\[2, 3\].*scorers for 3 stages", stages=(2, 3), keep_ratios=(0.7, 0.5))
     one = dynamicvit | {"score_predictor.1.out_conv.4.weight": torch.ones(1, 12)}
-    refused(one, r"predictors\.1\.score\.4\.weight \(1, 12\) instead of two outputs")
+    refused(one, r"scorers\.1\.score\.4\.weight \(1, 12\) instead of two outputs")
     partial = {name: value for name, value in dynamicvit.items() if not name.endswith("in_conv.0.weight")}
-    refused(partial, r"missing: predictors\.\{0,1,2\}\.embed\.0\.weight\.$")
+    refused(partial, r"missing: scorers\.\{0,1,2\}\.embed\.0\.weight\.$")
     refused(dynamicvit | {"score_predictor.0.gate.weight": torch.ones(1)}, r"unknown: score_predictor\.0\.gate\.weight")
     lvvit = dynamicvit | {"patch_embed.conv1.weight": torch.ones(1), "aux_head.weight": torch.ones(1)}
     refused(lvvit, r"unknown: aux_head\.weight, patch_embed\.conv1\.weight")
@@ -432,7 +432,7 @@ def test_a_query_of_another_shape() -> None:
     ("names", "match"),
     [
         (["encoder.pos_embedding", "conv_proj.weight"], f"conv_proj.weight, .*known formats: {FORMATS[0]}"),
-        (["backbone.blocks.0.norm1.weight", "predictors.0.embed.0.weight"], r"dynavit\.load reads"),
+        (["backbone.blocks.0.norm1.weight", "scorers.0.embed.0.weight"], r"dynavit\.load reads"),
     ],
 )
 def test_unknown_formats(names: list[str], match: str) -> None:
@@ -447,10 +447,10 @@ def test_another_number_of_classes_leaves_the_head_new() -> None:
     backbone = small()
     model = convert(backbone.state_dict(), "vit_tiny_patch16_224", num_classes=7, **TINY)
     assert model.num_classes == 7
-    assert model.metadata["new_parts"] == ["head", "predictors"]
+    assert model.metadata["new_parts"] == ["head", "scorers"]
     assert torch.equal(model.backbone.norm.weight, backbone.norm.weight)
     reid = convert(backbone.state_dict(), "vit_tiny_patch16_224", num_identities=9, **TINY)
-    assert (reid.num_classes, reid.metadata["new_parts"]) == (9, ["neck", "predictors"])
+    assert (reid.num_classes, reid.metadata["new_parts"]) == (9, ["neck", "scorers"])
 
 
 def test_positions_are_resampled_for_an_image_size_asked_for_only() -> None:

@@ -131,7 +131,7 @@ EVALUATE, EXPORT = ["evaluate", "{run}"], ["export", "{run}"]
         ([*EVALUATE, "model={{selector: {{name: ste}}}}"], "train again"),
         ([*EVALUATE, "train.epochs=3"], "train.epochs=3: .* train again"),
         ([*EXPORT, "optimizer.lr=1"], "optimizer.lr=1"),
-        ([*EVALUATE, "loss.keep_ratio=1"], "loss.keep_ratio=1"),
+        ([*EVALUATE, "loss.keep_ratio_weight=1"], "loss.keep_ratio_weight=1"),
         ([*EVALUATE, "schedule.temperature_end=0.1"], "schedule.temperature_end"),
         ([*EVALUATE, "seed=3"], "seed=3"),
         ([*EVALUATE, "output_dir=x"], "output_dir=x: .*--output"),

@@ -59,7 +59,7 @@ def test_differential_attention_multiplies_values_twice_when_fused(fused: bool) 
 
 def test_stages_that_do_not_run_cost_nothing() -> None:
     model = dynavit.create_model("test_vit", stages=(2, 4), keep_ratios=(1.0, 0.5))
-    per_token = sum(p.numel() for name, p in model.predictors[0].named_parameters() if p.ndim == 2)
+    per_token = sum(p.numel() for name, p in model.scorers[0].named_parameters() if p.ndim == 2)
     assert closed_form_macs(model) == count_macs(model)
     random = dynavit.prune(model.backbone, stages=(2, 4), keep_ratios=(1.0, 0.5), selector="random")
     assert closed_form_macs(random) == count_macs(random) == closed_form_macs(model) - 100 * per_token
@@ -73,7 +73,7 @@ def test_a_stage_that_keeps_what_the_last_one_kept_still_scores() -> None:
     assert closed_form_macs(model) == count_macs(model) > closed_form_macs(once)
 
 
-# reference figures: 1e-9 * (total without predictors, predictors), six decimals, 224 pixels, patch 16
+# reference figures: 1e-9 * (total without scorers, scorers), six decimals, 224 pixels, patch 16
 PUBLISHED = [
     ("deit_tiny_patch16_224", 1.0, [196, 196, 196], 1.253683, 0.0),
     ("deit_tiny_patch16_224", 0.9, [176, 158, 142], 1.059696, 0.031800),
@@ -92,14 +92,14 @@ def deit() -> dict[str, VisionTransformer]:
         return {name: timm.create_model(name) for name in {row[0] for row in PUBLISHED}}
 
 
-@pytest.mark.parametrize(("name", "ratio", "counts", "without", "predictors"), PUBLISHED)
+@pytest.mark.parametrize(("name", "ratio", "counts", "without", "scorers"), PUBLISHED)
 def test_published_deit_figures(
     deit: dict[str, VisionTransformer],
     name: str,
     ratio: float,
     counts: list[int],
     without: float,
-    predictors: float,
+    scorers: float,
 ) -> None:
     backbone = deit[name]
     random = dynavit.prune(backbone, stages=(3, 6, 9), keep_ratio=ratio, selector="random")
@@ -110,7 +110,7 @@ def test_published_deit_figures(
     # the published predictor ends in two outputs a token, ours in one
     scored = 0 if ratio == 1 else 196 + counts[0] + counts[1]
     one_output_less = scored * backbone.embed_dim // 4
-    assert (closed_form_macs(learned) + one_output_less) / 1e9 == pytest.approx(without + predictors, abs=6e-7)
+    assert (closed_form_macs(learned) + one_output_less) / 1e9 == pytest.approx(without + scorers, abs=6e-7)
 
 
 def test_attention_is_counted_on_cpu() -> None:
@@ -171,7 +171,7 @@ def test_counting_leaves_modes_and_gradients_alone() -> None:
     assert state(model) == before
     assert torch.is_grad_enabled()
 
-    model.predictors[1].score[0] = torch.nn.Linear(1, 1)  # makes the forward fail
+    model.scorers[1].score[0] = torch.nn.Linear(1, 1)  # makes the forward fail
     before = state(model)
     with pytest.raises(RuntimeError):
         count_macs(model)

@@ -218,7 +218,7 @@ def test_scores_that_hardly_differ_are_no_clear_choice(model_of: Callable[..., A
     model = model_of("vit", stages=(0,), keep_ratio=0.5)
     images = images_for(model, batch=4)
     assert clear_choices(model, images).all()
-    last = model.predictors[0].score[-1]
+    last = model.scorers[0].score[-1]
     last.weight.data *= 1e-8
     last.bias.data.fill_(2.0)
     assert not clear_choices(model, images).any()

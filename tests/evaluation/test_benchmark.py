@@ -151,14 +151,14 @@ def test_training_steps(selector: str, runs: list[str], clock: dict[str, list[fl
 
 
 def test_a_training_step_has_the_gradient_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masked, gathered, dense and truncated steps all reach the first layer, and only pruned ones the predictors."""
+    """Masked, gathered, dense and truncated steps all reach the first layer, and only pruned ones the scorers."""
     reached: dict[str, tuple[bool, bool]] = {}
 
     def spy(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
         for name, run in variants.items():
             module = run.args[0]  # type: ignore[attr-defined]
             run()
-            predicted = [p.grad is not None for p in getattr(module, "predictors", torch.nn.Module()).parameters()]
+            predicted = [p.grad is not None for p in getattr(module, "scorers", torch.nn.Module()).parameters()]
             first = next(p for key, p in module.named_parameters() if key.endswith("patch_embed.proj.weight"))
             reached[name] = (bool((first.grad != 0).any()), bool(predicted) and all(predicted))
         return {name: [1.0] for name in variants}

@@ -49,7 +49,7 @@ def test_each_trains(name: str, tmp_path: Path) -> None:
     assert ("train/keep_ratio" in row) == (name in ("dtps", "dynamicvit"))
     moved = {key for key, value in trainer.model.state_dict().items() if not torch.equal(value, before[key])}
     assert any(key.startswith("backbone.") for key in moved) == (config.train.freeze_epochs == 0)
-    assert any(key.startswith("predictors.") for key in moved) == (name in LEARNED)
+    assert any(key.startswith("scorers.") for key in moved) == (name in LEARNED)
     model = dynavit.load(tmp_path / "run")
     assert model.stages == tuple(config.model.stages or ())
     assert (model.placement, model.count_rule) == (config.model.placement, config.model.count_rule)
@@ -72,7 +72,7 @@ def test_what_they_train_can_be_evaluated(name: str, tmp_path: Path, capsys: pyt
     ("name", "gmacs"), [("dynamicvit", 2.8780), ("predictor_topk", 2.8780), ("evit", 2.9970), ("evit_fuse", 3.0293)]
 )
 def test_their_cost_is_the_published_one(name: str, gmacs: float) -> None:
-    """Which leaves out scoring: DynamicViT's predictors, and EViT's attention, which its own code has at hand."""
+    """Which leaves out scoring: DynamicViT's scorers, and EViT's attention, which its own code has at hand."""
     settings = load_config(CONFIGS[name]).model
     parts = {key: getattr(settings, key) for key in ("selector", "scorer", "reducer", "placement", "count_rule")}
     assert settings.architecture is not None

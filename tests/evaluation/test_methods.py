@@ -167,7 +167,7 @@ def test_a_configuration_is_read_for_its_tokens_alone(tmp_path: Path, deep: dyna
     assert (method.name, method.stages, method.depth, method.adaptive) == ("mine", (6, 12), 24, False)
     model = method.around(deep)
     assert model.stages == (3, 6)
-    assert [scorer.seed for scorer in model.predictors] == [3, 3]
+    assert [scorer.seed for scorer in model.scorers] == [3, 3]
     assert model.backbone is deep.backbone
 
 

@@ -63,7 +63,7 @@ def _is_long(config: Config) -> bool:
     return (
         settings.compile  # half a minute on a CPU
         or config.model.pretrained  # has to download
-        or config.loss.budget == "latency"  # measures for more than ten seconds
+        or config.loss.keep_ratio_measure == "latency"  # measures for more than ten seconds
         or settings.epochs > 3
         or (settings.steps_per_epoch or 0) > 100
         or config.data.workers > 2

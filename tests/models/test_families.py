@@ -361,7 +361,7 @@ def test_determinism_and_images_one_by_one(name: str, small: Model, images_for: 
 
 @pytest.mark.parametrize("mask_form", ["key", "identity"])
 @every_family
-def test_gradients_reach_all_predictors(name: str, mask_form: str, small: Model, images_for: Images) -> None:
+def test_gradients_reach_all_scorers(name: str, mask_form: str, small: Model, images_for: Images) -> None:
     model = small(name).train()
     model.mask_form = mask_form  # type: ignore[assignment]
     masks: list[Tensor] = []
@@ -376,7 +376,7 @@ def test_gradients_reach_all_predictors(name: str, mask_form: str, small: Model,
     model.selector.forward = record  # type: ignore[method-assign]
     logits, trace = forward(model, images_for(model))
     F.cross_entropy(logits, LABELS).backward()
-    for predictor in model.predictors:
+    for predictor in model.scorers:
         assert gradient_norm(predictor) > 1e-6
     for mask, kept in zip(masks, [stage.kept for stage in trace.stages], strict=True):
         assert mask.grad is not None
@@ -418,7 +418,7 @@ def test_fused_attention_is_avoided_where_only_the_mask_needs_a_gradient(
         block.attn.register_forward_hook(lambda *_: fused.append(torch.backends.cuda.mem_efficient_sdp_enabled()))
     F.cross_entropy(forward(model, images_for(model), execution)[0], LABELS).backward()
     assert fused == [True, False, True, True]
-    assert all(gradient_norm(predictor) > 1e-6 for predictor in model.predictors)
+    assert all(gradient_norm(predictor) > 1e-6 for predictor in model.scorers)
 
 
 # Plain weights, half precision, no state, export
@@ -617,4 +617,4 @@ def test_adding_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(model(images), logits)
     model.train()
     F.cross_entropy(model(images), torch.tensor([0, 1, 2])).backward()
-    assert all(gradient_norm(predictor) > 0 for predictor in model.predictors)
+    assert all(gradient_norm(predictor) > 0 for predictor in model.scorers)

@@ -20,7 +20,7 @@ Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]
 
 TRAINABLE = [
-    name for name in list_selectors() if name not in ("fixed", "random") and create_selector(name).trains_predictor
+    name for name in list_selectors() if name not in ("fixed", "random") and create_selector(name).trains_scorer
 ]
 LABELS = torch.tensor([0, 3, 5])
 ADDED_POSITIONS = (  # before the first block, to patches cut from the image without overlap
@@ -33,7 +33,7 @@ def forward(model: PrunedViT, images: Tensor, seed: int = 0, **kwargs: Any) -> t
 
 
 def scores_of(model: PrunedViT, images: Tensor, **kwargs: Any) -> tuple[Tensor, Trace, list[Tensor]]:
-    """Run the model; also return what its predictors gave, with their gradients retained."""
+    """Run the model; also return what its scorers gave, with their gradients retained."""
     scores: list[Tensor] = []
 
     def record(module: nn.Module, arguments: Any, output: Tensor) -> None:
@@ -41,7 +41,7 @@ def scores_of(model: PrunedViT, images: Tensor, **kwargs: Any) -> tuple[Tensor, 
             output.retain_grad()
         scores.append(output)
 
-    hooks = [predictor.register_forward_hook(record) for predictor in model.predictors]
+    hooks = [predictor.register_forward_hook(record) for predictor in model.scorers]
     try:
         logits, trace = forward(model, images, **kwargs)
     finally:
@@ -52,7 +52,7 @@ def scores_of(model: PrunedViT, images: Tensor, **kwargs: Any) -> tuple[Tensor, 
 
 def centre(model: PrunedViT, images: Tensor) -> PrunedViT:
     """Shift each predictor's logits to mean 0, so that gates keep about half of the tokens."""
-    for stage, predictor in enumerate(model.predictors):
+    for stage, predictor in enumerate(model.scorers):
         with torch.no_grad():
             predictor.score[-1].bias -= scores_of(model, images)[2][stage].mean()  # type: ignore[index]
     return model
@@ -110,7 +110,7 @@ def test_ratio_one_is_exact_in_eval(family: str, execution: str, model_of: Model
 
 
 @pytest.mark.parametrize("selector", TRAINABLE)
-def test_at_ratio_one_predictors_stay_in_the_training_graph(
+def test_at_ratio_one_scorers_stay_in_the_training_graph(
     family: str, selector: str, model_of: Model, images_for: Images
 ) -> None:
     model = model_of(family, keep_ratio=1.0, selector=selector).train()
@@ -120,7 +120,7 @@ def test_at_ratio_one_predictors_stay_in_the_training_graph(
     for name, parameter in model.named_parameters():
         if "head_dist" not in name:
             assert parameter.grad is not None, name
-    if model.selector.budget == "k":
+    if model.selector.fixed_k:
         torch.testing.assert_close(logits, model.backbone(images), atol=1e-5, rtol=1e-5)
 
 
@@ -417,14 +417,14 @@ def test_gradient_through_kept_and_dropped_tokens(
         if not model.selector.soft:
             assert (gradient[~alive] == 0).all()
             alive = mask
-    for predictor in model.predictors:
+    for predictor in model.scorers:
         assert gradient_norm(predictor) > 1e-6
 
 
 def test_random_gives_no_gradient(family: str, model_of: Model, images_for: Images) -> None:
     model = model_of(family, selector="random").train()
     F.cross_entropy(model(images_for(model)), LABELS).backward()
-    assert all(parameter.grad is None for parameter in model.predictors.parameters())
+    assert all(parameter.grad is None for parameter in model.scorers.parameters())
     assert gradient_norm(model.backbone) > 0
 
 
@@ -440,7 +440,7 @@ def test_selection_does_not_inflate_the_backbone_gradient(
     family: str, selector: str, model_of: Model, images_for: Images
 ) -> None:
     model = model_of(family, selector=selector).train()
-    for predictor in model.predictors:  # as new: small differences between scores, gates keep most tokens
+    for predictor in model.scorers:  # as new: small differences between scores, gates keep most tokens
         predictor.score[-1].weight.data.mul_(0.1)  # type: ignore[index]
         nn.init.constant_(predictor.score[-1].bias, 2.0)  # type: ignore[index]
     plain = dynavit.prune(model.backbone, stages=()).train()
@@ -450,14 +450,12 @@ def test_selection_does_not_inflate_the_backbone_gradient(
 
 
 @pytest.mark.parametrize("selector", TRAINABLE)
-def test_nor_where_the_predictors_want_no_token(
-    family: str, selector: str, model_of: Model, images_for: Images
-) -> None:
+def test_nor_where_the_scorers_want_no_token(family: str, selector: str, model_of: Model, images_for: Images) -> None:
     """No key left, or a mean over no token, would multiply gradients by 1e6 or 1e3."""
     model = model_of(family, selector=selector).train()
     plain = dynavit.prune(model.backbone, stages=()).train()
     images = images_for(model)
-    for predictor in model.predictors:
+    for predictor in model.scorers:
         nn.init.constant_(predictor.score[-1].bias, -25.0)  # type: ignore[index]
     assert backbone_norm(model, images) < 10 * backbone_norm(plain, images)
     _, trace = forward(model, images)
@@ -511,14 +509,14 @@ def test_mask_gradient_is_the_multiplicative_one(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_frozen_backbone_still_trains_predictors(
+def test_frozen_backbone_still_trains_scorers(
     family: str, checkpointing: bool, model_of: Model, images_for: Images
 ) -> None:
     model = model_of(family).train()
     model.backbone.requires_grad_(False)
     model.set_grad_checkpointing(checkpointing)
     F.cross_entropy(model(images_for(model)), LABELS).backward()
-    for predictor in model.predictors:
+    for predictor in model.scorers:
         assert gradient_norm(predictor) > 1e-6
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
 
@@ -676,7 +674,7 @@ def test_training_under_autocast(family: str, model_of: Model, images_for: Image
     loss.backward()
     assert trace.weight is not None
     assert trace.weight.dtype == torch.float32
-    assert gradient_norm(model.predictors) > 1e-6
+    assert gradient_norm(model.scorers) > 1e-6
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert logits.isfinite().all()
     assert exact.isfinite().all()
@@ -703,7 +701,7 @@ def test_log_mask_is_what_the_model_uses(
 
 
 def test_gather_in_training_for_a_fixed_number(family: str, model_of: Model, images_for: Images) -> None:
-    """Shorter sequences, the same values, and a gradient for the predictors."""
+    """Shorter sequences, the same values, and a gradient for the scorers."""
     model = model_of(family).train()
     images = images_for(model)
     masked, _ = forward(model, images)
@@ -714,7 +712,7 @@ def test_gather_in_training_for_a_fixed_number(family: str, model_of: Model, ima
     assert torch.equal(trace.weight, torch.ones_like(trace.weight))
     assert trace.weight.shape[1] == int(trace.counts[-1][0])
     F.cross_entropy(logits, LABELS).backward()
-    for score, predictor in zip(scores, model.predictors, strict=True):
+    for score, predictor in zip(scores, model.scorers, strict=True):
         assert score.grad is not None
         assert (score.grad != 0).float().mean() > 0.95
         assert gradient_norm(predictor) > 1e-6

@@ -72,7 +72,7 @@ def test_a_stage_computes_little_beside_scorer_and_block(kind: str) -> None:
     x = model.adapter.block(0, x, context, None)
     scoring = 0
     if model.selector.needs_scores:
-        scorer, prefix = model.predictors[0], model.num_prefix_tokens
+        scorer, prefix = model.scorers[0], model.num_prefix_tokens
         attention = model.adapter.view(1, x, context, None) if scorer.needs_attention else None
         positions = torch.arange(x.shape[1] - prefix).expand(len(x), -1)
         view = dynavit.scorers.StageView(0, positions, attention)

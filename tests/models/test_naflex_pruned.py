@@ -31,7 +31,7 @@ each_method = pytest.mark.parametrize("method", list(METHODS))
 def pruned(kind: str, method: str = "drop", **options: Any) -> PrunedViT:
     settings = {"stages": (1, 2, 3), "keep_ratio": 0.6, **METHODS[method], **options}
     model = dynavit.prune(make(kind), **settings).eval()
-    randomise(model.predictors)
+    randomise(model.scorers)
     randomise(model.reducer)
     return model
 
@@ -104,11 +104,11 @@ def test_training_reaches_every_predictor(kind: str, method: str) -> None:
     logits, trace = model(batch, return_trace=True)
     assert trace.counts[0].tolist() == [int(count) for count in model.stage_counts(torch.tensor(LENGTHS))[0]]
     F.cross_entropy(logits, torch.tensor([0, 1, 2, 3])).backward()
-    for predictor in model.predictors:
+    for predictor in model.scorers:
         for name, parameter in predictor.named_parameters():
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all()
-    norms = [sum(float(p.grad.norm()) for p in predictor.parameters()) for predictor in model.predictors]
+    norms = [sum(float(p.grad.norm()) for p in predictor.parameters()) for predictor in model.scorers]
     assert min(norms, default=1.0) > 0 or method in ("squeeze", "current")
 
 

@@ -131,9 +131,9 @@ def test_layer_decay_treats_the_backbone_as_timm_does(family: str, model_of: Mod
     found = layer_groups(model)
     assert {k.removeprefix("backbone."): v for k, v in found.items() if "backbone" in k} == expected
     assert len({scale for scale, _ in expected.values()}) == 8  # embedding, 6 blocks, head
-    predictors = {name: value for name, value in found.items() if name.startswith("predictors.")}
-    assert len(predictors) == len(list(model.predictors.parameters()))
-    assert set(predictors.values()) == {(1.0, 0.0)}  # full learning rate, no weight decay
+    scorers = {name: value for name, value in found.items() if name.startswith("scorers.")}
+    assert len(scorers) == len(list(model.scorers.parameters()))
+    assert set(scorers.values()) == {(1.0, 0.0)}  # full learning rate, no weight decay
 
 
 @torch.no_grad()
@@ -175,15 +175,15 @@ def test_attributes_of_a_copy_are_its_own(model_of: Model, images_for: Images) -
     expected = model(images)
     for variant in (model.at_ratio(0.5), copy.copy(model)):
         variant.neck = BNNeck(model.num_features, 5)
-        variant.predictors = nn.ModuleList()
+        variant.scorers = nn.ModuleList()
         variant.metadata["preprocessing"]["mean"][0] = 0.1
-        variant.scorer["name"] = "linear"
+        variant.scorer_config["name"] = "linear"
         variant.register_buffer("extra", torch.zeros(1))
         assert variant.backbone is model.backbone
         assert variant.num_classes == 5 != model.num_classes
     assert dict(model.named_modules()) == names
     assert model.metadata == {"preprocessing": {"mean": [0.5]}}
-    assert model.scorer == {"name": "mlp"}
+    assert model.scorer_config == {"name": "mlp"}
     assert "extra" not in model.state_dict()
     assert torch.equal(model(images), expected)
 
@@ -287,7 +287,7 @@ def test_impossible_stages(stages: Any, model_of: Model) -> None:
 def test_every_block_can_be_a_stage(model_of: Model, images_for: Images) -> None:
     model = model_of("vit", stages=range(6), keep_ratio=0.8)
     _, trace = model(images_for(model), return_trace=True)
-    assert len(trace.kept) == len(model.predictors) == 6
+    assert len(trace.kept) == len(model.scorers) == 6
     assert trace.kept[-1].shape[1] == num_keep(24, 0.8**6)
 
 

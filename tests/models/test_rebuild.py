@@ -274,8 +274,8 @@ def test_another_image_size(family: str, size: Any, tmp_path: Path, model_of: An
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stages": (1, 2), "keep_ratio": 0.7}, r"missing: predictors\.1.*stages.*dynavit\.prune"),
-        ({"scorer": "linear"}, r"predictors.*scorer.*dynavit\.prune"),
+        ({"stages": (1, 2), "keep_ratio": 0.7}, r"missing: scorers\.1.*stages.*dynavit\.prune"),
+        ({"scorer": "linear"}, r"scorers.*scorer.*dynavit\.prune"),
         ({"num_classes": 7}, r"size mismatch for backbone\.head.*number of classes is another.*reset_classifier"),
         ({"depth": 4}, r"missing: backbone\.blocks\.3.*belongs to another model"),
         ({"patch_stride": 8}, r"size mismatch for backbone\.pos_embed.*grid of patches is another"),

@@ -268,7 +268,7 @@ def test_scorers_and_reducers_learn(method: str, execution: str, small: Model, i
     model = small("vit", method).train()
     logits, _ = forward(model, images_for(model), execution)
     F.cross_entropy(logits, LABELS).backward()
-    for part in (*model.predictors, *([model.reducer] if method == "aggregate" else [])):
+    for part in (*model.scorers, *([model.reducer] if method == "aggregate" else [])):
         norms = [float(p.grad.norm()) for p in part.parameters() if p.grad is not None]
         assert norms
         assert all(torch.isfinite(torch.tensor(norms)))
@@ -287,7 +287,7 @@ def test_trains_at_ratio_one(method: str, small: Model, images_for: Images) -> N
     logits, _ = forward(model, images_for(model), keep_counts=counts)
     F.cross_entropy(logits, LABELS).backward()
     assert torch.isfinite(logits).all()
-    for part in (model.backbone, model.predictors, model.reducer):
+    for part in (model.backbone, model.scorers, model.reducer):
         for name, parameter in part.named_parameters():
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
@@ -310,7 +310,7 @@ def test_gates_train_with_reducers(reducer: str, model_of: Model, images_for: Im
     """The number dropped differs between images, and may be none."""
     model = model_of("vit", selector="ste", reducer=reducer).train()
     for bias in (-8.0, 0.0, 8.0):
-        for predictor in model.predictors:
+        for predictor in model.scorers:
             predictor.score[-1].bias.data.fill_(bias)  # type: ignore[index, union-attr]
         model.zero_grad()
         logits, trace = forward(model, images_for(model), generator=torch.Generator().manual_seed(0))
@@ -541,7 +541,7 @@ def test_what_was_calibrated_for_something_else_is_not_loaded(model_of: Model, t
 
 def test_the_scorer_is_remembered_where_none_is_needed(model_of: Model, tmp_path: Path) -> None:
     model_of("vit", stages=(), scorer="key_norm").save_pretrained(tmp_path)
-    assert dynavit.load(tmp_path, stages=(1,), keep_ratio=0.5).predictors[0].name == "key_norm"
+    assert dynavit.load(tmp_path, stages=(1,), keep_ratio=0.5).scorers[0].name == "key_norm"
 
 
 def test_attention_that_cannot_be_read_is_refused_at_once() -> None:

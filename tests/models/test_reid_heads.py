@@ -148,7 +148,7 @@ def test_executions_agree_on_embeddings(family: str, reid: Model, images_for: Im
 def test_a_neck_changes_nothing_before_it(model_of: Model, images_for: Images) -> None:
     plain, model = model_of("vit", num_classes=0), model_of("vit", num_classes=0, num_identities=5)
     model.backbone.load_state_dict(plain.backbone.state_dict())
-    model.predictors.load_state_dict(plain.predictors.state_dict())
+    model.scorers.load_state_dict(plain.scorers.state_dict())
     images = images_for(plain)
     assert torch.equal(model.forward_features(images), plain.forward_features(images))
     assert plain.neck is None
@@ -165,7 +165,7 @@ def test_every_trained_parameter_gets_a_gradient(family: str, reid: Model, image
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == {"neck.norm.bias"}
     # scores whose softmax does not see a shift get none, or next to none, but are part of the graph
     assert [name for name, p in trained.items() if p.grad is None] == []
-    for name in ("neck.classifier.weight", "neck.norm.weight", "side.table", "predictors.0.embed.1.weight"):
+    for name in ("neck.classifier.weight", "neck.norm.weight", "side.table", "scorers.0.embed.1.weight"):
         assert trained[name].grad is not None
         assert trained[name].grad.abs().max() > 0
 
@@ -321,7 +321,7 @@ def test_start_from_the_same_identities(trained: Path, images_for: Images) -> No
     model, restored = restart(trained, NAMES)
     assert restored == ("neck", "side")
     saved = dynavit.load(trained)
-    saved.predictors.load_state_dict(model.predictors.state_dict())  # a start has predictors of its own
+    saved.scorers.load_state_dict(model.scorers.state_dict())  # a start has scorers of its own
     images, cameras = images_for(model), torch.tensor([0, 1, 2])
     assert torch.equal(model.eval()(images, cameras), saved(images, cameras))
 

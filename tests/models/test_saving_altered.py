@@ -28,8 +28,8 @@ def test_replaced_parts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="backbone was replaced"):
         model.save_pretrained(tmp_path)
     model = pruned()
-    model.predictors = model.predictors[:1]
-    with pytest.raises(InputError, match="1 predictors for 2 stages"):
+    model.scorers = model.scorers[:1]
+    with pytest.raises(InputError, match="1 scorers for 2 stages"):
         model.save_pretrained(tmp_path)
     model = pruned()
     model.metadata = "mine"
@@ -60,8 +60,8 @@ def double(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor
     [
         lambda model: model.register_forward_hook(double),
         lambda model: model.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,)),
-        lambda model: model.predictors[0].register_forward_hook(lambda module, inputs, output: -output),
-        lambda model: setattr(model.predictors[1], "forward", lambda x, *_: x[..., 0]),
+        lambda model: model.scorers[0].register_forward_hook(lambda module, inputs, output: -output),
+        lambda model: setattr(model.scorers[1], "forward", lambda x, *_: x[..., 0]),
         lambda model: model.backbone.norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].tanh(),)),
     ],
 )
@@ -79,7 +79,7 @@ def test_code_that_no_file_would_hold_is_refused(alter: Callable[[Any], object],
     assert not list((tmp_path / "altered").glob("*.safetensors"))
     for name, part in model.named_modules():  # all of them are as they were
         assert before[name].items() <= part._forward_hooks.items()
-    assert model.predictors[0].training
+    assert model.scorers[0].training
 
 
 def test_tied_weights_and_attention_pooling_load_equal(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def from_dynamicvit(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         _, stage, part, layer, kind = name.split(".")
         if (part, layer) == ("out_conv", "4"):
             value = value[:1] - value[1:]
-        ours[f"predictors.{stage}.{'embed' if part == 'in_conv' else 'score'}.{layer}.{kind}"] = value
+        ours[f"scorers.{stage}.{'embed' if part == 'in_conv' else 'score'}.{layer}.{kind}"] = value
     return ours
 
 
@@ -66,7 +66,7 @@ def model(vectors: Path) -> PrunedViT:
 
 
 class Replay(Fixed):
-    """Given decisions, in a model that runs its predictors all the same."""
+    """Given decisions, in a model that runs its scorers all the same."""
 
     needs_scores = True
 
@@ -74,7 +74,7 @@ class Replay(Fixed):
 class NoiseFree(Selector):
     """DynamicViT's straight-through without noise, for given hard decisions."""
 
-    budget = "expected"
+    fixed_k = False
 
     def __init__(self, decisions: Tensor, stage: int = 0) -> None:
         super().__init__()
@@ -89,9 +89,9 @@ class NoiseFree(Selector):
 
 
 def recorded(model: PrunedViT) -> list[Tensor]:
-    """The predictors' outputs of the forwards to come."""
+    """The scorers' outputs of the forwards to come."""
     scores: list[Tensor] = []
-    for predictor in model.predictors:
+    for predictor in model.scorers:
         predictor.register_forward_hook(lambda module, inputs, output: scores.append(output.detach()))
     return scores
 
@@ -192,11 +192,11 @@ def test_key_form_has_the_same_values_but_other_gradients(
 
 
 def test_straight_through_gradients(model: PrunedViT, images: Tensor, v: dict[str, Tensor]) -> None:
-    """The predictors' gradients, through the masks, against theirs with two outputs a token."""
+    """The scorers' gradients, through the masks, against theirs with two outputs a token."""
     logits, _ = train_on(model, NoiseFree(v["decisions"].float()), images)
     (logits * v["R"]).sum().backward()
     assert relative(model.backbone.pos_embed.grad, v["ste_grad_pos_embed"]) < 1e-5
-    for stage, predictor in enumerate(model.predictors):
+    for stage, predictor in enumerate(model.scorers):
         last, first = predictor.score[4], predictor.embed[1]  # type: ignore[index]
         expected = v[f"ste_grad_predictor_out4_weight_{stage}"]
         assert isinstance(last.weight.grad, Tensor)
@@ -274,5 +274,5 @@ def test_policy_softmax_with_one_extreme_dropped_key(vectors: Path) -> None:
 def test_conversion_covers_every_weight(model: PrunedViT, vectors: Path) -> None:
     converted = from_dynamicvit(load_file(vectors / "dynamicvit_tiny.safetensors"))
     assert converted.keys() == model.state_dict().keys()
-    logits: Callable[[Tensor], Tensor] = model.predictors[0]
+    logits: Callable[[Tensor], Tensor] = model.scorers[0]
     assert logits(torch.randn(1, 4, 48)).shape == (1, 4)

@@ -97,7 +97,7 @@ def test_random_has_no_gradient_and_needs_no_scores() -> None:
     logits = torch.zeros(2, N, requires_grad=True)
     selection = selector.train()(logits, torch.ones(2, N, dtype=torch.bool), K)
     assert not selection.mask.requires_grad
-    assert not selector.trains_predictor
+    assert not selector.trains_scorer
     assert not selector.needs_scores
 
 

@@ -70,7 +70,7 @@ class Counts(TopK):
 class SaysItLearns(TopK):
     def __init__(self) -> None:
         super().__init__(gradient="none")
-        self.trains_predictor = True
+        self.trains_scorer = True
 
 
 class PrefersTheLeft(TopK):
@@ -110,7 +110,7 @@ class AboveOne(TopK):
         (Overflows, r"finite for logits of any precision: "),
         (NoisyEval, r"eval is deterministic: noise is drawn in eval"),
         (Counts, r"no state: a forward changes its attributes"),
-        (SaysItLearns, r"learns as it says: .*trains_predictor = False"),
+        (SaysItLearns, r"learns as it says: .*trains_scorer = False"),
         (PrefersTheLeft, r"no preference for a place: .*depends on their place"),
         (DividesByNothing, r"an image without tokens: .*not finite"),
         (TooMany, r"k is met: .*not min\(k, alive\)"),

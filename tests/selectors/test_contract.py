@@ -27,10 +27,10 @@ def create(variant: str) -> Selector:
 
 
 NAMES = list(VARIANTS)
-LEARNED = [name for name in NAMES if create(name).trains_predictor]
+LEARNED = [name for name in NAMES if create(name).trains_scorer]
 SCORED = [name for name in NAMES if create(name).needs_scores]
 HARD = [name for name in NAMES if not create(name).soft]
-GATES = [name for name in LEARNED if create(name).budget == "expected"]
+GATES = [name for name in LEARNED if not create(name).fixed_k]
 DENSE = [name for name in LEARNED if name not in ("topk, gate", "perturbed_topk")]  # gradient to every alive token
 B, N, K = 4, 12, 5
 
@@ -114,7 +114,7 @@ def test_a_gate_teaches_kept_tokens_alone() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(LEARNED)))
 def test_selectors_without_a_gradient_have_none(name: str) -> None:
-    """By this the trainer knows that it has to freeze their predictors, or to reward them."""
+    """By this the trainer knows that it has to freeze their scorers, or to reward them."""
     logits = make_logits().requires_grad_()
     selection = run(name, logits, make_alive())
     assert not selection.mask.requires_grad
@@ -209,7 +209,7 @@ def test_k_is_asked_for_where_it_is_needed(name: str) -> None:
     logits, alive = make_logits(), make_alive()
     with pytest.raises(ValueError, match="needs k"):
         selector.eval()(logits, alive)
-    if selector.budget == "k":
+    if selector.fixed_k:
         with pytest.raises(ValueError, match="always"):
             selector.train()(logits, alive)
     else:
@@ -314,12 +314,12 @@ def test_topk_gradient_is_that_of_soft_topk(name: str) -> None:
     )
     (of_count,) = torch.autograd.grad(selection.probs.sum(), logits, retain_graph=True)
     assert torch.equal(gradient(selection, logits), of_probs)
-    # k is met whatever the logits: a budget loss could teach it nothing
+    # k is met whatever the logits: a keep-ratio loss could teach it nothing
     torch.testing.assert_close(of_count, torch.zeros_like(of_count), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_gates_give_the_budget_a_gradient(name: str) -> None:
+def test_gates_give_the_keep_ratio_loss_a_gradient(name: str) -> None:
     logits, alive = make_logits().requires_grad_(), make_alive()
     (result,) = torch.autograd.grad(run(name, logits, alive).probs.sum(), logits)
     assert (result[alive] > 0).all()
@@ -376,7 +376,7 @@ def noisy_categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
 def test_gates_over_a_softmax_would_keep_next_to_nothing(
     gate: Callable[[Tensor, torch.Generator], Tensor],
 ) -> None:
-    """Why predictors emit raw logits: sum(p / (1 + p)) < 1 token is kept on average."""
+    """Why scorers emit raw logits: sum(p / (1 + p)) < 1 token is kept on average."""
     logits = torch.zeros(20_000, 32)
     kept = gate(logits, torch.Generator().manual_seed(0))
     assert float(kept.sum(dim=1).float().mean()) == pytest.approx(32 / 33, abs=0.03)

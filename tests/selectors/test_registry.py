@@ -34,7 +34,7 @@ class Mine(Selector):
     More text that the list leaves out.
     """
 
-    trains_predictor = False
+    trains_scorer = False
 
     def __init__(self, reverse: bool = False, label: str | None = None) -> None:
         super().__init__()

@@ -124,7 +124,7 @@ def test_metric_losses_by_name(reid: Make, metric: str) -> None:
 def test_the_sweep_compares_with_the_dense_start(reid: Make, tmp_path: Path) -> None:
     dense = reid("model.stages=[]", "train.epochs=6", folder="dense")
     Trainer(dense).fit()
-    config = reid("train.epochs=1", "loss.token_distillation=0.5", folder="pruned")
+    config = reid("train.epochs=1", "loss.token_distillation_weight=0.5", folder="pruned")
     config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense.run_dir), None, {}
     Trainer(config).fit()
     rows = evaluate_run(open_run(config.run_dir), output=tmp_path / "out")
@@ -211,7 +211,7 @@ def test_export_gives_the_same_search(reid: Make, capsys: pytest.CaptureFixture[
         ("data.augmentation={flop: 0.5}", r"data.augmentation=.*flop.*flip, pad and erase"),
         ("loss.metric={name: triplett}", r"triplett"),
         ("loss.metric={name: triplet, margn: 0.3}", r"margn"),
-        ("loss.logit_distillation=1.0", r"token_distillation"),
+        ("loss.logit_distillation_weight=1.0", r"token_distillation"),
         ("data.name=market", r"market.*market1501"),
         ("data.root=nowhere", r"nowhere"),
         ("loss.reward=rank2", r"loss.reward=rank2: nothing here learns from a reward"),
@@ -254,7 +254,7 @@ def test_the_embedding_may_be_taken_before_the_batch_norm(reid: Make) -> None:
 
 
 def test_a_centre_loss_beside_the_triplet(reid: Make) -> None:
-    trainer = Trainer(reid("loss.center=0.01", "train.epochs=1"))
+    trainer = Trainer(reid("loss.center_weight=0.01", "train.epochs=1"))
     trainer.fit()
     row = trainer.metrics.rows()[-1]
     expected = row["train/identity"] + row["train/metric"] + 0.01 * row["train/center"]
@@ -299,7 +299,7 @@ def test_the_dense_start_keeps_its_own_cameras(reid: Make, tmp_path: Path) -> No
     config.model.side = None
     with pytest.raises(dynavit.InputError, match=r"trained with a camera embedding.*model.side.scale"):
         build_start(config, [f"{n:04}" for n in range(1, 7)])
-    config = reid("model.side={scale: 3.0}", "loss.token_distillation=0.5", folder="taught")
+    config = reid("model.side={scale: 3.0}", "loss.token_distillation_weight=0.5", folder="taught")
     config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense.run_dir), None, {}
     with pytest.raises(dynavit.InputError, match="teacher was trained with a camera embedding"):
         Trainer(config)

@@ -17,7 +17,7 @@ import dynavit
 from dynavit.config import Config, LossConfig
 from dynavit.tasks import rewards
 from dynavit.tasks.classification import ClassificationObjective
-from dynavit.tasks.objective import Moment
+from dynavit.tasks.objective import Scheduled
 from dynavit.tasks.rewards import Reward, create_reward, register_reward
 from dynavit.training.trainer import Trainer
 
@@ -149,7 +149,7 @@ def bandit(selector: dict[str, object], samples: int, reward: str, rounds: int) 
     gradients = []
     for number in range(rounds):
         torch.manual_seed(number)
-        losses, _ = objective(Chooses(), images, labels, labels, Moment(1.0, [2]))
+        losses, _ = objective(Chooses(), images, labels, labels, Scheduled(1.0, [2]))
         assert losses["loss"] == losses["task"]  # what is reported and guarded; its gradient is all of the reward's
         (gradient,) = torch.autograd.grad(-losses["loss"], logits)
         gradients.append(gradient)
@@ -191,25 +191,25 @@ def test_one_reward_per_sample_not_per_batch(tiny: Make) -> None:
     assert objective.samples == 3
     objective.reward = lambda output, targets: targets.float()
     batch = next(iter(trainer.batches.epoch(0, 0)))
-    losses, trace = objective(trainer.model.train(), *batch, trainer.schedules.moment(0, torch.device("cpu")))
+    losses, trace = objective(trainer.model.train(), *batch, trainer.schedules.at(0, torch.device("cpu")))
     assert trace.log_prob is not None
     assert len(trace.log_prob) == 3 * len(batch[0])
     assert float(losses["policy_gradient"].detach()) == 0.0
 
 
-def test_predictors_move_by_the_reward_alone(tiny: Make) -> None:
-    """The mask of score_function carries no gradient: with a constant reward its predictors stay."""
+def test_scorers_move_by_the_reward_alone(tiny: Make) -> None:
+    """The mask of score_function carries no gradient: with a constant reward its scorers stay."""
     moved = []
     for weight in (1.0, 0.0):
         config = tiny(
-            "model.selector.name=score_function", f"loss.policy_gradient={weight}", "train.epochs=1",
+            "model.selector.name=score_function", f"loss.policy_gradient_weight={weight}", "train.epochs=1",
             "loss.reward=correct", folder=f"weight{weight}",
         )  # fmt: skip
         trainer = Trainer(config)
-        before = trainer.model.predictors[0].state_dict()
+        before = trainer.model.scorers[0].state_dict()
         before = {name: value.clone() for name, value in before.items()}
         trainer.fit()
-        after = trainer.model.predictors[0].state_dict()
+        after = trainer.model.scorers[0].state_dict()
         moved.append(max(float((after[name] - before[name]).abs().max()) for name in before))
     assert moved[0] > 1e-4
     assert moved[1] == 0.0

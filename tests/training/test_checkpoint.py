@@ -98,7 +98,7 @@ def test_nor_anything_beside_it(tiny: Make, tmp_path: Path) -> None:
     for key in ("model.checkpoint", "loss.teacher"):
         poison(tmp_path / "evil.pth", trace)
         with pytest.raises(InputError):
-            Trainer(tiny(f"{key}={tmp_path / 'evil.pth'}", "loss.logit_distillation=1", folder="other"))
+            Trainer(tiny(f"{key}={tmp_path / 'evil.pth'}", "loss.logit_distillation_weight=1", folder="other"))
         assert not trace.exists(), key
 
 

@@ -66,7 +66,7 @@ def check_training(
             found = train_step(compiled, model, images, number)
         assert_same(found, expected, rtol, atol)
         if number in (1, 2):  # not only zeros are equal
-            assert all(bool((p.grad != 0).any()) for p in model.predictors.parameters() if p.ndim == 2)
+            assert all(bool((p.grad != 0).any()) for p in model.scorers.parameters() if p.ndim == 2)
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ def weights(tmp_path: Path, tiny: Make) -> str:
 def test_the_pruned_run_starts_from_a_dense_one_that_evaluation_compares_with(
     tiny: Make, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(f"model.checkpoint={weights}", "train.dense_epochs=1", "loss.logit_distillation=0.5")
+    config = tiny(f"model.checkpoint={weights}", "train.dense_epochs=1", "loss.logit_distillation_weight=0.5")
     train(config)
     assert "No model knows these 3 classes yet" in capsys.readouterr().out
     dense = load_config(tmp_path / "run-dense/config.yaml")
-    assert (dense.model.stages, dense.train.epochs, dense.loss.logit_distillation) == ([], 1, 0.0)
+    assert (dense.model.stages, dense.train.epochs, dense.loss.logit_distillation_weight) == ([], 1, 0.0)
     pruned = load_config(tmp_path / "run/config.yaml")
     assert pruned.model.checkpoint == str(tmp_path / "run-dense")
     assert pruned.train.epochs == 2

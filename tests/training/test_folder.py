@@ -148,7 +148,7 @@ def test_a_finished_run_says_so_and_is_left_alone(tiny: Make, tmp_path: Path, ca
 def test_a_run_that_diverges_at_once_says_what_it_has_not_saved(
     tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    config = tiny("loss.keep_ratio=1e300", "model.selector=ste", "train.epochs=1")
+    config = tiny("loss.keep_ratio_weight=1e300", "model.selector=ste", "train.epochs=1")
     save_config(config, tmp_path / "high.yaml")
     assert main(["train", "--config", str(tmp_path / "high.yaml")]) == 2
     said = capsys.readouterr().err

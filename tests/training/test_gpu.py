@@ -30,7 +30,7 @@ def test_training_in_every_precision_with_averaged_weights(
     assert all(torch.isfinite(value).all() for value in dynavit.load(config.run_dir).state_dict().values())
 
 
-def test_a_frozen_backbone_trains_its_predictors(tiny: Callable[..., Config]) -> None:
+def test_a_frozen_backbone_trains_its_scorers(tiny: Callable[..., Config]) -> None:
     """Only the attention mask needs a gradient here, which crashes CUDA's memory-efficient kernel."""
     Trainer(tiny("train.freeze=backbone")).fit()
 

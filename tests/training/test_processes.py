@@ -60,7 +60,7 @@ def test_gradients_and_accuracy_equal_one_process_with_the_joint_batch(
             torch.tensor(two["gradients"][name]), torch.tensor(expected), rtol=1e-3, atol=1e-6, msg=name
         )
     if selector == "quiet":  # the budget loss alone reaches the last bias through nothing but probabilities
-        assert torch.tensor(one["gradients"]["predictors.1.score.4.bias"]).abs().max() > 1e-4
+        assert torch.tensor(one["gradients"]["scorers.1.score.4.bias"]).abs().max() > 1e-4
     assert two["accuracy"] == pytest.approx(one["accuracy"], abs=1e-4)
 
 
@@ -96,7 +96,7 @@ def test_triplets_across_processes_are_those_of_the_joint_batch(
 
     Negative control: triplets within each process are other triplets, though not with the weights of seed 0.
     """
-    common = ["train.epochs=1", "train.clip_grad_norm=null", "optimizer.name=sgd", "loss.identity=0", "seed=1"]
+    common = ["train.epochs=1", "train.clip_grad_norm=null", "optimizer.name=sgd", "loss.identity_weight=0", "seed=1"]
     common += [f"loss.metric_across_processes={across}", "loss.metric={name: triplet, margin: 5.0}"]
     configs = [reid(*common, f"data.batch_size={size}", folder=name) for size, name in ((8, "one"), (4, "two"))]
     order = "ORDER=0,1,4,5,8,9,12,13"
@@ -106,7 +106,7 @@ def test_triplets_across_processes_are_those_of_the_joint_batch(
     worst = max(
         float((torch.tensor(two["gradients"][name]) - torch.tensor(values)).abs().max())
         for name, values in one["gradients"].items()
-        if name.startswith(("backbone", "predictors"))
+        if name.startswith(("backbone", "scorers"))
     )
     assert (worst < 1e-4 * largest) == across
 

@@ -31,8 +31,8 @@ def test_a_few_steps_of_the_quickstart(variant: str, tmp_path: Path) -> None:
         ROOT / "configs/quickstart/classify.yaml",
         [
             f"output_dir={tmp_path}", "train.epochs=10", "data.batch_size=16",
-            "data.options={train_size: 16, validation_size: 8}", "data.workers=0", "loss.logit_distillation=0",
-            "loss.token_distillation=0", "loss.reward_samples=2",
+            "data.options={train_size: 16, validation_size: 8}", "data.workers=0", "loss.logit_distillation_weight=0",
+            "loss.token_distillation_weight=0", "loss.reward_samples=2",
             "optimizer.lr=0.002",
             "optimizer.backbone_lr_scale=1", "optimizer.warmup_epochs=0",
         ],
@@ -41,7 +41,7 @@ def test_a_few_steps_of_the_quickstart(variant: str, tmp_path: Path) -> None:
     config.model.selector = VARIANTS[variant]
     trainer = Trainer(config)
     torch.nn.init.normal_(trainer.model.backbone.head.weight, std=0.02)
-    predictors = {name: p.detach().clone() for name, p in trainer.model.predictors.named_parameters()}
+    scorers = {name: p.detach().clone() for name, p in trainer.model.scorers.named_parameters()}
     batch = next(iter(trainer.batches.epoch(0, 0)))  # always the same, so that the loss is comparable
     seen = []
     for _ in range(10):
@@ -51,11 +51,11 @@ def test_a_few_steps_of_the_quickstart(variant: str, tmp_path: Path) -> None:
     assert max(seen) < 10
     assert sum(seen[-3:]) < 0.9 * sum(seen[:3])
     selector = trainer.model.selector
-    learns = selector.trains_predictor or selector.needs_reward
-    moved = [not torch.equal(p, predictors[name]) for name, p in trainer.model.predictors.named_parameters()]
+    learns = selector.trains_scorer or selector.needs_reward
+    moved = [not torch.equal(p, scorers[name]) for name, p in trainer.model.scorers.named_parameters()]
     assert any(moved) == learns
     if learns:  # every stage, not the first alone
         for stage in range(3):
-            assert any(flag for flag, name in zip(moved, predictors, strict=True) if name.startswith(f"{stage}.")), (
+            assert any(flag for flag, name in zip(moved, scorers, strict=True) if name.startswith(f"{stage}.")), (
                 f"stage {stage}"
             )

@@ -74,15 +74,15 @@ def test_selectors_train_from_the_same_config_with_one_word_changed(tiny: Make, 
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     trainer.fit()
     moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
-    assert any(name.startswith("predictors.0") for name in moved)
+    assert any(name.startswith("scorers.0") for name in moved)
     assert any(name.startswith("backbone.blocks") for name in moved)
     row = trainer.metrics.rows()[-1]
     assert ("train/keep_ratio" in row) == (selector != "topk")  # a fixed k has no budget to learn
 
 
-def test_a_random_selection_leaves_its_predictors_alone(tiny: Make) -> None:
+def test_a_random_selection_leaves_its_scorers_alone(tiny: Make) -> None:
     trainer = Trainer(tiny("model.selector.name=random"))
-    assert not any(p.requires_grad for p in trainer.model.predictors.parameters())
+    assert not any(p.requires_grad for p in trainer.model.scorers.parameters())
     trainer.fit()
 
 
@@ -91,7 +91,7 @@ def test_nothing_to_learn_is_refused(tiny: Make) -> None:
         Trainer(tiny("model.selector.name=random", "train.freeze=backbone"))
 
 
-def test_frozen_backbone_moves_only_predictors(tiny: Make) -> None:
+def test_frozen_backbone_moves_only_scorers(tiny: Make) -> None:
     trainer = Trainer(tiny("train.freeze=backbone"))
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     trainer.fit()
@@ -104,7 +104,7 @@ def test_freeze_epochs_hold_the_backbone_still_at_first(tiny: Make) -> None:
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     trainer.fit()
     moved = {name.split(".")[0] for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {"predictors"}
+    assert moved == {"scorers"}
 
 
 def test_equal_configurations_give_equal_weights_for_any_number_of_workers(tiny: Make) -> None:
@@ -173,8 +173,8 @@ def test_only_whole_accumulated_steps_are_taken(tiny: Make) -> None:
 def test_a_teacher_must_see_what_the_student_sees(tiny: Make) -> None:
     teacher = train(tiny("model.stages=[]", "model.kwargs.patch_size=16", "train.epochs=1", folder="teacher"))
     with pytest.raises(dynavit.InputError, match="another patch grid"):
-        Trainer(tiny("loss.token_distillation=1", f"loss.teacher={teacher}"))
-    Trainer(tiny("loss.logit_distillation=1", f"loss.teacher={teacher}", "train.epochs=1")).fit()
+        Trainer(tiny("loss.token_distillation_weight=1", f"loss.teacher={teacher}"))
+    Trainer(tiny("loss.logit_distillation_weight=1", f"loss.teacher={teacher}", "train.epochs=1")).fit()
 
 
 def test_a_checkpoint_of_other_classes_gets_a_new_head(tiny: Make, pictures: Path, tmp_path: Path) -> None:
@@ -207,12 +207,14 @@ def test_accumulation_takes_the_same_step_as_the_joint_batch(tiny: Make) -> None
 
 def test_distillation_needs_a_teacher_that_knows_the_classes(tiny: Make) -> None:
     with pytest.raises(dynavit.InputError, match="does not know these classes"):
-        Trainer(tiny("loss.logit_distillation=0.5"))
+        Trainer(tiny("loss.logit_distillation_weight=0.5"))
 
 
 def test_a_fine_tune_starts_from_the_checkpoint_and_is_taught_by_it(tiny: Make) -> None:
     dense = train(tiny("model.stages=[]", folder="dense"))
-    config = tiny("loss.logit_distillation=0.5", "loss.token_distillation=0.5", "train.epochs=1", folder="fine")
+    config = tiny(
+        "loss.logit_distillation_weight=0.5", "loss.token_distillation_weight=0.5", "train.epochs=1", folder="fine"
+    )
     config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense), None, {}
     trainer = Trainer(config)
     for name, value in dynavit.load(dense).backbone.state_dict().items():

@@ -1,4 +1,4 @@
-"""The three budget losses through the trainer, and the warning about normalised scores."""
+"""The three keep-ratio losses through the trainer, and the warning about normalised scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from traces import trace_of
 import dynavit
 from dynavit.config import Config
 from dynavit.scorers import Scorer, StageView
-from dynavit.tasks.budget import Budget
+from dynavit.tasks.count_loss import CountLoss
 from dynavit.training.announce import warn_of_normalised_logits
 from dynavit.training.trainer import Trainer
 
@@ -27,7 +27,7 @@ def forward(selector: str, reducer: str = "drop", **options: object) -> dynavit.
         "vit_tiny_patch16_224", num_classes=3, img_size=64, depth=4, stages=(1, 2), keep_ratio=0.5,
         selector={"name": selector, **options}, reducer=reducer,
     ).train()  # fmt: skip
-    for predictor in model.predictors:
+    for predictor in model.scorers:
         nn.init.normal_(predictor.score[-1].weight)
     return model(torch.randn(6, 3, 64, 64), return_trace=True)[1]
 
@@ -47,7 +47,7 @@ def test_decisions_are_the_masks_of_the_forward(selector: str) -> None:
         ("probabilities", [choice.expected for choice in trace.choices]),
     ):
         expected = sum(((f - r) ** 2).mean() for f, r in zip(fractions, ratios, strict=True)) / 2
-        torch.testing.assert_close(Budget(kind)(trace, [8, 4]), expected)
+        torch.testing.assert_close(CountLoss(kind)(trace, [8, 4]), expected)
 
 
 def test_probabilities_multiply_over_soft_stages_only() -> None:
@@ -71,7 +71,7 @@ def test_tokens_made_are_no_patches() -> None:
         torch.testing.assert_close(choice.decided.detach(), count / 16)
     # where latency is a straight line, the expected one is that of the expected number
     expected = sum(((c.expected - k / 16) ** 2).mean() for c, k in zip(trace.choices, (8, 4), strict=True)) / 2
-    torch.testing.assert_close(Budget("latency", torch.arange(17.0))(trace, [8, 4]), expected)
+    torch.testing.assert_close(CountLoss("latency", torch.arange(17.0))(trace, [8, 4]), expected)
 
 
 @pytest.mark.parametrize("kind", ["probabilities", "decisions", "latency"])
@@ -82,11 +82,11 @@ def test_wanted_is_what_evaluation_keeps(rule: str, kind: str, tiny: Make) -> No
     wanted = {"original": [8, 4], "linear": [12, 8], "current": [8, 4]}[rule]
     batch = next(iter(trainer.batches.epoch(0, 0)))
     stages = [trace_of((torch.arange(16) < count).float().expand(2, 16)).stages[0] for count in wanted]
-    budget, objective = Budget(kind, torch.arange(17.0) ** 2), trainer.setup.objective
-    objective.budget = lambda trace, counts: budget(replace(trace, stages=stages), counts)  # type: ignore[assignment]
+    loss, objective = CountLoss(kind, torch.arange(17.0) ** 2), trainer.setup.objective
+    objective.count_loss = lambda trace, counts: loss(replace(trace, stages=stages), counts)  # type: ignore[assignment]
     for compiled in (False, True):  # where counts are tensors
         trainer.config.train.compile = compiled
-        losses, _ = objective(trainer.model, *batch, trainer.schedules.moment(0, torch.device("cpu")))
+        losses, _ = objective(trainer.model, *batch, trainer.schedules.at(0, torch.device("cpu")))
         assert float(losses["keep_ratio"]) == pytest.approx(0, abs=1e-12)
 
 
@@ -94,33 +94,37 @@ def test_latency_of_known_gates() -> None:
     """With gates that are certain, the loss is that of the latency table itself."""
     table = torch.tensor([0.0, 1.0, 2.0, 4.0, 8.0])
     certain = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-    found = Budget("latency", table)(trace_of(certain), [2])
+    found = CountLoss("latency", table)(trace_of(certain), [2])
     assert float(found) == pytest.approx(((4 - 2) / 8) ** 2 / 2)
 
 
-@pytest.mark.parametrize("budget", ["probabilities", "decisions", pytest.param("latency", marks=pytest.mark.slow)])
-def test_every_budget_trains_and_moves_the_predictors(budget: str, tiny: Make) -> None:
+@pytest.mark.parametrize("measure", ["probabilities", "decisions", pytest.param("latency", marks=pytest.mark.slow)])
+def test_every_measure_trains_and_moves_the_scorers(measure: str, tiny: Make) -> None:
     config = tiny(
-        f"loss.budget={budget}", "model.selector.name=ste", "loss.keep_ratio=50", "train.epochs=8", "optimizer.lr=0.01"
+        f"loss.keep_ratio_measure={measure}",
+        "model.selector.name=ste",
+        "loss.keep_ratio_weight=50",
+        "train.epochs=8",
+        "optimizer.lr=0.01",
     )
     trainer = Trainer(config)
     trainer.fit()
     rows = trainer.metrics.rows()
     assert rows[-1]["train/keep_ratio"] < 0.7 * rows[0]["train/keep_ratio"]
     table = config.run_dir / "latency.json"
-    assert table.exists() == (budget == "latency")
-    if budget == "latency":  # measured once: a resumed run must not see other times
+    assert table.exists() == (measure == "latency")
+    if measure == "latency":  # measured once: a resumed run must not see other times
         values = json.loads(table.read_text())["seconds_per_image"]
         assert len(values) == 17
         config.train.epochs = 9
         resumed = Trainer(config, resume=True)
-        assert resumed.setup.objective.budget is not None
-        found = resumed.setup.objective.budget.table
+        assert resumed.setup.objective.count_loss is not None
+        found = resumed.setup.objective.count_loss.table
         assert torch.equal(found, torch.tensor(values))
 
 
 def test_a_table_of_another_model_is_refused(tiny: Make) -> None:
-    config = tiny("loss.budget=latency", "model.selector.name=ste")
+    config = tiny("loss.keep_ratio_measure=latency", "model.selector.name=ste")
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "latency.json").write_text(json.dumps({"seconds_per_image": [1.0, 2.0]}))
     with pytest.raises(dynavit.InputError, match=r"times of 1 tokens, the model has 16: remove the file"):
@@ -143,7 +147,7 @@ def test_normalised_scores_are_warned_of(tiny: Make, recwarn: pytest.WarningsRec
     trainer.fit()
     assert not [w for w in recwarn if "log-probabilities" in str(w.message)]
     trainer = Trainer(tiny("model.selector.name=ste", "train.epochs=1", folder="normalised"))
-    trainer.model.predictors[0] = LogSoftmax(trainer.model.predictors[0])
+    trainer.model.scorers[0] = LogSoftmax(trainer.model.scorers[0])
     batch = next(iter(trainer.batches.epoch(0, 0)))
     with pytest.warns(UserWarning, match=r"log-probabilities over the tokens.*raw logits"):
         trainer._step(*batch)

@@ -21,7 +21,7 @@ from dynavit.models.thresholds import kept_counts
 
 
 @dataclass(frozen=True)
-class Answers:
+class Outputs:
     """What a model said of S samples, in the order of their indices.
 
     Attributes:
@@ -42,14 +42,14 @@ class Answers:
 
 
 @torch.no_grad()
-def collect_answers(
+def collect_outputs(
     models: Sequence[PrunedViT],
     loader: DataLoader[Any],
     accelerator: Accelerator,
     answer: Callable[[Tensor], Tensor],
     inputs: Callable[[PrunedViT, Tensor], dict[str, Tensor]] = lambda model, indices: {},
     title: str = "",
-) -> list[Answers]:
+) -> list[Outputs]:
     """Run models over a prepared loader, which is gone through once, and gather what all processes found.
 
     Args:
@@ -93,7 +93,7 @@ def _choices(model: PrunedViT, trace: Trace) -> dict[str, Tensor]:
     return part
 
 
-def _gathered(found: list[dict[str, Tensor]]) -> Answers:
+def _gathered(found: list[dict[str, Tensor]]) -> Outputs:
     """Put together what all processes found with one model, each sample once."""
     mine = {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
     parts = [part for part in gather_object([mine]) if part]
@@ -105,10 +105,10 @@ def _gathered(found: list[dict[str, Tensor]]) -> Answers:
     ordered = together["indices"][order]
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
-    return Answers(**{name: tensor[order[first]] for name, tensor in together.items()})
+    return Outputs(**{name: tensor[order[first]] for name, tensor in together.items()})
 
 
-def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None) -> dict[str, float]:
+def selection_metrics(model: PrunedViT, answers: Outputs, foreground: Any = None) -> dict[str, float]:
     """Return what tells how well tokens were chosen.
 
     Args:
@@ -128,7 +128,7 @@ def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None
         masks = [patch_mask(foreground(index), model.adapter.grid_size) for index in answers.indices.tolist()]
         recall = foreground_recall(answers.kept, torch.from_numpy(np.stack(masks)))
         metrics["foreground_recall"] = float(recall.nanmean())
-    if model.selector.budget == "expected" and model.thresholds is None:
+    if not model.selector.fixed_k and model.thresholds is None:
         ratio = next(ratio for ratio in model.keep_ratios if ratio < 1)
         metrics["expected_minus_ratio"] = float(answers.expected[:, 0].double().mean()) - ratio
     return metrics

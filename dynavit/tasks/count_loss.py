@@ -20,7 +20,7 @@ from dynavit.losses import keep_ratio_loss, latency_loss
 from dynavit.models import PrunedViT, Trace
 
 
-class Budget:
+class CountLoss:
     """Compares what a forward kept, or is expected to keep, with the counts that were wanted.
 
     What was kept is told in original patches: tokens that a reducer made of others are left out.
