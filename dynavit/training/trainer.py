@@ -101,20 +101,20 @@ class Trainer:
             yield
 
     def _restore(self, state: Path) -> None:
-        config, progress, say = self.config, self.progress, self.accelerator.print
+        config, progress, log = self.config, self.progress, self.accelerator.print
         found = load_state(self.accelerator, state, self.about, self.parts, self.ema)
         self.guard.start = f"the state that it resumed from ({state})"
         refuse_fewer_epochs(config, progress)
         if progress.epoch == config.train.epochs:
-            say(
+            log(
                 f"{config.run_dir} is finished: its {progress.epoch} epochs are done. To train longer, give more "
                 f"epochs with train.epochs=N --resume."
             )
             return
         for line in describe_changes(config, self.schedules, progress.step):
-            say(line)
+            log(line)
         if found.get("images") != self.about["images"]:
-            say(f"The training images are {self.about['images']}; they were {found.get('images')}.")
+            log(f"The training images are {self.about['images']}; they were {found.get('images')}.")
 
     def _train(self) -> None:
         config, accelerator, progress = self.config, self.accelerator, self.progress
@@ -165,7 +165,7 @@ class Trainer:
             )
             if len(recent) >= _CHECK_STEPS or progress.batch == self.batches.length or due:
                 bar.update(len(recent))
-                loss = self._account(recent)
+                loss = self._add_up(recent)
                 bar.set_postfix(loss=f"{loss:.3f}")
                 recent = []
             if stepped and progress.step % train.log_steps == 0:
@@ -177,7 +177,7 @@ class Trainer:
                     self._save_state()
         bar.close()
         if recent:  # a stream that ended early
-            self._account(recent)
+            self._add_up(recent)
         if progress.count == 0:
             workers = max(self.config.data.workers, 1)
             raise InputError(
@@ -209,7 +209,7 @@ class Trainer:
         values = {name: loss.detach() for name, loss in losses.items()}
         return values | _kept(trace) | self.setup.objective.statistics(), norms
 
-    def _account(self, recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> float:
+    def _add_up(self, recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> float:
         """Add up losses and let the guard look at every step; returns the mean loss of these."""
         names = [name for name in recent[0][0] if "/" not in name]
         table = torch.stack([torch.stack([values[name].float() for name in names]) for values, _ in recent])
