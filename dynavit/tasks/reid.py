@@ -270,16 +270,18 @@ def side_inputs(model: PrunedViT, data: ReidData, indices: Tensor, train: bool =
     """Return cameras and views of samples ``(B,)``, as a model that wants them numbers them; -1 is unknown to it."""
     if model.side is None:
         return {}
-    kinds = {
-        "cameras": (data.train_cameras if train else data.cameras, data.camera_names),
-        "views": (data.train_views if train else data.views, data.view_names),
+    cameras, views = (data.train_cameras, data.train_views) if train else (data.cameras, data.views)
+    device, metadata = model.side.table.device, model.metadata
+    return {
+        "cameras": _renumbered(cameras[indices.cpu()], data.camera_names, metadata["camera_names"]).to(device),
+        "views": _renumbered(views[indices.cpu()], data.view_names, metadata["view_names"]).to(device),
     }
-    inputs = {}
-    for kind, (numbers, names) in kinds.items():
-        learned = {name: number for number, name in enumerate(model.metadata[f"{kind[:-1]}_names"])}
-        renumbered = torch.tensor([*(learned.get(name, -1) for name in names), -1])  # the last for the unknown
-        inputs[kind] = renumbered[numbers[indices.cpu()]].to(model.side.table.device)
-    return inputs
+
+
+def _renumbered(numbers: Tensor, names: Sequence[str], learned: Sequence[str]) -> Tensor:
+    """Return numbers ``(B,)`` among ``names`` as numbers among ``learned``: -1 where unknown in either."""
+    places = {name: place for place, name in enumerate(learned)}
+    return torch.tensor([*(places.get(name, -1) for name in names), -1])[numbers]  # number -1 finds the last
 
 
 def _known(numbers: Tensor) -> list[int]:
