@@ -49,7 +49,7 @@ class _Savable(Protocol):
     keep_ratios: tuple[float, ...]
     selector: Any
     scorers: Any
-    scorer: dict[str, Any]
+    scorer_config: dict[str, Any]
     reducer: Any
     placement: Any
     count_rule: Any
@@ -67,13 +67,13 @@ class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classi
 
     Attributes:
         architecture: timm name from which the backbone can be rebuilt; None if unknown.
-        scorer: what :func:`dynavit.create_model` was asked for, for models that have no scorers at present.
+        scorer_config: what :func:`dynavit.create_model` was asked for, for models that have no scorers at present.
         model_kwargs: what timm needs beside it.
         metadata: plain data saved along: class names, preprocessing, whatever else serves users.
     """
 
     architecture: str | None = None
-    scorer: dict[str, Any]
+    scorer_config: dict[str, Any]
     model_kwargs: dict[str, Any]
     metadata: dict[str, Any]
     _origin: tuple[Any, Origin] | None = None
@@ -250,7 +250,7 @@ def model_config(model: _Savable) -> dict[str, Any]:
 
 def _scorer_config(model: _Savable) -> dict[str, Any]:
     if not model.scorers:
-        return model.scorer
+        return model.scorer_config
     return with_module(scorer_config(model.scorers[0]), model.scorers[0])
 
 

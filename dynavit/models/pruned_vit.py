@@ -87,7 +87,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         self.side = side
         self._check_head()
         check_scorers(self)
-        self.scorer = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
+        self.scorer_config = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
         self.model_kwargs: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
         self.execution = "auto"

@@ -24,7 +24,7 @@ from dynavit.models.pruning import PRUNING
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingModel:
     """The model a run starts from.
 
     Attributes:
@@ -42,7 +42,7 @@ class Start:
     side_is_new: bool = True
 
 
-def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None = None) -> Start:
+def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None = None) -> StartingModel:
     """Create the starting model for these classes, or training identities (None: those it has).
 
     Args:
@@ -79,7 +79,7 @@ def build_probe(config: Config) -> PrunedViT:
         return build_start(without, None).model
 
 
-def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None) -> Start:
+def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None) -> StartingModel:
     settings = config.model
     if settings.checkpoint is not None:
         with _naming_checkpoint(settings.checkpoint):
@@ -98,10 +98,10 @@ def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mappi
         replaced = settings.pretrained and not trained
     model = _pruned(config, backbone, architecture, kwargs)
     dense = prune(deepcopy(backbone), stages=())
-    return Start(model.train(), dense.eval().requires_grad_(False), replaced, trained)
+    return StartingModel(model.train(), dense.eval().requires_grad_(False), replaced, trained)
 
 
-def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[str, Any] | None) -> Start:
+def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[str, Any] | None) -> StartingModel:
     settings = config.model
     parts: dict[str, Any] = {}
     if identities is not None:
@@ -129,7 +129,9 @@ def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[
     if start is not None:
         dense.metadata = dict(start.metadata)
     new = {"neck", "side"} - set(restored)
-    return Start(model.train(), dense.eval().requires_grad_(False), "neck" in new, "neck" not in new, "side" in new)
+    return StartingModel(
+        model.train(), dense.eval().requires_grad_(False), "neck" in new, "neck" not in new, "side" in new
+    )
 
 
 def _created(config: Config, kwargs: dict[str, Any]) -> nn.Module:
@@ -185,7 +187,7 @@ def starts_trained(config: Config, classes: Sequence[str] | None) -> bool:
     return known is not None and known.num_classes == len(classes)
 
 
-def build_teacher(config: Config, start: Start) -> nn.Module | None:
+def build_teacher(config: Config, start: StartingModel) -> nn.Module | None:
     """Return the frozen teacher, a timm model, or None where no distillation is asked for.
 
     Raises:
@@ -268,13 +270,13 @@ def resolve_preprocessing(config: DataConfig, backbone: Any, squash: bool = Fals
     }
 
 
-def _for_channels(key: str, configured: Sequence[float] | None, usual: Sequence[float], channels: int) -> list[float]:
-    if configured is not None:
-        if len(configured) != channels:
+def _for_channels(key: str, values: Sequence[float] | None, usual: Sequence[float], channels: int) -> list[float]:
+    if values is not None:
+        if len(values) != channels:
             raise InputError(
-                f"data.{key}={list(configured)}: the model has {channels} input channel(s), give a number each."
+                f"data.{key}={list(values)}: the model has {channels} input channel(s), give a number each."
             )
-        return list(configured)
+        return list(values)
     if len(usual) == channels:
         return list(usual)
     average = sum(usual) / len(usual)

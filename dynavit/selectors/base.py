@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ class SelectionRequest:
 
     Attributes:
         alive: ``(B, N)`` bool, the tokens that earlier stages left.
-        k: tokens to keep per image: an int, or an int64 tensor of shape ``()`` or ``(B,)``; None if a budget
+        k: tokens to keep per image: an int, or an int64 tensor of shape ``()`` or ``(B,)``; None if a keep-ratio
             loss sets their number.
         temperature: smoothness of the gradient (and of a soft forward), above 0.
         generator: source of the noise; the global one if None.
@@ -37,7 +36,7 @@ class SelectionRequest:
 
     @property
     def count(self) -> int | Tensor:
-        """``k``, for a selector whose budget is ``"k"``: such a one always gets it."""
+        """``k``, for a selector with a fixed k: such a one always gets it."""
         assert self.k is not None
         return self.k
 
@@ -50,7 +49,7 @@ class Selection:
         keep: ``(B, N)`` bool, the hard decision, a subset of the alive tokens. Inference reads nothing else.
         mask: ``(B, N)`` fp32, what training multiplies by, hard or soft. It carries the gradient
             and is zero on tokens that are not alive.
-        probs: ``(B, N)`` fp32, marginal probability of being kept; budget losses read this.
+        probs: ``(B, N)`` fp32, marginal probability of being kept; the keep-ratio loss reads this.
         log_prob: ``(B,)`` fp32, log-probability of ``keep``, where a selector knows it.
         aux: named auxiliary losses.
     """
@@ -79,8 +78,8 @@ class Selector(nn.Module):
     checkpoint runs at any ratio, batches stay rectangular, and export is static.
 
     Attributes:
-        budget: ``"k"`` keeps a given number of tokens; ``"expected"`` lets a budget loss on
-            ``probs`` set their number during training.
+        fixed_k: keeps exactly ``k`` tokens while training, too; if not, a keep-ratio loss on ``probs`` leads
+            their expected number there.
         soft: the training forward uses a fractional mask and therefore removes no token.
         stochastic: the training forward draws noise.
         trains_scorer: the task loss reaches the logits through ``mask``.
@@ -89,7 +88,7 @@ class Selector(nn.Module):
         needs_scores: reads the logits at all; if not, the model never runs its scorers.
     """
 
-    budget: Literal["k", "expected"] = "k"
+    fixed_k: bool = True
     soft: bool = False
     stochastic: bool = False
     trains_scorer: bool = True
