@@ -162,7 +162,7 @@ def test_a_configuration_is_read_for_its_tokens_alone(tmp_path: Path, deep: dyna
     path = tmp_path / "mine.yaml"
     path.write_text(
         "model: {architecture: vit_large_patch16_224, stages: [6, 12], scorer: {name: random, seed: 3}}\n"
-        "data: {root: nowhere}\nloss: {token_distillation: 1.0}\n"
+        "data: {root: nowhere}\nloss: {token_distillation_weight: 1.0}\n"
     )
     (method,) = read_methods([path])
     assert (method.name, method.stages, method.depth, method.adaptive) == ("mine", (6, 12), 24, False)
