@@ -9,6 +9,9 @@ from dynavit.errors import InputError
 
 if TYPE_CHECKING:
     from dynavit.checkpoints.convert import convert
+    from dynavit.commands.comparisons import benchmark, benchmark_selectors, compare_methods, compare_runs
+    from dynavit.commands.models import embed, evaluate, export, predict, visualize
+    from dynavit.commands.training import check_data, train
     from dynavit.models import PrunedViT, Trace, create_model, load, prune
     from dynavit.models.ratios import ratios_removing
     from dynavit.models.thresholds import calibrate
@@ -31,18 +34,29 @@ __all__ = [
     "Selection",
     "Selector",
     "Trace",
+    "benchmark",
+    "benchmark_selectors",
     "calibrate",
+    "check_data",
     "check_selector",
+    "compare_methods",
+    "compare_runs",
     "convert",
     "create_model",
     "create_selector",
+    "embed",
+    "evaluate",
+    "export",
     "list_reducers",
     "list_scorers",
     "list_selectors",
     "load",
+    "predict",
     "prune",
     "ratios_removing",
     "register_selector",
+    "train",
+    "visualize",
 ]
 
 # packages that need torch are imported when something of theirs is first asked for
@@ -53,6 +67,9 @@ _MODULES = {
     "list_reducers": "reducers",
     "list_scorers": "scorers",
     "ratios_removing": "models.ratios",
+    **dict.fromkeys(("benchmark", "benchmark_selectors", "compare_methods", "compare_runs"), "commands.comparisons"),
+    **dict.fromkeys(("embed", "evaluate", "export", "predict", "visualize"), "commands.models"),
+    **dict.fromkeys(("check_data", "train"), "commands.training"),
     **dict.fromkeys(("PrunedViT", "Trace", "create_model", "load", "prune"), "models"),
     **dict.fromkeys(
         ("Selection", "Selector", "check_selector", "create_selector", "list_selectors", "register_selector"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from dynavit.errors import InputError
 from dynavit.files import write_text
 from dynavit.text import is_command
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
+"""A line of a table: what stands in each column, by its name."""
 
 # the wide forms count as the plain ones in East Asian spreadsheets, and spaces before are dropped in some
 _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")

@@ -6,43 +6,21 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from dynavit.report.table import Column, aligned
 from studies import selection, stability
 from studies.figures import plot_selection, plot_stability
-from studies.results import short, with_range
 from studies.selection import SelectionRow, run_selection
 from studies.selection_problem import NUM_FOREGROUND, NUM_TOKENS
 from studies.selection_variants import LEFT_OUT
+from studies.spread import short, with_range
 from studies.stability import StabilityRow, run_stability
-from studies.writer import Column, format_text, write_results
+from studies.writer import write_results
 
-_STABILITY_COLUMNS = [
-    Column[StabilityRow]("variant", lambda row: row.variant, left=True),
-    Column[StabilityRow]("first", lambda row: short(row.first_loss.mean)),
-    Column[StabilityRow]("final loss", lambda row: with_range(row.final_loss, 1)),
-    Column[StabilityRow]("largest", lambda row: short(row.largest_loss.mean)),
-    Column[StabilityRow]("|g| backbone", lambda row: short(row.backbone_gradient_median.mean)),
-    Column[StabilityRow]("p99", lambda row: short(row.backbone_gradient_p99.mean)),
-    Column[StabilityRow]("|g| predictor", lambda row: short(row.predictor_gradient_median.mean)),
-    Column[StabilityRow]("accuracy", lambda row: with_range(row.accuracy, 2)),
-    Column[StabilityRow]("kept", lambda row: "/".join(short(stage.mean) for stage in row.kept)),
-    Column[StabilityRow]("verdict", lambda row: row.verdict, left=True),
-]
 _LEGEND = (
     "first: mean loss of the first 5 steps; final: of the last 30; largest: from step 30 on; |g|: median gradient "
     "norm over the steps, p99 its 99th percentile; accuracy: on new images; kept: by each stage at the "
     "end of training. Means over the seeds, and [lowest, highest]."
 )
-_WHAT = Column[StabilityRow]("what it is", lambda row: row.summary, left=True)
-
-_SELECTION_COLUMNS = [
-    Column[SelectionRow]("variant", lambda row: row.variant, left=True),
-    Column[SelectionRow]("kind", lambda row: row.kind, left=True),
-    Column[SelectionRow]("accuracy", lambda row: with_range(row.accuracy, 3)),
-    Column[SelectionRow]("foreground recall", lambda row: with_range(row.foreground_recall, 3)),
-    Column[SelectionRow]("|g| predictor", lambda row: short(row.predictor_gradient_median.mean)),
-    Column[SelectionRow]("p99", lambda row: short(row.predictor_gradient_p99.mean)),
-]
-_SELECTOR = Column[SelectionRow]("selector", lambda row: row.selector, left=True)
 
 
 def report_stability(
@@ -56,10 +34,11 @@ def report_stability(
     steps = 250 if steps is None else steps
     rows = run_stability(seeds, steps, variants)
     settings = {"seeds": list(seeds), "steps": steps, "learning rate": stability.LEARNING_RATE}
-    columns = [*_STABILITY_COLUMNS[:1], _WHAT, *_STABILITY_COLUMNS[1:]]
+    name, *numbers = _stability_columns(rows)
+    columns = [name, Column("what it is", [row.summary for row in rows], left=True), *numbers]
     notes = [_LEGEND, _sentence(stability.RULE)]
     write_results(output, "stability", columns, rows, settings, notes, partial(plot_stability, rows))
-    return "\n\n".join([format_text(_STABILITY_COLUMNS, rows), _LEGEND, _sentence(stability.RULE)])
+    return "\n\n".join([aligned([name, *numbers]), _LEGEND, _sentence(stability.RULE)])
 
 
 def report_selection(
@@ -78,9 +57,36 @@ def report_selection(
         f"median gradient norm of the predictor over the steps, p99 its 99th percentile. Means and [lowest, highest]. "
         f"Left out: {', '.join(f'{name} ({reason})' for name, reason in LEFT_OUT.items())}."
     )
-    columns = [*_SELECTION_COLUMNS[:1], _SELECTOR, *_SELECTION_COLUMNS[1:]]
+    name, *numbers = _selection_columns(rows)
+    columns = [name, Column("selector", [row.selector for row in rows], left=True), *numbers]
     write_results(output, "selection", columns, rows, settings, [note], partial(plot_selection, rows))
-    return f"{format_text(_SELECTION_COLUMNS, rows)}\n\n{note}"
+    return f"{aligned([name, *numbers])}\n\n{note}"
+
+
+def _stability_columns(rows: Sequence[StabilityRow]) -> list[Column]:
+    return [
+        Column("variant", [row.variant for row in rows], left=True),
+        Column("first", [short(row.first_loss.mean) for row in rows]),
+        Column("final loss", [with_range(row.final_loss, 1) for row in rows]),
+        Column("largest", [short(row.largest_loss.mean) for row in rows]),
+        Column("|g| backbone", [short(row.backbone_gradient_median.mean) for row in rows]),
+        Column("p99", [short(row.backbone_gradient_p99.mean) for row in rows]),
+        Column("|g| predictor", [short(row.predictor_gradient_median.mean) for row in rows]),
+        Column("accuracy", [with_range(row.accuracy, 2) for row in rows]),
+        Column("kept", ["/".join(short(stage.mean) for stage in row.kept) for row in rows]),
+        Column("verdict", [row.verdict for row in rows], left=True),
+    ]
+
+
+def _selection_columns(rows: Sequence[SelectionRow]) -> list[Column]:
+    return [
+        Column("variant", [row.variant for row in rows], left=True),
+        Column("kind", [row.kind for row in rows], left=True),
+        Column("accuracy", [with_range(row.accuracy, 3) for row in rows]),
+        Column("foreground recall", [with_range(row.foreground_recall, 3) for row in rows]),
+        Column("|g| predictor", [short(row.predictor_gradient_median.mean) for row in rows]),
+        Column("p99", [short(row.predictor_gradient_p99.mean) for row in rows]),
+    ]
 
 
 def _sentence(rule: str) -> str:

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from dynavit.losses import keep_ratio_loss, policy_gradient_loss
 from dynavit.selectors import Selector
-from studies.results import Spread, quantile
 from studies.runner import check, gradient_norm, run_all
 from studies.selection_problem import (
     NUM_FOREGROUND,
@@ -19,7 +18,8 @@ from studies.selection_problem import (
     HiddenForeground,
     SelectiveClassifier,
 )
-from studies.selection_variants import VARIANTS, Variant
+from studies.selection_variants import VARIANTS, SelectionVariant
+from studies.spread import Spread, quantile
 
 LEARNING_RATE = 1e-3
 BATCH = 64
@@ -103,7 +103,7 @@ def train(name: str, seed: int, steps: int) -> SelectionRun:
 def loss(
     model: SelectiveClassifier,
     selector: Selector,
-    variant: Variant,
+    variant: SelectionVariant,
     tokens: Tensor,
     labels: Tensor,
     temperature: float,
@@ -129,7 +129,7 @@ def loss(
 
 @torch.no_grad()
 def evaluate(
-    model: SelectiveClassifier, selector: Selector, variant: Variant, data: HiddenForeground
+    model: SelectiveClassifier, selector: Selector, variant: SelectionVariant, data: HiddenForeground
 ) -> tuple[float, float]:
     """Return accuracy and foreground recall with the k best tokens kept."""
     selector.eval()
@@ -141,7 +141,7 @@ def evaluate(
     return correct.float().mean().item(), recall.item()
 
 
-def _summarise(variant: Variant, runs: list[SelectionRun]) -> SelectionRow:
+def _summarise(variant: SelectionVariant, runs: list[SelectionRun]) -> SelectionRow:
     def over(number: Callable[[SelectionRun], float]) -> Spread:
         return Spread.of(map(number, runs))
 
@@ -157,7 +157,7 @@ def _summarise(variant: Variant, runs: list[SelectionRun]) -> SelectionRow:
     )
 
 
-def describe(variant: Variant) -> str:
+def describe(variant: SelectionVariant) -> str:
     """Say in a few words what the row is."""
     words = [f"{key}={value}" for key, value in variant.options.items()]
     if variant.temperature_end is not None:
@@ -168,5 +168,5 @@ def describe(variant: Variant) -> str:
     return f"{name}({', '.join(words)})" if words else name
 
 
-def _variant(name: str) -> Variant:
+def _variant(name: str) -> SelectionVariant:
     return next(variant for variant in VARIANTS if variant.name == name)

@@ -20,7 +20,7 @@ LEFT_OUT = {"fixed": "replays decisions made elsewhere"}
 
 
 @dataclass(frozen=True)
-class Variant:
+class SelectionVariant:
     """One row of the study.
 
     Attributes:
@@ -69,15 +69,15 @@ def _library(
     temperature: float = 1.0,
     temperature_end: float | None = None,
     **options: Any,
-) -> Variant:
+) -> SelectionVariant:
     def build() -> Selector:
         return create_selector(registered, **options)
 
-    return Variant(name, kind, build, registered, options, temperature, temperature_end)
+    return SelectionVariant(name, kind, build, registered, options, temperature, temperature_end)
 
 
 VARIANTS = (
-    Variant("all", "control", KeepAll),
+    SelectionVariant("all", "control", KeepAll),
     _library("none", "topk", "control", gradient="none"),
     _library("random", "random", "control"),
     _library("topk", "topk"),
@@ -95,7 +95,7 @@ VARIANTS = (
     _library("threshold_ste", "threshold_ste"),
     _library("score_function", "score_function", distribution="plackett_luce"),
     _library("score_function_bernoulli", "score_function", distribution="bernoulli"),
-    Variant("unclamped_gate", "known bad", known_bad.UnguardedGate, pool=known_bad.unclamped_mean),
-    Variant("single_gumbel", "known bad", known_bad.SingleGumbel),
-    Variant("perturbed_diagonal", "known bad", known_bad.DiagonalPerturbedTopK),
+    SelectionVariant("unclamped_gate", "known bad", known_bad.UnguardedGate, pool=known_bad.unclamped_mean),
+    SelectionVariant("single_gumbel", "known bad", known_bad.SingleGumbel),
+    SelectionVariant("perturbed_diagonal", "known bad", known_bad.DiagonalPerturbedTopK),
 )

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from studies.identities import NUM_IDENTITIES, Identities
 from studies.layers import batch_hard_triplet
-from studies.results import Spread, mean, quantile
 from studies.runner import check, gradient_norm, run_all
+from studies.spread import Spread, mean, quantile
 from studies.stability_models import Outcome, PrunedInside
-from studies.stability_variants import VARIANTS, Variant
+from studies.stability_variants import VARIANTS, StabilityVariant
 
 LEARNING_RATE = 1e-3
 SETTLED = 30  # steps at the start that do not count as an explosion, and at the end that are averaged
@@ -167,7 +167,7 @@ def judge(losses: Sequence[float], accuracy: float, budget_met: float, predictor
     return "trains"
 
 
-def _summarise(variant: Variant, runs: list[StabilityRun]) -> StabilityRow:
+def _summarise(variant: StabilityVariant, runs: list[StabilityRun]) -> StabilityRow:
     def over(number: Callable[[StabilityRun], float]) -> Spread:
         return Spread.of(map(number, runs))
 
@@ -201,5 +201,5 @@ def _settled(losses: Sequence[float]) -> int:
     return min(SETTLED, len(losses) // 2)
 
 
-def _variant(name: str) -> Variant:
+def _variant(name: str) -> StabilityVariant:
     return next(variant for variant in VARIANTS if variant.name == name)

@@ -23,7 +23,7 @@ from studies.stability_models import (
 
 
 @dataclass(frozen=True)
-class Variant:
+class StabilityVariant:
     """One row of the study.
 
     Attributes:
@@ -93,12 +93,12 @@ def _after(
     weigh: Weigh,
     clip: float | None = None,
     detach_scores: bool = False,
-) -> Variant:
-    return Variant(name, "after", summary, lambda: TokenSelection(decide, weigh, detach_scores), clip)
+) -> StabilityVariant:
+    return StabilityVariant(name, "after", summary, lambda: TokenSelection(decide, weigh, detach_scores), clip)
 
 
-def _inside(name: str, summary: str, gate: Callable[[], Selector], **options: object) -> Variant:
-    return Variant(name, "inside", summary, lambda: PrunedInside(gate(), **options))  # type: ignore[arg-type]
+def _inside(name: str, summary: str, gate: Callable[[], Selector], **options: object) -> StabilityVariant:
+    return StabilityVariant(name, "inside", summary, lambda: PrunedInside(gate(), **options))  # type: ignore[arg-type]
 
 
 _STE = "ste: straight-through logistic gates"
@@ -120,19 +120,19 @@ VARIANTS = (
     _after("fix_multiply", "attempt1, weights * m, renormalised", one_winner(), weigh_by_product),
     _after("fix_topk", "selector topk, log(m)", library("topk"), weigh_by_log),
     _after("fix_gumbel_topk", "selector gumbel_topk, log(m)", library("gumbel_topk"), weigh_by_log),
-    Variant(
+    StabilityVariant(
         "pool_clamped",
         "pooling",
         "logistic gates, sum(m x) / max(sum(m), 1)",
         lambda: GatedPooling(known_bad.UnguardedGate(), masked_mean),
     ),
-    Variant(
+    StabilityVariant(
         "pool_unclamped",
         "pooling",
         "logistic gates, sum(m x) / (sum(m) + 1e-3)",
         lambda: GatedPooling(known_bad.UnguardedGate(), known_bad.unclamped_mean),
     ),
-    Variant("dense", "inside", "nothing pruned", lambda: PrunedInside(None)),
+    StabilityVariant("dense", "inside", "nothing pruned", lambda: PrunedInside(None)),
     _inside("key", f"{_STE}, log(m) on keys", lambda: create_selector("ste")),
     _inside("identity", f"{_STE}, log(m), identity form", lambda: create_selector("ste"), form="identity"),
     _inside(

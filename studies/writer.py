@@ -1,4 +1,4 @@
-"""The results of a study as an aligned table, Markdown, CSV, JSON and a picture."""
+"""The results of a study as Markdown, CSV, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -7,48 +7,22 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO
 
 import torch
 
 from dynavit.files import write_together
 from dynavit.report.figures import png
-from dynavit.report.table import aligned
+from dynavit.report.table import Column, markdown
 from dynavit.tables import csv_text
-from studies.results import Spread
-
-_Row = TypeVar("_Row")
-
-
-@dataclasses.dataclass(frozen=True)
-class Column(Generic[_Row]):
-    """A column of a table: its title and a row's cell as text."""
-
-    title: str
-    cell: Callable[[_Row], str]
-    left: bool = False
-
-
-def format_text(columns: Sequence[Column[_Row]], rows: Sequence[_Row]) -> str:
-    """Return an aligned plain-text table."""
-    lines = [[column.title for column in columns], *([column.cell(row) for column in columns] for row in rows)]
-    return aligned(lines, left=[number for number, column in enumerate(columns) if column.left])
-
-
-def format_markdown(columns: Sequence[Column[_Row]], rows: Sequence[_Row]) -> str:
-    """Return a Markdown table."""
-    titles = [column.title for column in columns]
-    rules = ["---" if column.left else "--:" for column in columns]
-    lines = [titles, rules, *([column.cell(row) for column in columns] for row in rows)]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+from studies.spread import Spread
 
 
 def write_results(
     folder: Path,
     name: str,
-    columns: Sequence[Column[_Row]],
-    rows: Sequence[_Row],
+    columns: Sequence[Column],
+    rows: Sequence[Any],
     settings: dict[str, Any],
     notes: Sequence[str],
     plot: Callable[[BinaryIO], None] | None = None,
@@ -69,12 +43,12 @@ def write_results(
     """
     settings = {**settings, "torch": torch.__version__}
     everything = {"settings": settings, "notes": list(notes), "rows": [_plain(row) for row in rows]}
-    told = ", ".join(f"{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in settings.items())
-    paragraphs = "\n\n".join([*notes, f"Settings: {told}."])
+    described = ", ".join(f"{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in settings.items())
+    paragraphs = "\n\n".join([*notes, f"Settings: {described}."])
     files: dict[str, str | bytes] = {
         f"{name}.json": json.dumps(everything, allow_nan=False) + "\n",
         f"{name}.csv": csv_text([_flat(row) for row in rows]),  # rows may have different numbers of stages
-        f"{name}.md": f"{format_markdown(columns, rows)}\n{paragraphs}\n",
+        f"{name}.md": f"{markdown(columns)}\n{paragraphs}\n",
     }
     if plot is not None:
         files[f"{name}.png"] = png(plot)

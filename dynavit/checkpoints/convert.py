@@ -90,20 +90,20 @@ def convert(
         raise InputError(f"{state.where} is a model that dynavit saved: dynavit.load reads its folder.")
     state, source, problems = to_timm(state, _backbone_names(architecture, options))
     weights = state.tensors
-    given = _classes(weights)
+    in_checkpoint = _classes(weights)
     if options.get("num_identities") is not None and num_classes is None:
         num_classes = 0
-    wanted = given if num_classes is None else num_classes
+    wanted = in_checkpoint if num_classes is None else num_classes
     model = create_model(architecture, num_classes=wanted, **options).eval()
     if source == "dynamicvit":
         _check_stages(weights, model)
-    if wanted != given:
+    if wanted != in_checkpoint:
         weights = {name: value for name, value in weights.items() if not _is_head(name)}
     if "img_size" in options:
         _resample_positions(weights, model)
     own = model.state_dict()
-    told = ("backbone.", "scorers.") if source == "dynamicvit" else ("backbone.",)
-    new = {name for name in own if not name.startswith(told) or (_is_head(name) and wanted != given)}
+    expected = ("backbone.", "scorers.") if source == "dynamicvit" else ("backbone.",)
+    new = {name for name in own if not name.startswith(expected) or (_is_head(name) and wanted != in_checkpoint)}
     problems["missing"] += own.keys() - weights.keys() - new
     problems["unknown"] += weights.keys() - own.keys()
     problems["of another shape"] += [

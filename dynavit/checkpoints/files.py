@@ -28,6 +28,7 @@ _FETCH = "fetch or save it again."
 _DOWNLOAD = "download the file itself."
 
 # what files begin with, and what to do instead
+_ONNX = "is an ONNX model, which is made for inference: give the torch or safetensors weights it was made from."
 _KINDS: tuple[tuple[bytes, str], ...] = (
     (
         b"version https://git-lfs",
@@ -132,21 +133,21 @@ def _safetensors(path: Path, size: int, length: int) -> dict[str, torch.Tensor]:
 
 def _refuse_other(path: Path, start: bytes) -> None:
     """Refuse what is known to hold no torch weights, by its first bytes."""
-    told = next((told for magic, told in _KINDS if start.startswith(magic)), None)
+    problem = next((problem for magic, problem in _KINDS if start.startswith(magic)), None)
     head = start.removeprefix(codecs.BOM_UTF8).lstrip()
-    if told is None and head[:256].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        told = f"is a web page, not the weights: the link led to a page about the file, or to an error; {_DOWNLOAD}"
-    if told is None and start[257:262] == b"ustar":
-        told = "is an archive (tar): unpack it first, and give the file of weights in it."
-    if told is None and path.suffix == ".onnx":
-        told = "is an ONNX model, which is made for inference: give the torch or safetensors weights it was made from."
-    if told is None and (text := _as_text(start)) is not None:
+    if problem is None and head[:256].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        problem = f"is a web page, not the weights: the link led to a page about the file, or to an error; {_DOWNLOAD}"
+    if problem is None and start[257:262] == b"ustar":
+        problem = "is an archive (tar): unpack it first, and give the file of weights in it."
+    if problem is None and path.suffix == ".onnx":
+        problem = _ONNX
+    if problem is None and (text := _as_text(start)) is not None:
         kind = "JSON" if text.lstrip()[:1] in ("{", "[") else "text"
-        told = f"is {kind}, not weights; it begins with {text.strip()[:30]!r}."
-    if told is None and start[:1] == b"\x08" and (b"onnx" in start[:64] or b"pytorch" in start[:64]):
-        told = "is an ONNX model, which is made for inference: give the torch or safetensors weights it was made from."
-    if told is not None:
-        raise InputError(f"{path} cannot be read: it {told}")
+        problem = f"is {kind}, not weights; it begins with {text.strip()[:30]!r}."
+    if problem is None and start[:1] == b"\x08" and (b"onnx" in start[:64] or b"pytorch" in start[:64]):
+        problem = _ONNX
+    if problem is not None:
+        raise InputError(f"{path} cannot be read: it {problem}")
 
 
 def _as_text(start: bytes) -> str | None:
@@ -166,19 +167,19 @@ def _check_zip(path: Path) -> None:
         raise InputError(f"{path} cannot be read (it is cut off or damaged: {first_line(error)}): {_FETCH}") from None
     inner = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in inner:
-        told = f"is a TorchScript archive, which is code as much as weights. {_SAVE_ALONE}"
+        problem = f"is a TorchScript archive, which is code as much as weights. {_SAVE_ALONE}"
     elif "data.pkl" in inner:
         return
     elif inner and all(name.endswith(".npy") for name in inner):
-        told = (
+        problem = (
             "is a NumPy archive (.npz): save a torch state dict; weights in JAX's names are read by "
             "timm.create_model(..., checkpoint_path=...)."
         )
     elif any(name.endswith(".h5") for name in inner):
-        told = "is a Keras model: convert it to a torch state dict first."
+        problem = "is a Keras model: convert it to a torch state dict first."
     else:
-        told = "is a zip archive without torch weights: unpack it first, and give the file of weights in it."
-    raise InputError(f"{path} cannot be read: it {told}")
+        problem = "is a zip archive without torch weights: unpack it first, and give the file of weights in it."
+    raise InputError(f"{path} cannot be read: it {problem}")
 
 
 def _torch(path: Path) -> Any:

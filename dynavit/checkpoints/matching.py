@@ -43,8 +43,8 @@ def load_matching(backbone: Any, state: StateDict, tell: bool) -> bool:
             fitted, problems, replaced = by_timm
     if any(problems.values()):
         hint = pooling_hint(problems["missing"], problems["unknown"], "model.kwargs.")
-        told = "; ".join(f"{kind}: {listed(spread(names), 5)}" for kind, names in problems.items() if names)
-        raise InputError(f"{state.where} does not fit the architecture. {told}.{hint}")
+        summary = "; ".join(f"{kind}: {listed(spread(names), 5)}" for kind, names in problems.items() if names)
+        raise InputError(f"{state.where} does not fit the architecture. {summary}.{hint}")
     backbone.load_state_dict(in_full_precision(fitted, own), strict=False)
     if tell:
         fitted.tell()
@@ -95,7 +95,7 @@ def _matched_by_timm(backbone: Any, own: Mapping[str, Tensor], state: StateDict)
             f"{state.where} does not fit the architecture: its tensors cannot be resampled ({reason})."
         ) from None
     head = {name for name in tensors if name.startswith("head")}
-    given = bool(head)
+    has_head = bool(head)
     if backbone.num_classes > 0:  # one that fits, or that the architecture does not know, is no other head
         head = {name for name in head if name in own and tensors[name].shape != own[name].shape}
     for name in head:
@@ -108,4 +108,4 @@ def _matched_by_timm(backbone: Any, own: Mapping[str, Tensor], state: StateDict)
     missing = [name for name in own.keys() - tensors.keys() if not name.startswith("head")]
     problems = {"missing": missing, "unknown": list(tensors.keys() - own.keys()), "other shape": shapes}
     left = ("head of other classes",) if head else ()
-    return replace(state, tensors=tensors, left_out=(*state.left_out, *left)), problems, bool(head) or not given
+    return replace(state, tensors=tensors, left_out=(*state.left_out, *left)), problems, bool(head) or not has_head

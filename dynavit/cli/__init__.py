@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from dynavit import __version__
 from dynavit.cli import data, measure, methods, models, training
-from dynavit.cli.arguments import check_counts
 from dynavit.cli.program import Parser, require_one_process, run_program
 
 COMMANDS = (
@@ -34,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    check_counts(options)
     if options.command not in _SHARED:
         require_one_process(options.command)
     options.run(options)

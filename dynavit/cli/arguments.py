@@ -7,7 +7,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from dynavit.errors import InputError
 from dynavit.text import printable
@@ -74,28 +73,6 @@ def refuse(options: argparse.Namespace, reason: str, *names: str) -> None:
     for name in names:
         if getattr(options, name) not in (None, False):
             raise InputError(f"--{name.replace('_', '-')}: {reason}; leave it out.")
-
-
-def check_counts(options: argparse.Namespace) -> None:
-    """Refuse numbers of things below 1.
-
-    Raises:
-        InputError: naming the option.
-    """
-    for name in ("batch_size", "rounds", "img_size", "calibration_images"):
-        value = getattr(options, name, None)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')}={value}: give a whole number of 1 or more.")
-
-
-def check_suffix(output: Path, *suffixes: str) -> None:
-    """Refuse a name of a result with another ending.
-
-    Raises:
-        InputError: naming those that are possible.
-    """
-    if output.suffix.lower() not in suffixes:
-        raise InputError(f"--output {output}: the name must end in {' or '.join(suffixes)}.")
 
 
 def report(problems: Sequence[str]) -> None:

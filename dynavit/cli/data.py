@@ -21,15 +21,9 @@ def add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _check(options: argparse.Namespace) -> None:
-    from dynavit.config import load_config
-    from dynavit.training.data_check import check_data, check_folder
+    from dynavit.commands.training import check_data
 
-    if options.images is not None and options.overrides:
-        raise InputError(f"{options.overrides[0]}: settings go with --config YAML, not with --images.")
-    if options.images is not None:
-        report = check_folder(options.images)
-    else:
-        report = check_data(load_config(options.config, options.overrides))
+    report = check_data(options.config, options.overrides, images=options.images)
     print("\n".join(report.lines()))
     if report.problems:
         raise InputError("a training would stop: " + " ".join(report.problems))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from dynavit.cli.arguments import add_device, check_suffix, command, mapping, numbers, refuse
-from dynavit.errors import InputError
-from dynavit.files import require_writable, write_text
+from dynavit.cli.arguments import add_device, command, mapping, numbers, refuse
 from dynavit.text import printable
 
 
@@ -33,45 +30,31 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from dynavit.config.recipes import find_config
-    from dynavit.evaluation.benchmark import (
-        benchmark_models,
-        benchmark_selectors,
-        format_models,
-        format_selectors,
-        machine,
-    )
-    from dynavit.evaluation.method import read_methods
+    from dynavit.commands.comparisons import benchmark, benchmark_selectors
+    from dynavit.evaluation.benchmark_tables import format_models, format_selectors
+    from dynavit.evaluation.machine import machine
     from dynavit.runs.open import choose_device
 
+    common = {name: getattr(options, name) for name in ("rounds", "model_kwargs", "output", "device")}
     if options.selectors:
         refuse(options, "means nothing with --selectors", "keep_ratios", "dtypes", "selector", "methods", "training")
-    if options.methods:
-        refuse(options, "means nothing with --methods", "selector")
-    if options.output is not None:
-        check_suffix(options.output, ".json")
-        require_writable(options.output)
-    device = choose_device(options.device)
-    common = {"device": device, "rounds": options.rounds, "model_kwargs": options.model_kwargs}
-    print(f"{options.backbone}, random weights; {machine(device)}\n")
-    if options.selectors:
-        rows = benchmark_selectors(options.backbone, options.batch_sizes or [256], **common)
-        print(format_selectors(rows))
+        table = format_selectors(benchmark_selectors(options.backbone, options.batch_sizes or [256], **common))
     else:
-        rows = benchmark_models(
+        if options.methods:
+            refuse(options, "means nothing with --methods", "selector")
+        rows = benchmark(
             options.backbone,
             options.keep_ratios or [0.7],
             options.batch_sizes or [1, 8, 32],
             [name.strip() for name in (options.dtypes or "float32").split(",")],
             selector=options.selector or "topk",
-            methods=read_methods(map(find_config, options.methods)) if options.methods else (),
+            methods=options.methods or (),
             training=options.training,
             **common,
         )
-        print(format_models(rows))
+        table = format_models(rows)
+    print(f"{options.backbone}, random weights; {machine(choose_device(options.device))}\n\n{table}")
     if options.output is not None:
-        measured = {"backbone": options.backbone, "machine": machine(device), "rows": rows}
-        write_text(options.output, json.dumps(measured, indent=2) + "\n")
         print(f"\nWritten: {printable(options.output)}")
 
 
@@ -85,28 +68,10 @@ def add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from dynavit.config import load_config
-    from dynavit.report.figures import require_format
-    from dynavit.report.losses import plot_losses
-    from dynavit.tasks import create_task
-    from dynavit.training.monitor import MetricsFile
+    from dynavit.commands.comparisons import compare_runs
 
-    output: Path = options.output
-    require_format(output)
-    require_writable(output)
-    for path in options.run_dirs:
-        if not (path / "config.yaml").is_file():
-            raise InputError(f"{path} is no run: give the folder of a training, which holds config.yaml.")
-    metrics = {create_task(load_config(path / "config.yaml")).metric for path in options.run_dirs}
-    if len(metrics) > 1:
-        raise InputError(f"runs of different tasks have different metrics: {', '.join(sorted(metrics))}.")
-    names = [path.resolve().name for path in options.run_dirs]
-    runs = {
-        printable(name if names.count(name) == 1 else path): MetricsFile(path / "metrics.jsonl").rows()
-        for name, path in zip(names, options.run_dirs, strict=True)
-    }
-    plot_losses(runs, output, metrics.pop())
-    print(f"Written: {printable(output)}")
+    compare_runs(options.run_dirs, options.output)
+    print(f"Written: {printable(options.output)}")
 
 
 def add_lists(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from dynavit.cli.arguments import add_device, command, numbers, refuse
-from dynavit.files import require_folder
 from dynavit.text import printable
 
 
@@ -49,48 +48,27 @@ def add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _methods(options: argparse.Namespace) -> None:
-    from dynavit.config.recipes import recipes
-    from dynavit.evaluation.benchmark import machine
-    from dynavit.evaluation.method import read_methods
-    from dynavit.evaluation.methods import compare_methods
-    from dynavit.evaluation.subject import open_subject
-    from dynavit.report.methods import format_methods, write_methods
-    from dynavit.runs.open import choose_device
+    from dynavit.commands.comparisons import compare_methods
+    from dynavit.report.table import format_table
 
     if options.no_timing:
         refuse(options, "with --no-timing speed is not measured", "rounds")
-    require_folder(options.output)
-    shipped = [path for name, path in recipes().items() if name.startswith("methods/")]
-    methods = read_methods(options.configs or shipped)
-    device = choose_device(options.device)
-    subject = open_subject(
+    rounds = 7 if options.rounds is None else options.rounds
+    rows, about = compare_methods(
         options.checkpoint,
-        device,
-        options.output,
+        options.configs,
+        options.keep_ratios,
         architecture=options.architecture,
         root=options.root,
         img_size=options.img_size,
         limit=options.limit,
-        say=lambda line: print(printable(line)),
-    )
-    left_out: list[str] = []
-    rows = compare_methods(
-        subject,
-        methods,
-        options.keep_ratios,
         batch_size=options.batch_size,
         calibration_images=options.calibration_images,
-        rounds=0 if options.no_timing else options.rounds or 7,
-        say=left_out.append,
+        rounds=None if options.no_timing else rounds,
+        output=options.output,
+        device=options.device,
+        log=lambda line: print(printable(line)),
     )
-    about = {
-        "model": f"{subject.dense.architecture}, {subject.origin}",
-        "images": f"{len(subject.validation)} for validation, {len(subject.training)} for training",
-        "measured_on": machine(device),
-        "speedup": "over the dense model, timed in turns with the methods of each budget; median over the rounds",
-        "left_out": "; ".join(line.rstrip(".").replace(" is left out", "", 1) for line in left_out) or "nothing",
-    }
-    print("\n".join(map(printable, left_out)))
     print(f"\n{printable(about['model'])}; {about['images']}; {about['measured_on']}\n")
-    print(format_methods(rows))
-    print(f"\nWritten to {printable(options.output)}: {', '.join(write_methods(rows, about, options.output))}")
+    print(format_table(rows))
+    print(f"\nWritten to {printable(options.output)}: methods.md, methods.json, methods.csv, methods.png")

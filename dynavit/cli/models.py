@@ -5,19 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dynavit.cli.arguments import (
-    RUN_HELP,
-    add_device,
-    add_overrides,
-    check_suffix,
-    command,
-    numbers,
-    refuse,
-    report,
-)
-from dynavit.cli.overrides import TO_EVALUATE, TO_EXPORT, TO_READ_IMAGES, honour
-from dynavit.errors import InputError
-from dynavit.files import replacing, require_folder, require_writable
+from dynavit.cli.arguments import RUN_HELP, add_device, add_overrides, command, numbers, refuse, report
 from dynavit.tables import csv_text
 from dynavit.text import printable
 
@@ -46,38 +34,30 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from dynavit.evaluation.sweep import evaluate_run
-    from dynavit.report.table import explain, format_table
-    from dynavit.runs.open import open_run
+    from dynavit.commands.models import evaluate
+    from dynavit.report.rows import is_dense
+    from dynavit.report.summary import explain
+    from dynavit.report.table import format_table
     from dynavit.runs.processes import is_main_process
 
-    idle: dict[str, str] = {}
     if options.no_timing:
-        refuse(options, untimed := "with --no-timing speed is not measured", "batch_sizes")
-        idle |= {"evaluate.rounds": untimed, "evaluate.batch_sizes": untimed}
-    if options.keep_ratios is not None:
-        idle["evaluate.keep_ratios"] = "--keep-ratios says it already"
-    if options.batch_sizes is not None:
-        idle["evaluate.batch_sizes"] = "--batch-sizes says it already"
-    honour(options.overrides, TO_EVALUATE, idle)
-    if options.output is not None or Path(options.run_dir).is_dir():
-        require_folder(options.output or options.run_dir)
-    run = open_run(options.run_dir, device=options.device, overrides=options.overrides)
-    if not run.model.stages:
-        refuse(options, why := "a dense model has no stages to prune at", "keep_ratios", "adaptive")
-        honour(options.overrides, TO_EVALUATE, {"evaluate.keep_ratios": why, "evaluate.adaptive": why})
-        if is_main_process():
-            print(f"{printable(run.path)} holds a dense model: it has no pruning stages, so there is one row.")
-    if not (options.adaptive or (run.config is not None and run.config.evaluate.adaptive)):
-        unread = "training images are read with --adaptive only"
-        honour(options.overrides, TO_EVALUATE, {"evaluate.calibration_images": unread, "data.train_split": unread})
-    batch_sizes = [] if options.no_timing else options.batch_sizes
-    rows = evaluate_run(run, options.keep_ratios, batch_sizes, options.output, options.adaptive or None)
+        refuse(options, "with --no-timing speed is not measured", "batch_sizes")
+    rows = evaluate(
+        options.run_dir,
+        options.keep_ratios,
+        [] if options.no_timing else options.batch_sizes,
+        adaptive=options.adaptive or None,
+        overrides=options.overrides,
+        output=options.output,
+        device=options.device,
+    )
     if not is_main_process():
         return
-    metric = "map" if run.is_reid else "top1"
+    if all(is_dense(row) for row in rows):
+        print(f"{printable(options.run_dir)} holds a dense model: it has no pruning stages, so there is one row.")
+    metric = "map" if any("map" in row for row in rows) else "top1"
     print(f"{format_table(rows, metric)}\n\n{explain(rows, metric)}")
-    written = printable(options.output or run.path)
+    written = printable(options.output or Path(options.run_dir))
     print(f"\nWritten to {written}: report.html, evaluation.json, evaluation.csv, pareto.png")
 
 
@@ -95,32 +75,32 @@ def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dynavit.deployment.export import export_run
-    from dynavit.runs.open import open_run
+    from dynavit.commands.models import export
 
-    honour(options.overrides, TO_EXPORT if options.images is None else TO_READ_IMAGES)
-    output: Path = options.output or Path(options.run_dir) / "model.onnx"
-    check_suffix(output, ".onnx")
-    if options.output is not None or Path(options.run_dir).is_dir():
-        require_writable(output)
-    run = open_run(options.run_dir, options.keep_ratio, "cpu", options.overrides)
     print("Exporting; this takes from half a minute to a few minutes ...")
-    checked, retrieval = export_run(run, output, options.images)
+    exported = export(
+        options.run_dir,
+        options.output,
+        keep_ratio=options.keep_ratio,
+        images=options.images,
+        overrides=options.overrides,
+    )
+    path, checked = exported.path, exported.verification
     print(
-        f"Written: {printable(output)} ({output.stat().st_size / 1e6:.1f} MB), opset 20, any batch size, keep ratios "
-        f"{', '.join(f'{ratio:g}' for ratio in run.model.keep_ratios) or '1 (dense)'}."
+        f"Written: {printable(path)} ({path.stat().st_size / 1e6:.1f} MB), opset 20, any batch size, keep ratios "
+        f"{', '.join(f'{ratio:g}' for ratio in exported.keep_ratios) or '1 (dense)'}."
     )
     print(
         f"Checked in onnxruntime on {checked.images} images at batch sizes {', '.join(map(str, checked.batch_sizes))}: "
         f"largest difference {checked.max_difference:.1e} (outputs have a standard deviation of {checked.scale:.2g})"
-        + ("." if run.is_reid else ", same top-1.")
+        + (", same top-1." if exported.classifies else ".")
     )
     if checked.left_out:
         print(f"Left out: {checked.left_out} images on which rounding alone decides which tokens are kept or merged.")
-    if run.model.thresholds is not None:
+    if exported.without_thresholds:
         print("The model's thresholds are left out: the file keeps the same number of tokens in every image.")
-    if retrieval is not None:
-        print(f"Searching with its embeddings: {retrieval}")
+    if exported.search is not None:
+        print(f"Searching with its embeddings: {exported.search}")
 
 
 def add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -134,24 +114,18 @@ def add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _visualize(options: argparse.Namespace) -> None:
-    from dynavit.evaluation.results import draw_kept_tokens
-    from dynavit.runs.open import list_images, open_run, read_images
+    from dynavit.commands.models import visualize
 
     output: Path = options.output or Path(options.run_dir) / "kept_tokens"
-    if options.output is not None or Path(options.run_dir).is_dir():
-        require_folder(output)
-    run = open_run(options.run_dir, options.keep_ratio, options.device)
-    if not run.model.stages:
-        raise InputError(f"{run.path} holds a dense model: every token is kept, so there is nothing to draw.")
-    page = 0
-    for paths, images, problems in read_images(run, list_images(options.images), batch_size=8):
-        report(problems)
-        if paths:
-            page += 1
-            picture = draw_kept_tokens(run, images, [printable(path.name) for path in paths])
-            with replacing(output / f"kept_tokens_{page:03}.png") as partial:
-                picture.save(partial)
-    print(f"{page} picture(s) of up to 8 images each written to {printable(output)}")
+    pages = visualize(
+        options.run_dir,
+        options.images,
+        options.output,
+        keep_ratio=options.keep_ratio,
+        device=options.device,
+        report=report,
+    )
+    print(f"{len(pages)} picture(s) of up to 8 images each written to {printable(output)}")
 
 
 def add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -168,28 +142,16 @@ def add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from dynavit.deployment.predict import embed_images, label_images, nearest_images, write_embeddings, write_rows
-    from dynavit.runs.open import open_run
+    from dynavit.commands.models import embed, predict
 
     output: Path | None = options.output
-    if output is not None:
-        if output.suffix.lower() not in (".csv", ".json", ".npz"):
-            raise InputError(f"--output {output}: the name must end in .csv or .json, or in .npz for embeddings.")
-        require_writable(output)
-    run = open_run(options.run_dir, options.keep_ratio, options.device)
-    embeddings_only = output is not None and output.suffix.lower() == ".npz"
-    if embeddings_only and not run.is_reid:
-        raise InputError(f"--output {output}: a classifier gives no embeddings; the name must end in .csv or .json.")
-    if run.is_reid:
-        names, embeddings = embed_images(run, options.images, options.batch_size, report)
-        rows = [] if embeddings_only else nearest_images(names, embeddings)
-    else:
-        rows = label_images(run, options.images, options.batch_size, report)
+    settings = {"keep_ratio": options.keep_ratio, "batch_size": options.batch_size, "device": options.device}
+    if output is not None and output.suffix.lower() == ".npz":
+        names, embeddings = embed(options.run_dir, options.images, output, report=report, **settings)
+        print(f"{len(names)} embeddings of {embeddings.shape[1]} numbers in {printable(output)}")
+        return
+    rows = predict(options.run_dir, options.images, output, report=report, **settings)
     if output is None:
         print(csv_text(rows, terminal=True), end="")
-    elif embeddings_only:
-        write_embeddings(output, names, embeddings)
-        print(f"{len(names)} embeddings of {embeddings.shape[1]} numbers in {printable(output)}")
     else:
-        write_rows(output, rows)
-        print(f"{len(rows)} images {'matched' if run.is_reid else 'labelled'} in {printable(output)}")
+        print(f"{len(rows)} images {'labelled' if 'label' in rows[0] else 'matched'} in {printable(output)}")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 
 from dynavit.cli.arguments import add_overrides, command
-from dynavit.errors import InputError
-
-_RECIPE = "folder/finetune"
+from dynavit.commands.training import DEFAULT_CONFIG
 
 
 def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,7 +14,9 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         commands, "train", _train, "fine-tune a model on your images and prune it, or train what a configuration says"
     )
     parser.epilog = "`dynavit settings` lists all settings, `dynavit configs` the configurations that come along."
-    parser.add_argument("--config", metavar="YAML|NAME", help=f"settings of the run (default with --images: {_RECIPE})")
+    parser.add_argument(
+        "--config", metavar="YAML|NAME", help=f"settings of the run (default with --images: {DEFAULT_CONFIG})"
+    )
     parser.add_argument(
         "--images", metavar="DIR", help="your images, in DIR/train/CLASS and DIR/val/CLASS; the same as data.root=DIR"
     )
@@ -29,28 +27,9 @@ def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _train(options: argparse.Namespace) -> None:
-    from dynavit.config import load_config, named_settings
-    from dynavit.training.dense_first import train
-    from dynavit.training.monitor import Diverged
+    from dynavit.commands.training import train
 
-    if options.config is None and options.images is None:
-        raise InputError(
-            "give --images DIR with your own pictures, or --config; `dynavit configs` lists what there is."
-        )
-    config = load_config(options.config or _RECIPE, options.overrides)
-    if options.images is not None:
-        given = {key for word in options.overrides for key in named_settings(word)}
-        if not options.images or "data.root" in given:
-            raise InputError(f"--images {options.images!r}: give the folder of your pictures, here or as data.root.")
-        config.data.root = options.images
-        if not any(word.startswith(("name=", "output_dir=")) for word in options.overrides):
-            config.name = Path(os.path.abspath(options.images)).name or config.name  # of a link, its own
-    try:
-        train(config, options.resume)
-    except Diverged as error:
-        saved = (config.run_dir / "model.safetensors").exists()
-        kept = f"The last good checkpoint is in {config.run_dir}." if saved else "Nothing was saved yet."
-        raise InputError(f"stopped, {error} {kept}") from None
+    train(options.config, options.overrides, images=options.images, resume=options.resume)
 
 
 def add_settings(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -155,24 +155,24 @@ class TrainConfig:
 
 @dataclass
 class LossConfig:
-    """Weights of the losses beside cross-entropy."""
+    """What is minimised beside cross-entropy, and how much each counts."""
 
     label_smoothing: float = setting(0.0, within="[0, 1)")
     """Of cross-entropy."""
-    identity: float = setting(1.0, within="[0, inf)", task="reid")
-    """Re-identification: cross-entropy over the training identities."""
+    identity_weight: float = setting(1.0, within="[0, inf)", task="reid")
+    """Re-identification: weight of the cross-entropy over the training identities."""
     metric: dict[str, Any] = setting(lambda: {"name": "triplet"}, task="reid", named="triplet")
     """Re-identification: triplet (margin, soft_margin, distance, normalize), or any loss of
     pytorch-metric-learning with its parameters."""
     metric_weight: float = setting(1.0, within="[0, inf)", task="reid")
     """Re-identification: weight of the metric loss."""
-    center: float = setting(0.0, within="[0, inf)", task="reid")
+    center_weight: float = setting(0.0, within="[0, inf)", task="reid")
     """Re-identification: weight of a centre loss beside the metric loss; 5e-4 is usual."""
     metric_across_processes: bool = setting(False, task="reid")
     """Mine triplets in the batches of all processes together, not in each one's own."""
-    keep_ratio: float = setting(2.0, within="[0, inf)")
-    """For selectors whose count is only expected; left out for those with a fixed k."""
-    budget: str = setting("probabilities", choices=("probabilities", "decisions", "latency"))
+    keep_ratio_weight: float = setting(2.0, within="[0, inf)")
+    """Weight of the keep-ratio loss: for selectors whose count is only expected; left out for those with a fixed k."""
+    keep_ratio_measure: str = setting("probabilities", choices=("probabilities", "decisions", "latency"))
     """What the keep-ratio loss looks at: probabilities, decisions (the sampled ones, as DynamicViT), or
     latency (expected time of the blocks, measured on this machine)."""
     reward: str = "likelihood"
@@ -180,11 +180,11 @@ class LossConfig:
     your own, registered with dynavit.tasks.rewards.register_reward."""
     reward_samples: int = setting(4, within="[2, inf)")
     """Selections tried for each image and step, to compare their rewards."""
-    policy_gradient: float = setting(1.0, within="[0, inf)")
-    """Weight of that."""
-    logit_distillation: float = setting(0.0, within="[0, inf)")
+    policy_gradient_weight: float = setting(1.0, within="[0, inf)")
+    """Weight of learning from the reward."""
+    logit_distillation_weight: float = setting(0.0, within="[0, inf)")
     """Weight of agreeing with the teacher's logits."""
-    token_distillation: float = setting(0.0, within="[0, inf)")
+    token_distillation_weight: float = setting(0.0, within="[0, inf)")
     """Weight of agreeing with the teacher's features of the kept tokens."""
     distillation_temperature: float = setting(1.0, within="[1e-6, 1e6]")
     """Of the logits, in logit_distillation."""

@@ -70,10 +70,10 @@ def _option(name: str, part: str) -> str | None:
 
 
 def _admitted(name: str) -> str:
-    told = [
+    admitted = [
         f"{option} and a {'whole ' if kind is int else ''}number "
         + (f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}")
         for option, (kind, low, high) in _PARTS[name].items()
     ]
     sets = [f"t and one of {', '.join(_SETS)}"] if name == "rand" else []
-    return "; ".join([*told, *sets])
+    return "; ".join([*admitted, *sets])

@@ -51,9 +51,9 @@ class ClutteredDigits(Dataset[tuple[Any, int]]):
 
         digits = load_digits()
         is_test = np.arange(len(digits.target)) % _TEST_EVERY == 0
-        mine = np.flatnonzero(is_test != train)
-        self.ink = (digits.images[mine] * (255 / 16)).astype(np.uint8)
-        self.labels = digits.target[mine].astype(int)
+        chosen = np.flatnonzero(is_test != train)
+        self.ink = (digits.images[chosen] * (255 / 16)).astype(np.uint8)
+        self.labels = digits.target[chosen].astype(int)
         self.train = train
         self.size = size or (12_800 if train else 2_000)
         self.fragments = fragments

@@ -67,34 +67,34 @@ def _open_torchvision(request: Request) -> Dataset[Any]:
     cls = _torchvision_class(request.name)
     arguments = _arguments(cls)
     if "train" in arguments:
-        given: dict[str, Any] = {"train": request.train}
+        values: dict[str, Any] = {"train": request.train}
     elif "split" in arguments:
-        given = {"split": request.split}
+        values = {"split": request.split}
     elif request.train:
         raise InputError(
             f"{request.name} has no training and validation split, so it could only be validated on what "
             f"it was trained on; put its images in folders and use data.name=folder."
         )
     else:
-        given = {}
+        values = {}
     if "root" in arguments:
-        given["root"] = given_root(request.name, request.root, "the folder of its files")
+        values["root"] = given_root(request.name, request.root, "the folder of its files")
     if "download" in arguments:
-        given["download"] = request.download
+        values["download"] = request.download
     if "loader" in arguments:
-        given["loader"] = open_picture  # as it is: Samples knows how many channels the model takes
-    reserved = {*given, "root", "transform", "target_transform", "transforms", "loader"}
+        values["loader"] = open_picture  # as it is: Samples knows how many channels the model takes
+    reserved = {*values, "root", "transform", "target_transform", "transforms", "loader"}
     check_options(request.name, request.options, [*(name for name in arguments if name not in reserved), "num_classes"])
-    given.update((key, value) for key, value in request.options.items() if key in arguments)
-    if missing := [name for name, needed in arguments.items() if needed and name not in given]:
+    values.update((key, value) for key, value in request.options.items() if key in arguments)
+    if missing := [name for name, needed in arguments.items() if needed and name not in values]:
         raise InputError(f"{request.name} needs {', '.join(f'data.options.{name}' for name in missing)}.")
     try:
-        dataset: Dataset[Any] = cls(**given)
+        dataset: Dataset[Any] = cls(**values)
     except Exception as error:  # their answers to missing files and wrong arguments have no common type
         hint = ""
-        if given.get("download") is False and isinstance(error, RuntimeError | OSError):
+        if values.get("download") is False and isinstance(error, RuntimeError | OSError):
             hint = f" Set data.download=true to fetch it into {request.root}."
-        elif "split" in given and isinstance(error, ValueError):
+        elif "split" in values and isinstance(error, ValueError):
             hint = f" Set data.{_split_key(request)}."
         raise InputError(f"{request.name} cannot be opened: {_line(error)}{hint}") from error
     return dataset

@@ -63,8 +63,8 @@ def find_splits(wanted: Wanted) -> FileSplits:
             raise InputError(f"data.{key} is empty: give the name of a folder, or of a split in a table.")
     splits = (_by_table if "labels" in wanted.options else _by_folder)(root, wanted, fraction)
     files = [files for files in (splits.train, splits.validation) if files is not None]
-    told = [*splits.notes, *(note for split in files for note in split.notes)]
-    return replace(splits, train=splits.train if wanted.train else None, notes=tuple(dict.fromkeys(told)))
+    said = [*splits.notes, *(note for split in files for note in split.notes)]
+    return replace(splits, train=splits.train if wanted.train else None, notes=tuple(dict.fromkeys(said)))
 
 
 def split_name(asked: str, names: Sequence[str], taken: str | None = None) -> str | None:

@@ -99,8 +99,8 @@ def read_table(
             if (before.label, before.split) != (row.label, row.split):
                 link = "" if before.path == row.path else f" of {before.path.name}, the same file by a link,"
                 raise InputError(
-                    f"{path}, line {row.line}: {row.path.name} is {_told(row)}, but line {before.line} says{link} "
-                    f"{_told(before)}. Keep one of them."
+                    f"{path}, line {row.line}: {row.path.name} is {_described(row)}, but line {before.line} says{link} "
+                    f"{_described(before)}. Keep one of them."
                 )
             repeated += before is not row
     except csv.Error as error:
@@ -116,7 +116,7 @@ def read_table(
     return Table(path, tuple(rows.values()), split is not None, tuple(notes))
 
 
-def _told(row: Row) -> str:
+def _described(row: Row) -> str:
     return f"{row.label!r}" if row.split is None else f"{row.label!r} in split {row.split!r}"
 
 
@@ -168,9 +168,9 @@ class _Places:
 
     def find(self, where: str, name: str) -> Path:
         """Return the file of an image named in a table, which may have been written on Windows."""
-        given = name.replace("\\", "/")
-        inside = os.path.normpath(given)
-        if given.startswith("/") or re.match(r"[A-Za-z]:/", given) or inside.partition("/")[0] in ("..", "."):
+        relative = name.replace("\\", "/")
+        inside = os.path.normpath(relative)
+        if relative.startswith("/") or re.match(r"[A-Za-z]:/", relative) or inside.partition("/")[0] in ("..", "."):
             raise InputError(f"{where}: {name!r} is no path below {self.folders[0]}; write it relative to that folder.")
         for folder in self.folders:
             place = folder / inside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,29 @@ _IMAGES = 32
 _QUERIES, _SEARCHED = 100, 1000
 
 
-def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verification, str | None]:
+@dataclass(frozen=True)
+class Exported:
+    """A model written as ONNX.
+
+    Attributes:
+        path: the file.
+        keep_ratios: of its stages; none if it is dense.
+        without_thresholds: the model's were left out, because one graph has one number of tokens.
+        classifies: it gives logits, and not an embedding.
+        verification: what was compared with the original.
+        search: for re-identification with the run's data, what a search by the exported model's embeddings gives
+            beside one by the original's; else None.
+    """
+
+    path: Path
+    keep_ratios: tuple[float, ...]
+    without_thresholds: bool
+    classifies: bool
+    verification: Verification
+    search: str | None
+
+
+def export_run(run: Run, output: Path, images: str | None = None) -> Exported:
     """Write a run's model, at its present keep ratio, as ONNX; thresholds are left out.
 
     Args:
@@ -32,14 +54,11 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
         output: file to write; its folder is made if missing.
         images: folder of images to check with; the run's validation data if None.
 
-    Returns:
-        What was compared, and for re-identification with the run's data what a search by the exported
-        model's embeddings gives beside one by the original's.
-
     Raises:
         InputError: nothing to check with, a missing package, or an exported model that differs.
     """
-    if run.model.thresholds is not None:  # one graph has one number of tokens
+    without_thresholds = run.model.thresholds is not None
+    if without_thresholds:  # one graph has one number of tokens
         static = copy(run.model)
         static.set_thresholds(None)
         run = replace(run, model=static)
@@ -67,14 +86,13 @@ def export_run(run: Run, output: Path, images: str | None = None) -> tuple[Verif
     model = run.model if run.model.side is None else _WithoutCameras(run)
     name = "embedding" if run.is_reid else "logits"
     clear = clear_choices(run.model, sample)
-    checked = export_onnx(model, output, sample, metadata, output=name, classifies=not run.is_reid, clear=clear)
-    if not isinstance(data, ReidData):
-        return checked, None
+    verification = export_onnx(model, output, sample, metadata, output=name, classifies=not run.is_reid, clear=clear)
     try:
-        return checked, _compare_searches(run, open_onnx(output, name), data)
+        search = _compare_searches(run, open_onnx(output, name), data) if isinstance(data, ReidData) else None
     except InputError:
         output.unlink()
         raise
+    return Exported(output, run.model.keep_ratios, without_thresholds, not run.is_reid, verification, search)
 
 
 class _WithoutCameras(nn.Module):
@@ -109,16 +127,16 @@ def _compare_searches(run: Run, exported: Callable[[Tensor], Tensor], data: Reid
         Searchable(torch.cat([answer(batch) for batch in batches]), indices, data).search().summary()
         for answer in (run.answer, exported)
     ]
-    original, found = (f"mAP {values['map']:.2f} %, rank-1 {values['rank1']:.2f} %" for values in summaries)
+    original, onnx = (f"mAP {values['map']:.2f} %, rank-1 {values['rank1']:.2f} %" for values in summaries)
     tolerance = 0.05 + 100 / len(queries)  # two images at equal distance may change places
     if any(abs(value - summaries[1][name]) > tolerance for name, value in summaries[0].items()):
         raise InputError(
-            f"searching with the exported model gives {found}, with the original {original}: please report this with "
+            f"searching with the exported model gives {onnx}, with the original {original}: please report this with "
             f"the versions of torch, onnx and onnxruntime."
         )
     cameras = ", told no cameras" if run.model.side is not None else ""
     return (
-        f"{found} on {len(queries)} queries and {len(gallery)} gallery images{cameras} (a part of the data: at most "
+        f"{onnx} on {len(queries)} queries and {len(gallery)} gallery images{cameras} (a part of the data: at most "
         f"{_QUERIES} queries and {_SEARCHED:,} images of their identities, so it is not what evaluate finds on all); "
         f"the original: {original}."
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +14,10 @@ from dynavit.errors import InputError
 from dynavit.files import replacing, write_text
 from dynavit.metrics.retrieval import rank_gallery
 from dynavit.runs.open import Run, list_images, read_images
-from dynavit.tables import write_csv
-
-Row = dict[str, Any]
+from dynavit.tables import Row, write_csv
 
 
-def label_images(run: Run, folder: str, batch_size: int, report: Callable[[Sequence[str]], None]) -> list[Row]:
+def label_images(run: Run, folder: str | Path, batch_size: int, report: Callable[[Sequence[str]], None]) -> list[Row]:
     """Return image, label and probability of every readable image in a folder."""
     run.require_classifier()
     rows = []
@@ -36,18 +33,18 @@ def label_images(run: Run, folder: str, batch_size: int, report: Callable[[Seque
 
 
 def embed_images(
-    run: Run, folder: str, batch_size: int, report: Callable[[Sequence[str]], None]
+    run: Run, folder: str | Path, batch_size: int, report: Callable[[Sequence[str]], None]
 ) -> tuple[list[str], Tensor]:
     """Return paths and embeddings ``(M, D)``, of length 1, of every readable image in a folder."""
     names: list[str] = []
-    found = []
+    embeddings = []
     for paths, images, problems in read_images(run, list_images(folder), batch_size):
         report(problems)
         if paths:
             names += map(str, paths)
             with torch.inference_mode():
-                found.append(run.answer(images).float().cpu())
-    return names, torch.cat(found)
+                embeddings.append(run.answer(images).float().cpu())
+    return names, torch.cat(embeddings)
 
 
 def nearest_images(names: Sequence[str], embeddings: Tensor) -> list[Row]:

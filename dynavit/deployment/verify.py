@@ -107,16 +107,16 @@ def verify(
     worst = 0.0
     for size in batch_sizes:
         rows = torch.arange(-(-len(images) // size) * size) % len(images)
-        found = torch.cat([exported(images[batch]) for batch in rows.split(size)])[: len(images)][compare]
-        worst = max(worst, float((found - compared).abs().max()))
+        answers = torch.cat([exported(images[batch]) for batch in rows.split(size)])[: len(images)][compare]
+        worst = max(worst, float((answers - compared).abs().max()))
         # two classes closer together than the tolerance may change places
         top = compared.topk(min(2, compared.shape[1]), dim=1).values
         clear = (top[:, 0] - top[:, -1]) > 2 * tolerance * scale
-        wrong = int(((found.argmax(1) != compared.argmax(1)) & clear).sum()) if classifies else 0
+        wrong = int(((answers.argmax(1) != compared.argmax(1)) & clear).sum()) if classifies else 0
         if worst > tolerance * scale or wrong:
             raise InputError(
                 f"the exported model differs from the original at batch size {size}: by up to {worst:.2g} where "
-                f"outputs have a standard deviation of {scale:.2g}; {wrong} of {len(found)} images change class. "
+                f"outputs have a standard deviation of {scale:.2g}; {wrong} of {len(answers)} images change class. "
                 f"Nothing was written. Please report this with the versions of torch, onnx and onnxruntime."
             )
     left_out = int((~compare).sum())

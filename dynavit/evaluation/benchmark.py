@@ -12,7 +12,6 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,22 +20,18 @@ from tqdm import tqdm
 from dynavit.cost.macs import checked_size, closed_form_macs, tokens_per_stage
 from dynavit.cost.timing import measure, median_interval, median_ratio
 from dynavit.errors import InputError
-from dynavit.evaluation.method import Method
+from dynavit.evaluation.methods import Method
 from dynavit.functional import num_keep
 from dynavit.models import PrunedViT, create_model, prune
-from dynavit.report.table import aligned, significant
 from dynavit.selectors import Selector, create_selector, list_selectors
+from dynavit.tables import Row
 
-Row = dict[str, Any]
-Variants = dict[str, Callable[[], object]]
+Calls = dict[str, Callable[[], object]]
+"""What is timed, by name."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _RUNS = ("inference", "training, mask", "training, gather")
 _SELECTOR_KEEPS = 0.7
-_LEGEND = (
-    "ms: per image, the time of a batch over its size. oracle: what pruning could save at best, the same blocks on as "
-    "few tokens without choosing them. share: how much of the oracle's speed the pruned model has; 95 % interval."
-)
 
 
 def benchmark_models(
@@ -94,10 +89,10 @@ def benchmark_models(
         images = torch.randn(batch_size, 3, *checked_size(dense, None), device=device)
         with torch.inference_mode(not training):
             dtype = _DTYPES[name]
-            variants = _training(dense, models, images, dtype) if training else _inference(dense, models, images, dtype)
+            calls = _training(dense, models, images, dtype) if training else _inference(dense, models, images, dtype)
             if not training and not methods:
-                variants |= _without_each_stage(models, images.to(dtype))
-            seconds = measure(variants, rounds=rounds)
+                calls |= _without_each_stage(models, images.to(dtype))
+            seconds = measure(calls, rounds=rounds)
         for number, model in enumerate(models):
             for run in (run for run in _RUNS if f"{run} {number}" in seconds):
                 row = _row(dense, model, run, number, batch_size, seconds)
@@ -120,17 +115,17 @@ def oracle(model: PrunedViT, images: Tensor) -> Any:
     return adapter.head(adapter.norm(x), None, model.training, pre_logits=False)
 
 
-def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype) -> Variants:
+def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype) -> Calls:
     images = images.to(dtype)
-    variants: Variants = {"dense": partial(dense.to(dtype).eval().backbone, images)}
+    calls: Calls = {"dense": partial(dense.to(dtype).eval().backbone, images)}
     for number, model in enumerate(models):
-        variants[f"inference {number}"] = partial(model.to(dtype).eval(), images)
-        variants[f"oracle {number}"] = partial(oracle, model, images)
-    return variants
+        calls[f"inference {number}"] = partial(model.to(dtype).eval(), images)
+        calls[f"oracle {number}"] = partial(oracle, model, images)
+    return calls
 
 
-def _without_each_stage(models: Sequence[PrunedViT], images: Tensor) -> Variants:
-    variants: Variants = {}
+def _without_each_stage(models: Sequence[PrunedViT], images: Tensor) -> Calls:
+    calls: Calls = {}
     for number, model in enumerate(models):
         for stage in _pruning_stages(model):
             fewer = prune(
@@ -139,11 +134,11 @@ def _without_each_stage(models: Sequence[PrunedViT], images: Tensor) -> Variants
                 keep_ratios=_without(model.keep_ratios, stage),
                 selector=model.selector,
             )
-            variants[f"without {stage} {number}"] = partial(fewer.to(images).eval(), images)
-    return variants
+            calls[f"without {stage} {number}"] = partial(fewer.to(images).eval(), images)
+    return calls
 
 
-def _training(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype) -> Variants:
+def _training(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype) -> Calls:
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def step(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
@@ -152,38 +147,39 @@ def _training(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dty
             loss = functional.cross_entropy(forward(images), labels)
         loss.backward()
 
-    variants: Variants = {"dense": partial(step, dense, dense.train().backbone)}
+    calls: Calls = {"dense": partial(step, dense, dense.train().backbone)}
     for number, model in enumerate(models):
-        variants[f"oracle {number}"] = partial(step, model, partial(oracle, model.train()))
+        calls[f"oracle {number}"] = partial(step, model, partial(oracle, model.train()))
         if not model.only_gathers:
-            variants[f"training, mask {number}"] = partial(step, model, model)
+            calls[f"training, mask {number}"] = partial(step, model, model)
         if model.selector.fixed_k:
             gathers = copy(model)
             gathers.execution = "gather"
-            variants[f"training, gather {number}"] = partial(step, gathers, gathers)
-    return variants
+            calls[f"training, gather {number}"] = partial(step, gathers, gathers)
+    return calls
 
 
 def _row(
     dense: PrunedViT, model: PrunedViT, run: str, number: int, batch_size: int, seconds: Mapping[str, list[float]]
 ) -> Row:
-    base, mine, best = seconds["dense"], seconds[f"{run} {number}"], seconds[f"oracle {number}"]
+    dense_times, times, oracle_times = (seconds[name] for name in ("dense", f"{run} {number}", f"oracle {number}"))
     row: Row = {
         "run": run,
         "keep_ratio": model.keep_ratios[0],
         "tokens": tokens_per_stage(model),
         "macs_ratio": closed_form_macs(dense) / closed_form_macs(model),
         "ms": {
-            name: 1e3 * median(times) / batch_size
-            for name, times in (("dense", base), ("pruned", mine), ("oracle", best))
+            "dense": 1e3 * median(dense_times) / batch_size,
+            "pruned": 1e3 * median(times) / batch_size,
+            "oracle": 1e3 * median(oracle_times) / batch_size,
         },
-        "speedup": median_ratio(base, mine),
-        "oracle_speedup": median_ratio(base, best),
-        "share": median_interval(base=best, other=mine),
+        "speedup": median_ratio(dense_times, times),
+        "oracle_speedup": median_ratio(dense_times, oracle_times),
+        "share": median_interval(base=oracle_times, other=times),
     }
     if run == "inference":
         row["stages"] = {
-            model.stages[stage]: median_ratio(base=seconds[name], other=mine)
+            model.stages[stage]: median_ratio(base=seconds[name], other=times)
             for stage in _pruning_stages(model)
             if (name := f"without {stage} {number}") in seconds
         }
@@ -226,21 +222,21 @@ def benchmark_selectors(
         images = torch.randn(batch_size, 3, *checked_size(model, None), device=device)
         with torch.no_grad():
             x, context = model.adapter.embed(images)
-        variants: Variants = {"block": partial(_block_step, model, x.requires_grad_(), context, torch.randn_like(x))}
+        calls: Calls = {"block": partial(_block_step, model, x.requires_grad_(), context, torch.randn_like(x))}
         logits = torch.randn(batch_size, x.shape[1] - model.num_prefix_tokens, device=device, requires_grad=True)
         for name, selector in selectors.items():
             if selector.needs_scores:
-                variants[name] = partial(_selector_step, selector, logits, torch.randn_like(logits))
-        seconds = measure(variants, rounds=rounds)
+                calls[name] = partial(_selector_step, selector, logits, torch.randn_like(logits))
+        seconds = measure(calls, rounds=rounds)
         block = seconds.pop("block")
-        for name, mine in seconds.items():
+        for name, times in seconds.items():
             rows.append(
                 {
                     "selector": name,
                     "batch_size": batch_size,
                     "tokens": logits.shape[1],
-                    "ms": {"selector": 1e3 * median(mine), "block": 1e3 * median(block)},
-                    "percent": [100 * ratio for ratio in median_ratio(base=mine, other=block)],
+                    "ms": {"selector": 1e3 * median(times), "block": 1e3 * median(block)},
+                    "percent": [100 * ratio for ratio in median_ratio(base=times, other=block)],
                 }
             )
     return rows
@@ -262,58 +258,3 @@ def _selector_step(selector: Selector, logits: Tensor, gradient: Tensor) -> None
         learned["probs"] = selection.probs
     outputs = [output for output in learned.values() if output is not None and output.requires_grad]
     torch.autograd.backward(outputs, [gradient[:, 0] if output.ndim == 1 else gradient for output in outputs])
-
-
-def machine(device: torch.device | str) -> str:
-    """Say what was measured on: the device, the threads that torch uses, and versions."""
-    if torch.device(device).type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{device} ({torch.backends.cpu.get_cpu_capability()})"
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}"
-
-
-def format_models(rows: Sequence[Row]) -> str:
-    """Return the rows of :func:`benchmark_models` as an aligned table, and below it the stages that do not pay."""
-    titles = ["method", "run", "dtype", "batch", "keep ratio", "tokens", "x fewer"]
-    titles += ["dense ms", "pruned ms", "oracle ms", "speedup", "[min, max]", "oracle", "share", "95 % interval"]
-    lines = [titles]
-    remarks = []
-    for row in rows:
-        speedup, low, high = row["speedup"]
-        share, least_share, largest_share = row["share"]
-        case = [row["method"], row["run"], row["dtype"], str(row["batch_size"]), f"{row['keep_ratio']:g}"]
-        lines.append(
-            [
-                *case,
-                "/".join(
-                    map(str, row["tokens"] if len(row["tokens"]) < 5 else [row["tokens"][0], "..", row["tokens"][-1]])
-                ),
-                f"{row['macs_ratio']:.2f}x",
-                *(significant(row["ms"][name]) for name in ("dense", "pruned", "oracle")),
-                f"{speedup:.2f}x",
-                f"[{low:.2f}, {high:.2f}]",
-                f"{row['oracle_speedup'][0]:.2f}x",
-                f"{share:.3f}",
-                f"{least_share:.3f} to {largest_share:.3f}",
-            ]
-        )
-        for block, (gain, least, largest) in row.get("stages", {}).items():
-            if gain < 1:
-                verdict = "saves less than it costs" if largest < 1 else "does not clearly pay"
-                remarks.append(
-                    f"{row['dtype']}, batch {row['batch_size']}, keep ratio {row['keep_ratio']:g}: the stage before "
-                    f"block {block} {verdict}: with it the model runs {gain:.2f}x [{least:.2f}, {largest:.2f}] as fast."
-                )
-    return "\n".join([aligned(lines, left=range(3)), "", _LEGEND, *(["", *remarks] if remarks else [])])
-
-
-def format_selectors(rows: Sequence[Row]) -> str:
-    """Return the rows of :func:`benchmark_selectors` as an aligned table."""
-    lines = [["selector", "batch", "tokens", "selector ms", "block ms", "% of a block", "[min, max]"]]
-    for row in rows:
-        percent, low, high = row["percent"]
-        times = [significant(row["ms"][name]) for name in ("selector", "block")]
-        size = [str(row["batch_size"]), str(row["tokens"])]
-        lines.append([row["selector"], *size, *times, f"{percent:.2f}", f"[{low:.2f}, {high:.2f}]"])
-    return f"{aligned(lines)}\n\nms: of a whole batch, forward and backward; block: one block of the backbone."

@@ -109,9 +109,9 @@ def _check_merges(model: PrunedViT, keep_ratio: float) -> None:
     """Refuse what :class:`~dynavit.reducers.Merge` would: merging at most halves the tokens at a stage."""
     if model.scorers or not model.stages:
         return
-    variant = model.at_ratio(keep_ratio)
+    shortened = model.at_ratio(keep_ratio)
     present = tokens_per_stage(model.at_ratio(1.0))[0]
-    for left in tokens_per_stage(variant):
+    for left in tokens_per_stage(shortened):
         if present - left > present // 2:
             raise InputError(
                 f"it would have to leave {left} of {present} tokens at a stage, and merging at most halves them."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dynavit.evaluation.drawings import draw_kept_tokens
 from dynavit.files import write_together
 from dynavit.report.figures import png
 from dynavit.report.histogram import plot_token_counts
 from dynavit.report.html import render_report
-from dynavit.report.pareto import plot_pareto
-from dynavit.report.rows import speed_columns
-from dynavit.report.table import is_adaptive
-from dynavit.report.tokens import trace_grid
+from dynavit.report.pareto import plot_methods, plot_pareto
+from dynavit.report.rows import flat, is_adaptive
+from dynavit.report.table import markdown_table
 from dynavit.runs.open import Run
 from dynavit.selectors.registry import selector_config
-from dynavit.tables import csv_text
-
-Row = dict[str, Any]
+from dynavit.tables import Row, csv_text
 
 
-def write_results(
+def write_evaluation(
     run: Run, rows: Sequence[Row], output: Path, sample: Tensor, metric: str, ranked: Image.Image | None
 ) -> None:
-    """Write the results of a sweep.
+    """Write the results of evaluating a run.
 
     Args:
         run: that was evaluated.
-        rows: see :mod:`dynavit.report.table`.
+        rows: see :mod:`dynavit.report.rows`.
         output: folder for ``evaluation.json``, ``evaluation.csv``, ``pareto.png``, ``kept_tokens.png``,
             ``token_counts.png``, ``ranked_lists.png`` and ``report.html``, as far as there is something to draw.
         sample: a few images ``(B, 3, H, W)`` on which to show the tokens.
@@ -44,11 +42,8 @@ def write_results(
     Raises:
         InputError: a file cannot be written; then all that stood there before stays.
     """
-    files: dict[str, str | bytes] = {
-        "evaluation.json": json.dumps(rows, indent=2) + "\n",
-        "evaluation.csv": csv_text([_flat(row) for row in rows]),
-        "pareto.png": png(partial(plot_pareto, rows, metric=metric)),
-    }
+    files = _tables("evaluation", rows, rows)
+    files["pareto.png"] = png(partial(plot_pareto, rows, metric=metric))
     pictures: dict[str, Any] = {"Accuracy, MACs and speed": files["pareto.png"]}
     if run.model.stages and any(ratio < 1 for ratio in run.model.keep_ratios):
         picture = draw_kept_tokens(run, sample)
@@ -57,7 +52,7 @@ def write_results(
         pictures[caption] = picture
     if any(is_adaptive(row) for row in rows):
         files["token_counts.png"] = png(partial(plot_token_counts, rows))
-        pictures["Tokens that images keep where each keeps as many as it needs"] = files["token_counts.png"]
+        pictures["How many tokens images keep, where each keeps as many as it needs"] = files["token_counts.png"]
     if ranked is not None:
         files["ranked_lists.png"] = png(partial(ranked.save, format="PNG"))
         pictures["What is found first for some queries; dropped patches are faded"] = ranked
@@ -78,22 +73,27 @@ def write_results(
     write_together(output, files)
 
 
-@torch.inference_mode()
-def draw_kept_tokens(run: Run, images: Tensor, captions: Sequence[str] | None = None) -> Image.Image:
-    """Draw images ``(B, 3, H, W)`` with the tokens that the model keeps after each stage, or merges."""
-    _, trace = run.model(images.to(run.device), return_trace=True, **run.model.unknown_cameras(len(images)))
-    pixels = [run.pixels(image) for image in images]
-    return trace_grid(pixels, trace, run.model.adapter.grid_size, captions=captions)
+def write_methods(rows: Sequence[Row], about: Mapping[str, str], output: Path) -> list[str]:
+    """Write ``methods.json``, ``methods.csv``, ``methods.md`` and ``methods.png``; returns their names.
+
+    Args:
+        rows: of a comparison of methods; see :mod:`dynavit.report.rows`.
+        about: what was compared on what, one line each.
+        output: folder, made if it is not there.
+
+    Raises:
+        InputError: no row, or a file cannot be written; then all that stood there before stays.
+    """
+    lines = [f"- {name.replace('_', ' ')}: {value}\n" for name, value in about.items()]
+    files = _tables("methods", rows, {**about, "rows": list(rows)})
+    files["methods.md"] = f"{markdown_table(rows)}\n{''.join(lines)}"
+    files["methods.png"] = png(partial(plot_methods, rows))
+    write_together(output, files)
+    return list(files)
 
 
-def _flat(row: Row) -> Row:
-    """Return a row whose cells are numbers or text: lists become numbers with spaces between, mappings columns."""
-    flat: Row = {}
-    for name, value in row.items():
-        if name == "throughput":
-            flat |= speed_columns(row)
-        elif isinstance(value, dict):
-            flat |= {f"{name}_{key}": " ".join(map(str, numbers)) for key, numbers in value.items()}
-        else:
-            flat[name] = " ".join(map(str, value)) if isinstance(value, list) else value
-    return flat
+def _tables(name: str, rows: Sequence[Row], everything: Any) -> dict[str, str | bytes]:
+    return {
+        f"{name}.json": json.dumps(everything, indent=2) + "\n",
+        f"{name}.csv": csv_text([flat(row) for row in rows]),
+    }

@@ -1,48 +1,78 @@
-"""The sweep: accuracy against MACs against measured speed, for several keep ratios."""
+"""The one evaluation: accuracy, MACs, tokens and speed of variants of a model, on images that are read once."""
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from dynavit.config import Config, EvaluateConfig
-from dynavit.cost.macs import closed_form_macs, tokens_per_stage
+from dynavit.config import Config
+from dynavit.cost.macs import closed_form_macs, mean_macs, tokens_per_stage
 from dynavit.errors import InputError
-from dynavit.evaluation.calibration import calibrated, check_adaptive, token_statistics
-from dynavit.evaluation.ranked import draw_ranked_lists
-from dynavit.evaluation.results import Row, write_results
-from dynavit.evaluation.speed import images_timed, time_models
+from dynavit.evaluation.drawings import draw_ranked_lists
+from dynavit.evaluation.results import write_evaluation
+from dynavit.evaluation.speed import time_models
+from dynavit.evaluation.variants import Variant, check_adaptive, run_variants
 from dynavit.files import require_folder
-from dynavit.models import PrunedViT, prune
-from dynavit.report.table import accuracy_base
-from dynavit.runs.build import build_start, starts_trained
-from dynavit.runs.loading import first_images, make_loader, prepare_loader, random_samples
+from dynavit.models import PrunedViT
+from dynavit.report.rows import accuracy_base
+from dynavit.runs.loading import first_images, make_loader, prepare_loader
 from dynavit.runs.open import Run
-from dynavit.runs.pair import after_move
+from dynavit.tables import Row
 from dynavit.tasks import Evaluation, Task, create_task
 
 _MOST = 65536  # images in a batch that is timed
+_BINS = 10
 
 
-class Variant(NamedTuple):
-    """A row in the making.
+def evaluate_variants(
+    variants: Sequence[Variant], task: Task, data: Any, batch_size: int, accelerator: Accelerator
+) -> list[Evaluation | None]:
+    """Return what is found of each variant on the validation images, which are read once; None if it is not trained.
 
-    Attributes:
-        kind: "dense", "pruned" or "adaptive".
-        ratio: its keep ratio.
-        model: in eval mode.
-        trained: on these classes, so that its accuracy means something.
+    Several processes share the images.
+
+    Args:
+        variants: their models, in eval mode on one device, to which images go.
+        task: judges them.
+        data: opened by the task.
+        batch_size: images a process sees at a time.
+        accelerator: which need not place anything.
+
+    Raises:
+        InputError: not one image can be read.
     """
+    loader = prepare_loader(accelerator, make_loader(data.validation, batch_size, task.config.data.workers))
+    trained = [variant.model for variant in variants if variant.trained]
+    evaluations = iter(task.evaluate(trained, loader, accelerator, data, "accuracy"))
+    return [next(evaluations) if variant.trained else None for variant in variants]
 
-    kind: str
-    ratio: float
-    model: PrunedViT
-    trained: bool = True
+
+def make_rows(variants: Sequence[Variant], evaluations: Sequence[Evaluation | None], task: Task) -> list[Row]:
+    """Return the rows of variants, still without speed: see :mod:`dynavit.report.rows`.
+
+    Args:
+        variants: the first is what MACs are compared with.
+        evaluations: of each; at least one is of a trained model.
+        task: that evaluated them.
+    """
+    rows = [_row(variant, evaluation, task) for variant, evaluation in zip(variants, evaluations, strict=True)]
+    base = accuracy_base(rows, task.metric)
+    reference = evaluations[base]
+    assert reference is not None
+    for row, evaluation in zip(rows, evaluations, strict=True):
+        row["gmacs_ratio"] = rows[0]["gmacs"] / row["gmacs"]
+        row["throughput"] = {}
+        if evaluation is not None:
+            row[f"delta_{task.metric}"] = row[task.metric] - rows[base][task.metric]
+            row |= task.difference(reference.detail, evaluation.detail) if evaluation is not reference else {}
+    return rows
 
 
 def evaluate_run(
@@ -79,7 +109,7 @@ def evaluate_run(
             f"IMAGES/{Config().data.validation_split}/CLASS, or for other layouts data.name=NAME, too."
         )
     run.require_classifier()
-    settings: EvaluateConfig = run.config.evaluate
+    settings = run.config.evaluate
     adaptive = bool(run.model.stages) and (settings.adaptive if adaptive is None else adaptive)
     if adaptive:
         check_adaptive(run.model)
@@ -94,119 +124,48 @@ def evaluate_run(
     data = task.open_data(run.preprocessing, train=adaptive, augment=False, class_names=run.class_names)
     for note in data.notes:
         accelerator.print(note)
-    loader = prepare_loader(
-        accelerator, make_loader(data.validation, run.config.data.batch_size, run.config.data.workers)
-    )
-    ratios = list(settings.keep_ratios if keep_ratios is None else keep_ratios) if run.model.stages else []
-    variants = _variants(run, task, data, ratios, adaptive)
-
-    trained = [variant.model for variant in variants if variant.trained]
-    found = iter(task.evaluate(trained, loader, accelerator, data, "accuracy"))
-    evaluations = [next(found) if variant.trained else None for variant in variants]
-    rows = [_row(variant, evaluation, task) for variant, evaluation in zip(variants, evaluations, strict=True)]
-    base = accuracy_base(rows, task.metric)
-    reference = evaluations[base]
-    assert reference is not None
-    for row, evaluation in zip(rows, evaluations, strict=True):
-        row["gmacs_ratio"] = rows[0]["gmacs"] / row["gmacs"]
-        row["throughput"] = {}
-        if evaluation is not None:
-            row[f"delta_{task.metric}"] = row[task.metric] - rows[base][task.metric]
-            row |= task.difference(reference.detail, evaluation.detail) if evaluation is not reference else {}
-    searched = _deployed(run, variants, evaluations)
-    if reference.searched is not None and searched is None:
-        (again,) = task.evaluate([run.model], loader, accelerator, data, "ranked lists")
-        searched = again.searched
+    variants = run_variants(run, task, data, settings.keep_ratios if keep_ratios is None else keep_ratios, adaptive)
+    # the ranked lists are those of the model as it was trained, which may be none of the rows
+    deployed = next((n for n, variant in enumerate(variants) if _is_deployed(variant.model, run)), len(variants))
+    more = [Variant("pruned", 1.0, run.model)] if run.is_reid and deployed == len(variants) else []
+    evaluations = evaluate_variants([*variants, *more], task, data, run.config.data.batch_size, accelerator)
+    rows = make_rows(variants, evaluations[: len(variants)], task)
     if accelerator.is_main_process:
-        _time(run, task, data, rows, [variant.model for variant in variants], batch_sizes)
-        ranked = draw_ranked_lists(run, data, searched) if searched is not None else None
-        sample = torch.stack(first_images(data.validation, 4))
-        write_results(run, rows, output, sample, task.metric, ranked)
+        models = [variant.model for variant in variants]
+        for row, throughput in zip(rows, time_models(models, task, data, batch_sizes, settings.rounds), strict=True):
+            row["throughput"] = throughput
+        as_deployed = evaluations[deployed] if run.is_reid else None
+        ranked = None if as_deployed is None else draw_ranked_lists(run, data, as_deployed.searched)
+        write_evaluation(run, rows, output, torch.stack(first_images(data.validation, 4)), task.metric, ranked)
     return rows
 
 
+def _is_deployed(model: PrunedViT, run: Run) -> bool:
+    return model.keep_ratios == run.model.keep_ratios and model.thresholds == run.model.thresholds
+
+
 def _row(variant: Variant, evaluation: Evaluation | None, task: Task) -> Row:
-    row: Row = {"model": variant.kind, "keep_ratio": variant.ratio}
+    model = variant.model
+    row: Row = {**variant.about, "model": variant.kind, "keep_ratio": variant.keep_ratio}
     if evaluation is not None:
         detail = evaluation.detail
         row |= {**evaluation.metrics, "images": len(detail.values), **task.interval(detail)}
     if evaluation is not None and evaluation.counts is not None:
-        return row | token_statistics(variant.model, evaluation.counts)
-    return row | {"tokens": tokens_per_stage(variant.model), "gmacs": closed_form_macs(variant.model) / 1e9}
+        return row | _count_statistics(model, evaluation.counts)
+    return row | {"tokens": tokens_per_stage(model), "gmacs": closed_form_macs(model) / 1e9}
 
 
-def _deployed(run: Run, variants: Sequence[Variant], evaluations: Sequence[Evaluation | None]) -> Any:
-    """Return the embeddings at the ratio that the run was trained for, if they are among these."""
-    for (_, _, model, _), evaluation in zip(variants, evaluations, strict=True):
-        same = model.keep_ratios == run.model.keep_ratios and model.thresholds == run.model.thresholds
-        if same and evaluation is not None:
-            return evaluation.searched
-    return None
-
-
-def _variants(run: Run, task: Task, data: Any, ratios: list[float], adaptive: bool) -> list[Variant]:
-    """Return the models of the rows: the dense one, then each ratio, and behind it its adaptive twin.
-
-    Raises:
-        InputError: an impossible ratio.
-    """
-    if not run.model.stages:
-        return [Variant("dense", 1.0, run.model)]
-    dense = _dense(run)
-    if dense is None and 1.0 not in ratios:
-        ratios = [1.0, *ratios]  # something has to be there to compare with
-    variants = [Variant("pruned", ratio, run.model.at_ratio(ratio)) for ratio in ratios]
-    if adaptive:
-        below = [ratio for ratio in ratios if ratio < 1]
-        twins = zip(below, calibrated(run, task, data, below), strict=True)
-        variants += [Variant("adaptive", ratio, model) for ratio, model in twins]
-        variants.sort(key=lambda variant: ratios.index(variant.ratio))
-    return [Variant("dense", 1.0, dense or _unpruned(run.model), trained=dense is not None), *variants]
-
-
-def _dense(run: Run) -> PrunedViT | None:
-    """Return the model that the run started from, if that knew the classes."""
-    assert run.config is not None
-    if run.config.model.checkpoint is None and not starts_trained(run.config, run.class_names):
-        return None  # its head was random: there is nothing to compare with
-    config = after_move(run.config, run.path)
-    try:
-        start = build_start(config, run.class_names, run.model.side.options() if run.model.side else None)
-    except InputError as error:
-        warnings.warn(
-            f"the model that the run started from is gone, so there is no accuracy of a dense model: {error}",
-            stacklevel=2,
-        )
-        return None
-    return start.dense.to(run.device) if start.dense_is_trained else None
-
-
-def _unpruned(model: PrunedViT) -> PrunedViT:
-    """Return a model's backbone and head without stages: what a dense model costs."""
-    dense = prune(model.backbone, stages=())
-    dense.neck, dense.side, dense.metadata = model.neck, model.side, model.metadata
-    return dense.eval()
-
-
-def _time(
-    run: Run,
-    task: Task,
-    data: Any,
-    rows: list[Row],
-    models: list[PrunedViT],
-    batch_sizes: Sequence[int],
-) -> None:
-    """Add to each row its speed on validation images."""
-    if not batch_sizes:
-        return
-    assert run.config is not None
-    count = images_timed(models, batch_sizes)
-    samples = random_samples(data.validation, count, run.config.data.batch_size)
-    images, indices = (torch.cat(parts) for parts in zip(*samples, strict=True))
-
-    def inputs(model: PrunedViT, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        return task.inputs(model, data, indices)
-
-    speeds = time_models(models, images.to(run.device), indices, inputs, batch_sizes, run.config.evaluate.rounds)
-    for row, speed in zip(rows, speeds, strict=True):
-        row["throughput"] = speed
+def _count_statistics(model: PrunedViT, counts: Tensor) -> Row:
+    """Return what a row says of the tokens kept ``(S, stages)`` of each image."""
+    assert model.thresholds is not None
+    last = counts[:, -1].numpy()
+    # bins of a whole number of tokens: else some would hold one more value than others
+    edges = int(last.min()) + np.arange(_BINS + 1) * -(-(int(last.max()) + 1 - int(last.min())) // _BINS)
+    images, _ = np.histogram(last, bins=edges)
+    return {
+        "tokens": counts.double().mean(dim=0).tolist(),
+        "gmacs": mean_macs(model, counts) / 1e9,
+        "tokens_p95": int(np.percentile(last, 95, method="inverted_cdf")),
+        "tokens_histogram": {"edges": edges.tolist(), "images": images.tolist()},
+        "thresholds": [threshold if math.isfinite(threshold) else None for threshold in model.thresholds],
+    }

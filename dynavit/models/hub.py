@@ -158,7 +158,7 @@ def model_config(model: PrunedViT) -> dict[str, Any]:
 
 def _scorer_config(model: PrunedViT) -> dict[str, Any]:
     if not model.scorers:
-        return model.scorer
+        return model.scorer_config
     scorer: Any = model.scorers[0]
     return with_module(scorer_config(scorer), scorer)
 

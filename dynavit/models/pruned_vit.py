@@ -62,7 +62,7 @@ class PrunedViT(nn.Module):
         mask_form: "key" or "identity"; see :func:`dynavit.models.attention_bias.attention_mask`.
         architecture: timm name from which the backbone can be rebuilt; None if unknown.
         model_kwargs: what timm needs beside it.
-        scorer: what :func:`dynavit.create_model` was asked for, for models that have no scorers at present.
+        scorer_config: what :func:`dynavit.create_model` was asked for, for models that have no scorers at present.
         metadata: plain data saved along: class names, preprocessing, whatever else serves users.
     """
 
@@ -93,7 +93,7 @@ class PrunedViT(nn.Module):
         self.side = side
         conventions.check_neck(self)
         check_scorers(self)
-        self.scorer = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
+        self.scorer_config = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
         self.architecture: str | None = None
         self.model_kwargs: dict[str, Any] = {}
         self.origin: tuple[Any, Origin] | None = None

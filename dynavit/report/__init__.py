@@ -5,8 +5,9 @@ from dynavit.report.html import write_report
 from dynavit.report.losses import plot_losses
 from dynavit.report.pareto import plot_pareto
 from dynavit.report.patches import draw_groups, draw_kept
-from dynavit.report.ranked import ranked_list_figure
-from dynavit.report.table import format_table, headline
+from dynavit.report.ranked_lists import ranked_list_figure
+from dynavit.report.summary import headline
+from dynavit.report.table import format_table
 from dynavit.report.tokens import kept_token_grid, trace_grid
 
 __all__ = [

@@ -7,15 +7,16 @@ from itertools import pairwise
 
 from dynavit.errors import InputError
 from dynavit.report.figures import Target, save_figure
+from dynavit.report.rows import is_adaptive, ratio_text
 from dynavit.report.style import COLOURS, INK, finish, new_figure
-from dynavit.report.table import Row, is_adaptive, ratio_text
+from dynavit.tables import Row
 
 
 def plot_token_counts(rows: Sequence[Row], path: Target) -> None:
     """Draw for each adaptive row how many images keep how many tokens after the last stage, and their mean.
 
     Args:
-        rows: see :mod:`dynavit.report.table`.
+        rows: see :mod:`dynavit.report.rows`.
         path: picture to write; its suffix is the format.
 
     Raises:

@@ -15,7 +15,10 @@ from PIL import Image, UnidentifiedImageError
 
 from dynavit.errors import InputError
 from dynavit.files import write_text
-from dynavit.report.table import Row, columns, explain, headline, is_adaptive, is_dense
+from dynavit.report.rows import is_adaptive, is_dense
+from dynavit.report.summary import explain, headline
+from dynavit.report.table import evaluation_columns
+from dynavit.tables import Row
 
 Picture = str | Path | bytes | Image.Image
 
@@ -52,7 +55,7 @@ def render_report(
 
     Args:
         title: heading.
-        rows: see :mod:`dynavit.report.table`; "dense" rows are highlighted.
+        rows: see :mod:`dynavit.report.rows`; "dense" rows are highlighted.
         images: pictures by caption, as files, the bytes of a PNG or PIL images; they are embedded.
         settings: what to know about the run; nested mappings become dotted names.
         metric: the metric to show.
@@ -60,7 +63,7 @@ def render_report(
     Raises:
         InputError: no row, or a picture that cannot be read.
     """
-    table = columns(rows, metric)
+    table = evaluation_columns(rows, metric)
     groups = [(name, list(members)) for name, members in groupby(table, key=lambda column: column.group)]
     # the environment escapes everything: titles, captions and settings come from users
     environment = Environment(loader=PackageLoader("dynavit.report", "."), autoescape=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from dynavit.errors import InputError
 from dynavit.report.figures import Target, save_figure
+from dynavit.report.rows import metric_name
 from dynavit.report.style import COLOURS, finish, new_figure
-from dynavit.report.table import metric_name
 
 _STYLES = ("-", "--", "-.", ":")
 

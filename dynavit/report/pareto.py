@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from dynavit.errors import InputError
 from dynavit.report.figures import Target, save_figure
+from dynavit.report.rows import batch_sizes, is_adaptive, is_dense, metric_name, ratio_text, require_rows, throughput
 from dynavit.report.style import COLOURS, INK, finish, new_figure
-from dynavit.report.table import Row, batch_sizes, is_adaptive, is_dense, metric_name, ratio_text, throughput
+from dynavit.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LEAST_SPAN = 4.0  # points of accuracy; less would make noise look like a result
 _LOG_FROM = 6.0  # speeds this many times apart are drawn on a logarithmic axis
+_MARKERS = "osv^DPX*<>"
 
 
 def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None:
     """Draw accuracy against GMACs and, where rows were timed, against images per second.
 
     Args:
-        rows: see :mod:`dynavit.report.table`; those without the metric or ``gmacs`` are left out.
+        rows: see :mod:`dynavit.report.rows`; those without the metric or ``gmacs`` are left out.
         path: picture to write; its suffix is the format.
         metric: the metric to draw, in percent.
 
@@ -80,6 +82,48 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
             columnspacing=1.4,
             handletextpad=0.5,
         )
+    save_figure(figure, path)
+
+
+def plot_methods(rows: Sequence[Row], path: Target, metric: str = "top1") -> None:
+    """Draw accuracy against GMACs, one line a method, the best at the smallest budget first in the legend.
+
+    Args:
+        rows: see :mod:`dynavit.report.rows`; all have the metric.
+        path: picture to write; its suffix is the format.
+        metric: the metric to draw, in percent.
+
+    Raises:
+        InputError: no row.
+    """
+    require_rows(rows)
+    figure = new_figure(7.6, 4.4)
+    axes = figure.add_subplot()
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        if not is_dense(row):
+            lines.setdefault(str(row["method"]), []).append(row)
+    cheapest = {name: min(points, key=lambda row: float(row["budget_gmacs"])) for name, points in lines.items()}
+    names = sorted(lines, key=lambda name: (cheapest[name]["budget_gmacs"], -cheapest[name][metric]))
+    for number, name in enumerate(names):
+        points = sorted(lines[name], key=lambda row: float(row["gmacs"]))
+        axes.plot(
+            [row["gmacs"] for row in points],
+            [row[metric] for row in points],
+            marker=_MARKERS[number % len(_MARKERS)],
+            color=COLOURS[number % len(COLOURS)],
+            linestyle="-" if number < len(COLOURS) else "--",
+            linewidth=1.5,
+            markersize=5,
+            label=name,
+        )
+    for row in rows:
+        if is_dense(row):
+            axes.plot(row["gmacs"], row[metric], label="dense", **_diamond(INK))
+    axes.set_xlabel("GMACs per image, scoring included")
+    axes.set_ylabel(f"{metric_name(metric)} (%)")
+    finish(axes)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     save_figure(figure, path)
 
 

@@ -24,7 +24,7 @@ from dynavit.models.pruning import PRUNING
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingModel:
     """The model a run starts from.
 
     Attributes:
@@ -42,7 +42,7 @@ class Start:
     side_is_new: bool = True
 
 
-def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None = None) -> Start:
+def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None = None) -> StartingModel:
     """Create the starting model for these classes, or training identities (None: those it has).
 
     Args:
@@ -57,10 +57,10 @@ def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str
         raise InputError(
             f"model.entry={config.model.entry}: it chooses weights in model.checkpoint, which is not given."
         )
-    if taken := [key for key in config.model.kwargs if key in OWN]:
+    if reserved := [key for key in config.model.kwargs if key in OWN]:
         raise InputError(
-            f"model.kwargs={config.model.kwargs}: {taken[0]} is no argument of timm's; set model.{taken[0]}, or leave "
-            f"it out."
+            f"model.kwargs={config.model.kwargs}: {reserved[0]} is no argument of timm's; set model.{reserved[0]}, or "
+            f"leave it out."
         )
     build = _build_reid if config.task == "reid" else _build_classifier
     return build(config, classes, side)
@@ -79,7 +79,7 @@ def build_probe(config: Config) -> PrunedViT:
         return build_start(without, None).model
 
 
-def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None) -> Start:
+def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None) -> StartingModel:
     settings = config.model
     if settings.checkpoint is not None:
         with _naming_checkpoint(settings.checkpoint):
@@ -98,10 +98,10 @@ def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mappi
         replaced = settings.pretrained and not trained
     model = _pruned(config, backbone, architecture, kwargs)
     dense = prune(deepcopy(backbone), stages=())
-    return Start(model.train(), dense.eval().requires_grad_(False), replaced, trained)
+    return StartingModel(model.train(), dense.eval().requires_grad_(False), replaced, trained)
 
 
-def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[str, Any] | None) -> Start:
+def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[str, Any] | None) -> StartingModel:
     settings = config.model
     parts: dict[str, Any] = {}
     if identities is not None:
@@ -129,7 +129,9 @@ def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[
     if start is not None:
         dense.metadata = dict(start.metadata)
     new = {"neck", "side"} - set(restored)
-    return Start(model.train(), dense.eval().requires_grad_(False), "neck" in new, "neck" not in new, "side" in new)
+    return StartingModel(
+        model.train(), dense.eval().requires_grad_(False), "neck" in new, "neck" not in new, "side" in new
+    )
 
 
 def _created(config: Config, kwargs: dict[str, Any]) -> nn.Module:
@@ -139,12 +141,12 @@ def _created(config: Config, kwargs: dict[str, Any]) -> nn.Module:
     try:
         return create_model(settings.architecture, settings.pretrained, stages=(), **kwargs).backbone
     except InputError as error:
-        told = str(error)
-        if told.partition("=")[0] in settings.kwargs:
-            told = f"model.kwargs.{told}"
-        elif "model." not in told and not told.startswith("architecture"):
-            told = f"model.architecture={settings.architecture}: {told}"
-        raise type(error)(told) from error
+        message = str(error)
+        if message.partition("=")[0] in settings.kwargs:
+            message = f"model.kwargs.{message}"
+        elif "model." not in message and not message.startswith("architecture"):
+            message = f"model.architecture={settings.architecture}: {message}"
+        raise type(error)(message) from error
 
 
 @contextmanager
@@ -153,10 +155,10 @@ def _naming_checkpoint(path: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        told = str(error)
-        if "model.checkpoint" in told:
+        message = str(error)
+        if "model.checkpoint" in message:
             raise
-        raise type(error)(f"model.checkpoint={'' if told.startswith(path) else f'{path}: '}{told}") from error
+        raise type(error)(f"model.checkpoint={'' if message.startswith(path) else f'{path}: '}{message}") from error
 
 
 def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict[str, Any], **parts: Any) -> PrunedViT:
@@ -168,8 +170,8 @@ def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict
         model = prune(backbone, **pruning, **parts)
     except InputError as error:
         # arguments of prune are settings of the model
-        told = str(error)
-        raise type(error)(f"model.{told}" if told.partition("=")[0] in OWN else told) from error
+        message = str(error)
+        raise type(error)(f"model.{message}" if message.partition("=")[0] in OWN else message) from error
     model.architecture, model.model_kwargs = architecture, kwargs  # which did make it: nothing to find out
     model.execution = settings.execution
     model.mask_form = settings.mask_form
@@ -185,7 +187,7 @@ def starts_trained(config: Config, classes: Sequence[str] | None) -> bool:
     return known is not None and known.num_classes == len(classes)
 
 
-def build_teacher(config: Config, start: Start) -> nn.Module | None:
+def build_teacher(config: Config, start: StartingModel) -> nn.Module | None:
     """Return the frozen teacher, a timm model, or None where no distillation is asked for.
 
     Raises:
@@ -268,13 +270,13 @@ def resolve_preprocessing(config: DataConfig, backbone: Any, squash: bool = Fals
     }
 
 
-def _for_channels(key: str, given: Sequence[float] | None, usual: Sequence[float], channels: int) -> list[float]:
-    if given is not None:
-        if len(given) != channels:
+def _for_channels(key: str, values: Sequence[float] | None, usual: Sequence[float], channels: int) -> list[float]:
+    if values is not None:
+        if len(values) != channels:
             raise InputError(
-                f"data.{key}={list(given)}: the model has {channels} input channel(s), give a number each."
+                f"data.{key}={list(values)}: the model has {channels} input channel(s), give a number each."
             )
-        return list(given)
+        return list(values)
     if len(usual) == channels:
         return list(usual)
     average = sum(usual) / len(usual)

@@ -179,12 +179,12 @@ def random_samples(
     """
     if not isinstance(dataset, IterableDataset):
         dataset = random_subset(dataset, None, seed)  # all of it: some may be unreadable
-    found: list[tuple[Tensor, Tensor]] = []
+    batches: list[tuple[Tensor, Tensor]] = []
     for batch in make_loader(dataset, min(batch_size, count), workers):
-        missing = count - sum(len(indices) for _, indices in found)
+        missing = count - sum(len(indices) for _, indices in batches)
         if missing <= 0:
             break
         if batch is not None:
             images, _, indices = batch
-            found.append((images[:missing], indices[:missing]))
-    return found
+            batches.append((images[:missing], indices[:missing]))
+    return batches

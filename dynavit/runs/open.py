@@ -110,18 +110,18 @@ def open_run(
         _require_stages(model, path)
         model.set_keep_ratio(keep_ratio)
     chosen = choose_device(device)
-    given = {key for override in overrides for key in named_settings(override)}
+    overridden = {key for override in overrides for key in named_settings(override)}
     settings, is_written = _configuration(path, model, overrides)
     metadata = model.metadata
     preprocessing = metadata.get("preprocessing", {})
-    asked = [key for key in _KNOWN if f"data.{key}" in given]
+    replaced = [key for key in _KNOWN if f"data.{key}" in overridden]
     if "preprocessing" in metadata:
         _check_preprocessing(preprocessing, model, path / MODEL_FILE)
-    if not preprocessing or asked:
+    if not preprocessing or replaced:
         resolved = resolve_preprocessing(settings.data, model.backbone, squash=model.neck is not None)
-        preprocessing = {**(preprocessing or resolved), **{key: resolved[key] for key in asked}}
+        preprocessing = {**(preprocessing or resolved), **{key: resolved[key] for key in replaced}}
     preparation = create_transforms(**preprocessing)[1]
-    config = settings if is_written or given & {"data.root", "data.name"} else None
+    config = settings if is_written or overridden & {"data.root", "data.name"} else None
     names = metadata.get("class_names") or [str(number) for number in range(model.num_classes)]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path / MODEL_FILE}, metadata.class_names: {names!r} is no list of names.")
@@ -178,14 +178,14 @@ def list_images(folder: str | Path) -> list[Path]:
         if folder.exists():
             raise InputError(f"{folder} is {NO_FILE}: --images takes a folder with pictures, or one picture.")
         raise InputError(f"{folder} does not exist: --images takes a folder with pictures, or one picture.")
-    found = find_images(folder)
-    note = describe_skipped(found.skipped)
-    if not found.paths:
+    listing = find_images(folder)
+    note = describe_skipped(listing.skipped)
+    if not listing.paths:
         endings = ", ".join(sorted(image_endings()))
         raise InputError(f"{folder} holds no images ({endings}). Passed over: {note or 'nothing, it is empty'}.")
     if note:
         print(f"note: passed over in {folder}: {note}.", file=sys.stderr)
-    return list(found.paths)
+    return list(listing.paths)
 
 
 def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[list[Path], Tensor, list[str]]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dynavit.functional import linear_logits, masked_mean
 from dynavit.scorers.base import Scorer, StageView, register_scorer
@@ -41,15 +43,17 @@ class ScorePredictor(Scorer):
         nn.init.constant_(last.bias, initial_logit)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
-        x = self.embed(tokens)
-        local, rest = x.chunk(2, dim=-1)
+        local, rest = self.embed(tokens).chunk(2, dim=-1)
         context = rest.mean(dim=1) if mask is None else masked_mean(rest, mask)
-        x = torch.cat([local, context.unsqueeze(1).expand_as(local)], dim=-1)
-        *hidden, last = self.score
+        first: Any
+        first, *hidden, last = self.score
+        # the layer's product with (local, context), but the context's half once an image, not once a token
+        of_local, of_context = first.weight.chunk(2, dim=1)
+        x = F.linear(local, of_local) + F.linear(context, of_context, first.bias).unsqueeze(1)
         for layer in hidden:
             x = layer(x)
         return linear_logits(last, x)
 
     def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
         half, quarter = dim // 2, dim // 4
-        return n * (dim * dim + dim * half + half * quarter + quarter)
+        return n * (dim * dim + half * half + half * quarter + quarter) + half * half

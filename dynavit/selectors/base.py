@@ -6,7 +6,6 @@ Shapes: B batch, N patch tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,8 @@ class Selector(nn.Module):
     checkpoint runs at any ratio, batches stay rectangular, and export is static.
 
     Attributes:
-        budget: ``"k"`` keeps a given number of tokens; ``"expected"`` lets a budget loss on
-            ``probs`` set their number during training.
+        fixed_k: keeps exactly ``k`` tokens while training, too; if not, a keep-ratio loss on ``probs`` leads
+            their expected number there.
         soft: the training forward uses a fractional mask and therefore removes no token.
         stochastic: the training forward draws noise.
         trains_scorer: the task loss reaches the logits through ``mask``.
@@ -35,7 +34,7 @@ class Selector(nn.Module):
         needs_scores: reads the logits at all; if not, the model never runs its scorers.
     """
 
-    budget: Literal["k", "expected"] = "k"
+    fixed_k: bool = True
     soft: bool = False
     stochastic: bool = False
     trains_scorer: bool = True

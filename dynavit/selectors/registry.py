@@ -49,8 +49,8 @@ def create_selector(name: str, **kwargs: Any) -> Selector:
         InputError: unknown name or option; the message lists what exists.
 
     Example:
-        >>> create_selector("topk").budget
-        'k'
+        >>> create_selector("topk").fixed_k
+        True
     """
     return _selectors().create(name, kwargs)
 

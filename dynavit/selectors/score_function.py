@@ -59,7 +59,7 @@ class ScoreFunction(Selector):
             raise InputError("selector 'score_function': antithetic=True needs distribution='bernoulli'.")
         self.distribution = distribution
         self.antithetic = antithetic
-        self.budget = "k" if distribution == "plackett_luce" else "expected"
+        self.fixed_k = distribution == "plackett_luce"
 
     def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         alive = request.alive

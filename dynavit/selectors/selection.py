@@ -18,7 +18,7 @@ class SelectionRequest:
 
     Attributes:
         alive: ``(B, N)`` bool, the tokens that earlier stages left.
-        k: tokens to keep per image: an int, or an int64 tensor of shape ``()`` or ``(B,)``; None if a budget
+        k: tokens to keep per image: an int, or an int64 tensor of shape ``()`` or ``(B,)``; None if a keep-ratio
             loss sets their number.
         temperature: smoothness of the gradient (and of a soft forward), above 0.
         generator: source of the noise; the global one if None.
@@ -31,7 +31,7 @@ class SelectionRequest:
 
     @property
     def count(self) -> int | Tensor:
-        """``k``, for a selector whose budget is ``"k"``: such a one always gets it."""
+        """``k``, for a selector with a fixed k: such a one always gets it."""
         assert self.k is not None
         return self.k
 
@@ -44,7 +44,7 @@ class Selection:
         keep: ``(B, N)`` bool, the hard decision, a subset of the alive tokens. Inference reads nothing else.
         mask: ``(B, N)`` fp32, what training multiplies by, hard or soft. It carries the gradient
             and is zero on tokens that are not alive.
-        probs: ``(B, N)`` fp32, marginal probability of being kept; budget losses read this.
+        probs: ``(B, N)`` fp32, marginal probability of being kept; the keep-ratio loss reads this.
         log_prob: ``(B,)`` fp32, log-probability of ``keep``, where a selector knows it.
         aux: named auxiliary losses.
     """

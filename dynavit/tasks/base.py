@@ -89,7 +89,9 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def objective(self, data: Any, model: PrunedViT, budget: CountLoss | None, teacher: nn.Module | None) -> Objective:
+    def objective(
+        self, data: Any, model: PrunedViT, count_loss: CountLoss | None, teacher: nn.Module | None
+    ) -> Objective:
         """Return the losses of a training step."""
 
     @abstractmethod

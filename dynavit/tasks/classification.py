@@ -21,10 +21,10 @@ from dynavit.metrics.accuracy import accuracy_interval, topk_accuracy
 from dynavit.models import PrunedViT
 from dynavit.runs.loading import foreground_of
 from dynavit.selectors import Selector
-from dynavit.tasks.outputs import collect_answers, selection_metrics
 from dynavit.tasks.base import Detail, Evaluation, Task
 from dynavit.tasks.count_loss import CountLoss
 from dynavit.tasks.objective import Objective
+from dynavit.tasks.outputs import collect_outputs, selection_metrics
 
 
 class ClassificationTask(Task):
@@ -62,10 +62,10 @@ class ClassificationTask(Task):
         return data
 
     def objective(
-        self, data: ClassificationData, model: PrunedViT, budget: CountLoss | None, teacher: nn.Module | None
+        self, data: ClassificationData, model: PrunedViT, count_loss: CountLoss | None, teacher: nn.Module | None
     ) -> Objective:
         mixup = _mixup(self.config.data, self.config.loss, len(data.class_names))
-        return ClassificationObjective(self.config.loss, model.selector, budget, teacher, mixup)
+        return ClassificationObjective(self.config.loss, model.selector, count_loss, teacher, mixup)
 
     def evaluate(
         self,
@@ -76,7 +76,7 @@ class ClassificationTask(Task):
         title: str = "",
     ) -> list[Evaluation]:
         best = min(5, models[0].num_classes)
-        found = collect_answers(
+        found = collect_outputs(
             models, loader, accelerator, lambda logits: logits.float().topk(best).indices, title=title
         )
         foreground = foreground_of(data.validation, self._preprocessing, models[0].adapter.grid_size)
@@ -103,9 +103,14 @@ class ClassificationObjective(Objective):
     """
 
     def __init__(
-        self, settings: LossConfig, selector: Selector, budget: CountLoss | None, teacher: Any, mixup: Mixup | None = None
+        self,
+        settings: LossConfig,
+        selector: Selector,
+        count_loss: CountLoss | None,
+        teacher: Any,
+        mixup: Mixup | None = None,
     ) -> None:
-        super().__init__(settings, selector, budget, teacher)
+        super().__init__(settings, selector, count_loss, teacher)
         self.mixup = mixup
 
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

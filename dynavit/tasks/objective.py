@@ -1,4 +1,4 @@
-"""What training minimises: the task, the token budget, agreement with a dense teacher, and rewards."""
+"""What training minimises: the task, the number of tokens kept, agreement with a dense teacher, and rewards."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Objective(ABC):
     Args:
         settings: weights and options.
         selector: of the model.
-        budget: compares kept tokens with the wanted counts; None where the selector keeps exactly k.
+        count_loss: compares kept tokens with the wanted counts; None where the selector keeps exactly k.
         teacher: frozen dense timm model, or None.
 
     Attributes:
@@ -50,9 +50,9 @@ class Objective(ABC):
 
     module: nn.Module | None = None
 
-    def __init__(self, settings: LossConfig, selector: Selector, budget: CountLoss | None, teacher: Any) -> None:
+    def __init__(self, settings: LossConfig, selector: Selector, count_loss: CountLoss | None, teacher: Any) -> None:
         self.settings = settings
-        self.budget = budget
+        self.count_loss = count_loss
         self.teacher = teacher
         self.reward = create_reward(settings.reward) if selector.needs_reward else None
         self.samples = 1
@@ -76,7 +76,7 @@ class Objective(ABC):
         return {}
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, indices: Tensor, moment: Scheduled
+        self, model: nn.Module, images: Tensor, labels: Tensor, indices: Tensor, scheduled: Scheduled
     ) -> tuple[dict[str, Tensor], Trace]:
         """Return the unweighted losses by name, their weighted sum as ``"loss"``, and the forward's trace.
 
@@ -87,7 +87,7 @@ class Objective(ABC):
             images: ``(B, 3, H, W)``.
             labels: ``(B,)``.
             indices: ``(B,)`` of the samples.
-            moment: of this step.
+            scheduled: what holds in this step.
         """
         images, targets = self.prepare(images, labels)
         lesson = self._teach(images)
@@ -96,17 +96,17 @@ class Objective(ABC):
             images, targets = _repeated(images, self.samples), _repeated(targets, self.samples)
             inputs = {name: _repeated(value, self.samples) for name, value in inputs.items()}
         output, trace = model(
-            images, return_trace=True, temperature=moment.temperature, keep_counts=moment.counts, **inputs
+            images, return_trace=True, temperature=scheduled.temperature, keep_counts=scheduled.counts, **inputs
         )
         terms = self.task_losses(output, targets)
-        if self.budget is not None and trace.choices:
-            terms["keep_ratio"] = self.budget(trace, moment.counts), self.settings.keep_ratio
+        if self.count_loss is not None and trace.choices:
+            terms["keep_ratio"] = self.count_loss(trace, scheduled.counts), self.settings.keep_ratio_weight
         if lesson is not None:
             terms |= self._agreement(output, trace, *lesson)
         if self.reward is not None and (log_prob := trace.log_prob) is not None:
             rewards = self._rewards(output, targets)
             log_prob = log_prob.reshape(self.samples, -1)
-            terms["policy_gradient"] = policy_gradient_loss(log_prob, rewards), self.settings.policy_gradient
+            terms["policy_gradient"] = policy_gradient_loss(log_prob, rewards), self.settings.policy_gradient_weight
         for name, loss in trace.aux.items():
             terms[name] = loss, 1.0
         losses = {name: loss for name, (loss, _) in terms.items()}
@@ -144,12 +144,12 @@ class Objective(ABC):
         self, output: Any, trace: Trace, features: Tensor, answer: Tensor
     ) -> dict[str, tuple[Tensor, float]]:
         settings, terms = self.settings, {}
-        if settings.logit_distillation:
+        if settings.logit_distillation_weight:
             loss = logit_distillation(output, answer, settings.distillation_temperature)
-            terms["logit_distillation"] = loss, settings.logit_distillation
-        if settings.token_distillation and trace.stages:
+            terms["logit_distillation"] = loss, settings.logit_distillation_weight
+        if settings.token_distillation_weight and trace.stages:
             loss = token_distillation(trace.features, features, trace.positions, trace.stages[-1].kept)
-            terms["token_distillation"] = loss, settings.token_distillation
+            terms["token_distillation"] = loss, settings.token_distillation_weight
         return terms
 
 

@@ -42,7 +42,7 @@ class Outputs:
 
 
 @torch.no_grad()
-def collect_answers(
+def collect_outputs(
     models: Sequence[PrunedViT],
     loader: DataLoader[Any],
     accelerator: Accelerator,
@@ -95,8 +95,8 @@ def _choices(model: PrunedViT, trace: Trace) -> dict[str, Tensor]:
 
 def _gathered(found: list[dict[str, Tensor]]) -> Outputs:
     """Put together what all processes found with one model, each sample once."""
-    mine = {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
-    parts = [part for part in gather_object([mine]) if part]
+    own = {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
+    parts = [part for part in gather_object([own]) if part]
     if not parts:
         raise InputError("the validation split holds no image that can be read.")
     together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -23,10 +23,10 @@ from dynavit.metrics.retrieval import Distance, RetrievalResult, retrieval_metri
 from dynavit.models import PrunedViT
 from dynavit.models.heads import Embedding
 from dynavit.runs.loading import foreground_of
-from dynavit.tasks.outputs import collect_answers, selection_metrics
 from dynavit.tasks.base import Detail, Evaluation, Task
 from dynavit.tasks.count_loss import CountLoss
 from dynavit.tasks.objective import Objective
+from dynavit.tasks.outputs import collect_outputs, selection_metrics
 
 
 class ReidTask(Task):
@@ -133,9 +133,9 @@ class ReidTask(Task):
             ) from None
 
     def objective(
-        self, data: ReidData, model: PrunedViT, budget: CountLoss | None, teacher: nn.Module | None
+        self, data: ReidData, model: PrunedViT, count_loss: CountLoss | None, teacher: nn.Module | None
     ) -> Objective:
-        return ReidObjective(self.config.loss, model, budget, teacher, data)
+        return ReidObjective(self.config.loss, model, count_loss, teacher, data)
 
     def evaluate(
         self,
@@ -148,7 +148,7 @@ class ReidTask(Task):
         def cameras(model: PrunedViT, indices: Tensor) -> dict[str, Tensor]:
             return self.inputs(model, data, indices)
 
-        found = collect_answers(models, loader, accelerator, lambda output: output.float(), cameras, title)
+        found = collect_outputs(models, loader, accelerator, lambda output: output.float(), cameras, title)
         foreground = foreground_of(data.validation, None, models[0].adapter.grid_size)
         evaluations = []
         for model, answers in zip(models, found, strict=True):
@@ -179,15 +179,15 @@ class ReidObjective(Objective):
     """
 
     def __init__(
-        self, settings: LossConfig, model: PrunedViT, budget: CountLoss | None, teacher: Any, data: ReidData
+        self, settings: LossConfig, model: PrunedViT, count_loss: CountLoss | None, teacher: Any, data: ReidData
     ) -> None:
-        super().__init__(settings, model.selector, budget, teacher)
+        super().__init__(settings, model.selector, count_loss, teacher)
 
         def create(**options: Any) -> MetricLoss:
             return create_metric_loss(num_classes=model.num_classes, embedding_size=model.num_features, **options)
 
         losses = {"metric": create(**settings.metric)}
-        if settings.center:
+        if settings.center_weight:
             losses["center"] = create(name="center")
         self._losses: nn.Module = _MetricLosses(losses)
         if any(loss.has_parameters for loss in losses.values()):
@@ -208,9 +208,9 @@ class ReidObjective(Objective):
                 features, labels = gather_with_gradient(features), gather_with_gradient(labels)
             found.append(compare(features, labels))
         self._statistics = found[0]["metric"][1]
-        weights = {"metric": self.settings.metric_weight, "center": self.settings.center}
+        weights = {"metric": self.settings.metric_weight, "center": self.settings.center_weight}
         terms = {name: (torch.stack([part[name][0] for part in found]).mean(), weights[name]) for name in found[0]}
-        return {"identity": (identity, self.settings.identity), **terms}
+        return {"identity": (identity, self.settings.identity_weight), **terms}
 
     def statistics(self) -> dict[str, Tensor]:
         return self._statistics
@@ -270,16 +270,18 @@ def side_inputs(model: PrunedViT, data: ReidData, indices: Tensor, train: bool =
     """Return cameras and views of samples ``(B,)``, as a model that wants them numbers them; -1 is unknown to it."""
     if model.side is None:
         return {}
-    kinds = {
-        "cameras": (data.train_cameras if train else data.cameras, data.camera_names),
-        "views": (data.train_views if train else data.views, data.view_names),
+    cameras, views = (data.train_cameras, data.train_views) if train else (data.cameras, data.views)
+    device, metadata = model.side.table.device, model.metadata
+    return {
+        "cameras": _renumbered(cameras[indices.cpu()], data.camera_names, metadata["camera_names"]).to(device),
+        "views": _renumbered(views[indices.cpu()], data.view_names, metadata["view_names"]).to(device),
     }
-    inputs = {}
-    for kind, (numbers, names) in kinds.items():
-        learned = {name: number for number, name in enumerate(model.metadata[f"{kind[:-1]}_names"])}
-        renumbered = torch.tensor([*(learned.get(name, -1) for name in names), -1])  # the last for the unknown
-        inputs[kind] = renumbered[numbers[indices.cpu()]].to(model.side.table.device)
-    return inputs
+
+
+def _renumbered(numbers: Tensor, names: Sequence[str], learned: Sequence[str]) -> Tensor:
+    """Return numbers ``(B,)`` among ``names`` as numbers among ``learned``: -1 where unknown in either."""
+    places = {name: place for place, name in enumerate(learned)}
+    return torch.tensor([*(places.get(name, -1) for name in names), -1])[numbers]  # number -1 finds the last
 
 
 def _known(numbers: Tensor) -> list[int]:

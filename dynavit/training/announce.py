@@ -15,37 +15,37 @@ from dynavit.training.setup import Setup
 
 def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path | None, step: int) -> None:
     """Print model, data and plan; ``state`` is what the run resumes from."""
-    say = accelerator.print
+    log = accelerator.print
     model: PrunedViT = accelerator.unwrap_model(setup.model)
     keep_counts = setup.schedules.keep_counts
     counts = " -> ".join(str(count) for count in keep_counts(keep_counts.warmup_steps))
     pruning = f"{counts} {model.placement} blocks {list(model.stages)}; {_choice(model)}" if counts else "no pruning"
-    say(
+    log(
         f"{model.architecture}: {keep_counts.num_patches} patches, {pruning}; {len(setup.classes)} {setup.task.classes}"
     )
     summary = getattr(setup.data, "summary", None)
     if summary is not None:
-        say(summary())
+        log(summary())
     wanted, size = config.data.batch_size, setup.batches.batch_size
     if size < wanted:
-        say(
+        log(
             f"data.batch_size={wanted} is lowered to {size}: the most that {len(setup.data.train):,} images of "
             f"{len(setup.classes):,} {setup.task.classes} give {accelerator.num_processes} process(es) for a step of "
             f"{config.train.accumulation_steps} batch(es)."
         )
-    say(
+    log(
         f"{config.train.epochs} epochs of {setup.batches.length} batches x {size} images x "
         f"{accelerator.num_processes} process(es) on {accelerator.device}; writing {config.run_dir}"
     )
     if model.stages and config.loss.keep_ratio_weight and (not model.scorers or model.selector.fixed_k):
-        say("The number of tokens is fixed: the keep-ratio loss would have nothing to do and is left out.")
+        log("The number of tokens is fixed: the keep-ratio loss would have nothing to do and is left out.")
     if setup.objective.reward is not None:
-        say(
+        log(
             f"The selector learns from a reward: {config.loss.reward}, compared over {setup.objective.samples} "
             f"selections of every image, so a step costs as many forwards."
         )
     if state is not None:
-        say(f"Resuming from {state} at step {step} of {setup.schedules.total_steps}.")
+        log(f"Resuming from {state} at step {step} of {setup.schedules.total_steps}.")
 
 
 def _choice(model: PrunedViT) -> str:

@@ -160,8 +160,8 @@ def check_folder(folder: str) -> DataReport:
     splits = find_splits(Wanted(folder, True, "train", "val", 0, options))
     problems: list[str] = []
     try:
-        classes, told = common_classes(splits.train, splits.validation)
-        hinted += told
+        classes, class_notes = common_classes(splits.train, splits.validation)
+        hinted += class_notes
         require_two(classes)
     except InputError as error:
         problems.append(str(error))

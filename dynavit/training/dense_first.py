@@ -60,7 +60,7 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
     Raises:
         InputError: something in the configuration does not exist or does not fit, or there is something to lose.
     """
-    say = PartialState(cpu=not torch.cuda.is_available()).print
+    log = PartialState(cpu=not torch.cuda.is_available()).print
     begun = _begun(config) if resume else None
     classes = None if begun is not None else _unknown_classes(config)
     if begun is not None:
@@ -69,11 +69,11 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
         dense = dense_config(config)
         folder = _trained_before(dense, classes)
         if folder is not None:
-            say(f"Starts from the dense model in {folder}, which was trained on these classes with the same settings.")
+            log(f"Starts from the dense model in {folder}, which was trained on these classes with the same settings.")
         else:
             folder = dense.run_dir
             check_folder(starting_from(config, folder), resume)  # rather now than after the dense model
-            say(
+            log(
                 f"No model knows these {len(classes)} classes yet: a dense one is fine-tuned first, in {folder}, to "
                 f"start from and to compare with (train.dense_epochs={dense.train.epochs}; 0 leaves it out)."
             )
@@ -106,10 +106,10 @@ def dense_config(config: Config) -> Config:
         loss=replace(
             unweighted,
             label_smoothing=loss.label_smoothing,
-            identity=loss.identity_weight,
+            identity_weight=loss.identity_weight,
             metric=loss.metric,
             metric_weight=loss.metric_weight,
-            center=loss.center_weight,
+            center_weight=loss.center_weight,
             metric_across_processes=loss.metric_across_processes,
         ),
         schedule=ScheduleConfig(),

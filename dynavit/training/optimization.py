@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from dynavit.config import OptimizerConfig
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT
-from dynavit.runs.build import Start
+from dynavit.runs.build import StartingModel
 
 
 def create_optimizer(
-    settings: OptimizerConfig, start: Start, freeze: str, loss: nn.Module | None = None
+    settings: OptimizerConfig, start: StartingModel, freeze: str, loss: nn.Module | None = None
 ) -> torch.optim.Optimizer:
     """Build the optimiser over what can learn, and freeze the rest.
 

@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from dynavit.config import Config
+from dynavit.config import Config, TrainConfig
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
 from dynavit.models.hub import model_config
-from dynavit.runs.build import build_probe, build_start, build_teacher, resolve_preprocessing
+from dynavit.runs.build import StartingModel, build_probe, build_start, build_teacher, resolve_preprocessing
 from dynavit.runs.loading import TrainingBatches, first_images, make_loader, prepare_loader
 from dynavit.tasks import Task, create_task
 from dynavit.tasks.count_loss import CountLoss, measured_table
-from dynavit.tasks.objective import Scheduled, Objective
+from dynavit.tasks.objective import Objective, Scheduled
 from dynavit.tasks.rewards import check_reward
 from dynavit.training.data_check import check_before_training
 from dynavit.training.optimization import create_optimizer
@@ -45,7 +45,7 @@ class Schedules:
         """Return the learning rate of the scorers at a step."""
         return self.config.optimizer.lr * self.learning_rate(step)
 
-    def moment(self, step: int, device: torch.device) -> Scheduled:
+    def at(self, step: int, device: torch.device) -> Scheduled:
         """Return what the objective needs to know of a step."""
         counts: list[Any] = self.keep_counts(step)
         temperature: float | Tensor = self.temperature(step)
@@ -89,41 +89,17 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
     Raises:
         InputError: something in the configuration does not exist or does not fit.
     """
-    train, task = config.train, create_task(config)
-    probe = build_probe(config)  # a wrong data.root is told before anything is downloaded
-    check_reward(config.loss, probe)
-    preprocessing = resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid")
-    with accelerator.main_process_first():  # which may have to download
-        data = task.open_data(preprocessing)
-    check_before_training(config, data, probe, accelerator)
-    classes = tuple(data.class_names)
-    start = build_start(config, classes, task.side(data))
-    model = start.model
-    model.metadata = {"preprocessing": preprocessing, "class_names": list(classes), **task.metadata(data)}
-    for key in ("camera_names", "view_names"):
-        before = start.dense.metadata.get(key)
-        if not start.side_is_new and before != model.metadata[key]:
-            raise InputError(
-                f"model.checkpoint={config.model.checkpoint} was trained with {key} {before}, the data have "
-                f"{model.metadata[key]}: train on the same ones, or start from a model without a camera embedding."
-            )
-    model_config(model)  # refuses now what could not be saved after an epoch
-    teacher = build_teacher(config, start)
-    budget = _budget(config, model, accelerator)
+    task = create_task(config)
+    data, preprocessing = _open_data(config, task, accelerator)
+    start = _build_start(config, task, data, preprocessing)
+    model, teacher = start.model, build_teacher(config, start)
+    count_loss = _count_loss(config, model, accelerator)
     teacher = teacher.to(accelerator.device) if teacher is not None else None
-    objective = task.objective(data, model, budget, teacher)
+    objective = task.objective(data, model, count_loss, teacher)
     if not model.scorers:  # nothing is selected, so there is nothing to compare
         objective.reward, objective.samples = None, 1
-    optimizer = create_optimizer(config.optimizer, start, train.freeze, objective.module)
-    model.set_grad_checkpointing(train.grad_checkpointing)
-    if train.sync_batchnorm and accelerator.num_processes > 1:
-        if accelerator.device.type == "cpu":
-            raise InputError("train.sync_batchnorm=true: torch has it on GPUs only; leave it out on CPUs.")
-        model.neck = nn.SyncBatchNorm.convert_sync_batchnorm(model.neck) if model.neck is not None else None
-    ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
-    if train.compile:
-        model.compile()
-
+    optimizer = create_optimizer(config.optimizer, start, config.train.freeze, objective.module)
+    ema = _finish_model(config.train, model, accelerator)
     examples = first_images(data.validation, 4)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     if objective.module is not None:
@@ -138,7 +114,7 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
         task=task,
         data=data,
         preprocessing=preprocessing,
-        classes=classes,
+        classes=tuple(data.class_names),
         model=prepared,
         optimizer=optimizer,
         ema=ema,
@@ -146,8 +122,52 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
         validation=prepare_loader(accelerator, validation),
         examples=examples,
         objective=objective,
-        schedules=_schedules(config, model, batches.length // train.accumulation_steps),
+        schedules=_schedules(config, model, batches.length // config.train.accumulation_steps),
     )
+
+
+def _open_data(config: Config, task: Task, accelerator: Accelerator) -> tuple[Any, dict[str, Any]]:
+    """Return the data, and the preprocessing that the model expects; what cannot work is told before a download."""
+    probe = build_probe(config)
+    check_reward(config.loss, probe)
+    preprocessing = resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid")
+    with accelerator.main_process_first():  # which may have to download
+        data = task.open_data(preprocessing)
+    check_before_training(config, data, probe, accelerator)
+    return data, preprocessing
+
+
+def _build_start(config: Config, task: Task, data: Any, preprocessing: dict[str, Any]) -> StartingModel:
+    """Return the starting model, with what is saved beside its weights."""
+    classes = tuple(data.class_names)
+    start = build_start(config, classes, task.side(data))
+    model = start.model
+    model.metadata = {"preprocessing": preprocessing, "class_names": list(classes), **task.metadata(data)}
+    for key in ("camera_names", "view_names"):
+        before = start.dense.metadata.get(key)
+        if not start.side_is_new and before != model.metadata[key]:
+            raise InputError(
+                f"model.checkpoint={config.model.checkpoint} was trained with {key} {before}, the data have "
+                f"{model.metadata[key]}: train on the same ones, or start from a model without a camera embedding."
+            )
+    model_config(model)  # refuses now what could not be saved after an epoch
+    return start
+
+
+def _finish_model(train: TrainConfig, model: PrunedViT, accelerator: Accelerator) -> ModelEmaV3 | None:
+    """Set how the model trains, before the accelerator wraps it; returns its averaged weights.
+
+    The order matters: averages are a copy of the model as it then is, and a copy of a compiled one is not compiled.
+    """
+    model.set_grad_checkpointing(train.grad_checkpointing)
+    if train.sync_batchnorm and accelerator.num_processes > 1:
+        if accelerator.device.type == "cpu":
+            raise InputError("train.sync_batchnorm=true: torch has it on GPUs only; leave it out on CPUs.")
+        model.neck = nn.SyncBatchNorm.convert_sync_batchnorm(model.neck) if model.neck is not None else None
+    ema = ModelEmaV3(model, decay=train.ema_decay) if train.ema_decay else None
+    if train.compile:
+        model.compile()
+    return ema
 
 
 def _schedules(config: Config, model: PrunedViT, steps_per_epoch: int) -> Schedules:
@@ -160,7 +180,7 @@ def _schedules(config: Config, model: PrunedViT, steps_per_epoch: int) -> Schedu
     return Schedules(config, total_steps, lr, counts)
 
 
-def _budget(config: Config, model: PrunedViT, accelerator: Accelerator) -> CountLoss | None:
+def _count_loss(config: Config, model: PrunedViT, accelerator: Accelerator) -> CountLoss | None:
     """Return the keep-ratio loss where it has something to teach, and somebody to learn it."""
     selector, kind = model.selector, config.loss.keep_ratio_measure
     if selector.antithetic and len(model.stages) > 1:

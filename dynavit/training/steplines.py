@@ -13,7 +13,7 @@ class StepLines:
     """Says how far a training is: after its first step, then every so many steps, and at least every half minute.
 
     Args:
-        say: receives the lines.
+        log: receives the lines.
         total_steps: optimiser steps of the whole run.
         every: steps between two lines.
         images_per_step: of all processes together.
@@ -22,13 +22,13 @@ class StepLines:
 
     def __init__(
         self,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         total_steps: int,
         every: int,
         images_per_step: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.say, self.total_steps, self.every, self.images_per_step = say, total_steps, every, images_per_step
+        self.log, self.total_steps, self.every, self.images_per_step = log, total_steps, every, images_per_step
         self.clock = clock
         self._start: tuple[float, int] | None = None  # when the first step began, and how many were done before
         self._last: tuple[float, int] = 0.0, 0
@@ -59,7 +59,7 @@ class StepLines:
         speed = (step - last) * self.images_per_step / max(now - before, 1e-9)
         # over everything since the start, validations included
         left = timedelta(seconds=round((now - began) / (step - done) * (self.total_steps - step)))
-        self.say(
+        self.log(
             f"{datetime.now():%H:%M:%S}  epoch {epoch}  step {step:,}/{self.total_steps:,}  loss {loss:.3f}  "
             f"lr {lr:.2g}  {speed:,.1f} images/s  {left} left"
         )

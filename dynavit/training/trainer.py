@@ -101,20 +101,20 @@ class Trainer:
             yield
 
     def _restore(self, state: Path) -> None:
-        config, progress, say = self.config, self.progress, self.accelerator.print
+        config, progress, log = self.config, self.progress, self.accelerator.print
         found = load_state(self.accelerator, state, self.about, self.parts, self.ema)
         self.guard.start = f"the state that it resumed from ({state})"
         refuse_fewer_epochs(config, progress)
         if progress.epoch == config.train.epochs:
-            say(
+            log(
                 f"{config.run_dir} is finished: its {progress.epoch} epochs are done. To train longer, give more "
                 f"epochs with train.epochs=N --resume."
             )
             return
         for line in describe_changes(config, self.schedules, progress.step):
-            say(line)
+            log(line)
         if found.get("images") != self.about["images"]:
-            say(f"The training images are {self.about['images']}; they were {found.get('images')}.")
+            log(f"The training images are {self.about['images']}; they were {found.get('images')}.")
 
     def _train(self) -> None:
         config, accelerator, progress = self.config, self.accelerator, self.progress
@@ -165,7 +165,7 @@ class Trainer:
             )
             if len(recent) >= _CHECK_STEPS or progress.batch == self.batches.length or due:
                 bar.update(len(recent))
-                loss = self._account(recent)
+                loss = self._add_up(recent)
                 bar.set_postfix(loss=f"{loss:.3f}")
                 recent = []
             if stepped and progress.step % train.log_steps == 0:
@@ -177,7 +177,7 @@ class Trainer:
                     self._save_state()
         bar.close()
         if recent:  # a stream that ended early
-            self._account(recent)
+            self._add_up(recent)
         if progress.count == 0:
             workers = max(self.config.data.workers, 1)
             raise InputError(
@@ -187,11 +187,11 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         progress, accelerator = self.progress, self.accelerator
-        moment = self.schedules.moment(progress.step, images.device)
+        scheduled = self.schedules.at(progress.step, images.device)
         norms: dict[str, Tensor] = {}
         with accelerator.accumulate(self.model):
             with accelerator.autocast():
-                losses, trace = self.setup.objective(self.model, images, labels, indices, moment)
+                losses, trace = self.setup.objective(self.model, images, labels, indices, scheduled)
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
                 accelerator.unscale_gradients()
@@ -204,12 +204,12 @@ class Trainer:
             progress.step += 1
             if self.ema is not None:
                 self.ema.update(accelerator.unwrap_model(self.model), step=progress.step)
-        if progress.step == 1 and self.setup.objective.budget is not None:
+        if progress.step == 1 and self.setup.objective.count_loss is not None:
             warn_of_normalised_logits(trace)
         values = {name: loss.detach() for name, loss in losses.items()}
         return values | _kept(trace) | self.setup.objective.statistics(), norms
 
-    def _account(self, recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> float:
+    def _add_up(self, recent: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> float:
         """Add up losses and let the guard look at every step; returns the mean loss of these."""
         names = [name for name in recent[0][0] if "/" not in name]
         table = torch.stack([torch.stack([values[name].float() for name in names]) for values, _ in recent])

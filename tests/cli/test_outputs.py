@@ -111,7 +111,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("worked before the output was tried")
 
-    for place in ("runs.open.open_run", "evaluation.subject.open_subject", "evaluation.benchmark.benchmark_models"):
+    opening = ("runs.open.open_run", "evaluation.dense_classifier.open_dense_classifier")
+    for place in (*opening, "evaluation.benchmark.benchmark_models"):
         monkeypatch.setattr(f"dynavit.{place}", fail)
 
 

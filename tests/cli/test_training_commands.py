@@ -1,5 +1,7 @@
 """Training from the command line: own pictures, shipped configurations, settings."""
 
+import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -103,7 +105,7 @@ def test_every_setting_is_listed_and_explained() -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_brings_the_library_and_the_configurations(tmp_path: Path) -> None:
+def test_a_wheel_brings_the_library_and_the_configurations(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, timeout=300)
     (wheel,) = tmp_path.glob("dynavit-*.whl")
@@ -111,3 +113,23 @@ def test_a_wheel_brings_the_library_and_the_configurations(tmp_path: Path) -> No
     assert {f"dynavit/configs/{name}.yaml" for name in recipes()} <= set(names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"dynavit"}
     assert not [name for name in names if "stud" in name]
+
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    model = dynavit.create_model("vit_tiny_patch16_224", stages=(), num_classes=2, **KWARGS)
+    model.metadata = {"class_names": ["green", "red"]}
+    model.save_pretrained(tmp_path / "dense")
+    (tmp_path / "empty").mkdir()
+    methods = ["methods", "--checkpoint", str(tmp_path / "dense"), "--root", str(photos), "--keep-ratios", "0.9"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "dynavit", *methods, "--no-timing", "--output", "compared"],
+        cwd=tmp_path / "empty",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert shown.returncode == 0, shown.stderr
+    rows = json.loads((tmp_path / "empty/compared/methods.json").read_text())["rows"]
+    left_out = {line.partition(" ")[0] for line in shown.stdout.splitlines() if "is left out" in line}
+    shipped = {name.removeprefix("methods/") for name in recipes() if name.startswith("methods/")}
+    assert {row["method"] for row in rows} - {"dense"} | left_out == shipped

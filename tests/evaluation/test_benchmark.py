@@ -15,8 +15,9 @@ from dynavit.cli import main
 from dynavit.config.recipes import find_config
 from dynavit.cost import closed_form_macs, measure
 from dynavit.evaluation import benchmark
-from dynavit.evaluation.benchmark import benchmark_models, benchmark_selectors, format_models, format_selectors, oracle
-from dynavit.evaluation.method import read_methods
+from dynavit.evaluation.benchmark import benchmark_models, benchmark_selectors, oracle
+from dynavit.evaluation.benchmark_tables import format_models, format_selectors
+from dynavit.evaluation.methods import read_methods
 from dynavit.selectors import create_selector, list_selectors
 
 TINY = {"img_size": 64, "embed_dim": 32, "num_heads": 2, "depth": 4, "num_classes": 5}  # 16 patches

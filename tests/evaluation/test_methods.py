@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from dynavit.cost.macs import mean_macs
 from dynavit.data.transforms import create_transforms
 from dynavit.errors import InputError
 from dynavit.evaluation import speed
+from dynavit.evaluation.comparison import evaluate_methods
+from dynavit.evaluation.dense_classifier import DenseClassifier, open_dense_classifier
 from dynavit.evaluation.equal_macs import (
     calibrate_to_budget,
     image_counts,
@@ -30,9 +33,7 @@ from dynavit.evaluation.equal_macs import (
     plain_dropping_macs,
 )
 from dynavit.evaluation.linear_head import fit_linear_head, set_linear_head
-from dynavit.evaluation.method import Method, read_methods
-from dynavit.evaluation.methods import compare_methods
-from dynavit.evaluation.subject import Subject, open_subject
+from dynavit.evaluation.methods import Method, read_methods
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "configs/methods").glob("*.yaml"))
@@ -83,8 +84,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def subject(folder: Path, pictures: Path, tmp_path: Path) -> Subject:
-    return open_subject(str(folder), CPU, tmp_path, root=str(pictures))
+def classifier(folder: Path, pictures: Path, tmp_path: Path) -> DenseClassifier:
+    return open_dense_classifier(str(folder), CPU, tmp_path, root=str(pictures))
 
 
 # --- budgets
@@ -99,7 +100,7 @@ def test_the_budget_is_that_of_dropping_for_free() -> None:
 @pytest.mark.parametrize("name", FREE)
 def test_each_method_uses_its_budget_up(name: str, methods: dict[str, Method], deep: dynavit.PrunedViT) -> None:
     """Not above it, and one thousandth more, which is at most one token a stage, is."""
-    model = methods[name].around(deep)
+    model = methods[name].apply(deep)
     for budget_ratio in (0.9, 0.8, 0.7):
         budget = plain_dropping_macs(deep, budget_ratio)
         ratio = largest_keep_ratio(model, budget)
@@ -110,7 +111,7 @@ def test_each_method_uses_its_budget_up(name: str, methods: dict[str, Method], d
 
 
 def test_bisection_finds_what_trying_all_ratios_finds(methods: dict[str, Method], deep: dynavit.PrunedViT) -> None:
-    model = methods["evit_fuse"].around(deep)
+    model = methods["evit_fuse"].apply(deep)
     costs = {number: closed_form_macs(model, number / 1000) for number in range(1, 1001)}
     for budget in torch.linspace(min(costs.values()) + 1, max(costs.values()), 7).tolist():
         best = max(number for number, cost in costs.items() if cost <= budget)
@@ -120,8 +121,8 @@ def test_bisection_finds_what_trying_all_ratios_finds(methods: dict[str, Method]
 def test_a_budget_out_of_reach_is_refused(methods: dict[str, Method], deep: dynavit.PrunedViT) -> None:
     dense = closed_form_macs(deep)
     with pytest.raises(InputError, match=r"at its lowest keep ratio it still costs 0\.0"):
-        largest_keep_ratio(methods["evit"].around(deep), 0.1 * dense)
-    once = Method("merge", (6,), 12, {"reducer": "merge", "placement": "before", "count_rule": "linear"}).around(deep)
+        largest_keep_ratio(methods["evit"].apply(deep), 0.1 * dense)
+    once = Method("merge", (6,), 12, {"reducer": "merge", "placement": "before", "count_rule": "linear"}).apply(deep)
     with pytest.raises(InputError, match="merging at most halves"):
         largest_keep_ratio(once, 0.7 * dense)
     assert largest_keep_ratio(once, 0.95 * dense) > 0.5
@@ -130,7 +131,7 @@ def test_a_budget_out_of_reach_is_refused(methods: dict[str, Method], deep: dyna
 def test_thresholds_meet_the_budget_on_average(methods: dict[str, Method], deep: dynavit.PrunedViT) -> None:
     images = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     images[::3] *= 0.1
-    model = methods["adaptive"].around(deep).at_ratio(1.0)
+    model = methods["adaptive"].apply(deep).at_ratio(1.0)
     budget = plain_dropping_macs(deep, 0.6)
     ratio = calibrate_to_budget(model, budget, lambda: images.split(10))
     counts = image_counts(model, images.split(7))  # another division into batches
@@ -145,7 +146,7 @@ def test_thresholds_meet_the_budget_on_average(methods: dict[str, Method], deep:
     assert model.thresholds is None
 
 
-# --- methods around backbones
+# --- methods applied to backbones
 
 
 def test_stages_go_with_the_depth() -> None:
@@ -161,11 +162,11 @@ def test_a_configuration_is_read_for_its_tokens_alone(tmp_path: Path, deep: dyna
     path = tmp_path / "mine.yaml"
     path.write_text(
         "model: {architecture: vit_large_patch16_224, stages: [6, 12], scorer: {name: random, seed: 3}}\n"
-        "data: {root: nowhere}\nloss: {token_distillation: 1.0}\n"
+        "data: {root: nowhere}\nloss: {token_distillation_weight: 1.0}\n"
     )
     (method,) = read_methods([path])
     assert (method.name, method.stages, method.depth, method.adaptive) == ("mine", (6, 12), 24, False)
-    model = method.around(deep)
+    model = method.apply(deep)
     assert model.stages == (3, 6)
     assert [scorer.seed for scorer in model.scorers] == [3, 3]
     assert model.backbone is deep.backbone
@@ -174,13 +175,11 @@ def test_a_configuration_is_read_for_its_tokens_alone(tmp_path: Path, deep: dyna
 def test_what_has_to_be_trained_is_left_out(methods: dict[str, Method], deep: dynavit.PrunedViT) -> None:
     for name in LEARNED:
         with pytest.raises(InputError, match="scorer, mlp, has to be trained"):
-            methods[name].around(deep)
+            methods[name].apply(deep)
     aggregate = Method("aggregate", None, None, {"scorer": "key_norm", "reducer": {"name": "aggregate", "tokens": 4}})
     with pytest.raises(InputError, match="reducer, aggregate, has to be trained"):
-        aggregate.around(deep)
-    assert Method("blind", None, None, {"selector": "random"}).around(
-        deep
-    )  # reads no scores of its untrained predictor
+        aggregate.apply(deep)
+    assert Method("blind", None, None, {"selector": "random"}).apply(deep)  # reads no scores of its untrained predictor
 
 
 # --- the classifier
@@ -245,9 +244,9 @@ def test_the_classifier_reads_what_it_was_fitted_on(
 def test_a_fitted_classifier_is_kept(weights: Path, pictures: Path, tmp_path: Path) -> None:
     said: list[str] = []
 
-    def opened(**kwargs: Any) -> Subject:
+    def opened(**kwargs: Any) -> DenseClassifier:
         options = {"architecture": NAME, "root": str(pictures), **kwargs}
-        return open_subject(str(weights), CPU, tmp_path, say=said.append, **options)
+        return open_dense_classifier(str(weights), CPU, tmp_path, log=said.append, **options)
 
     with pytest.raises(InputError, match="does not fit the architecture"):
         opened()  # patches of another size
@@ -260,9 +259,9 @@ def test_a_fitted_classifier_is_kept(weights: Path, pictures: Path, tmp_path: Pa
     again = opened(img_size=32)
     assert "again" in said[-1]
     assert len(said) == 2
-    image = first.validation[0][0][None]
-    assert torch.equal(first.dense(image), again.dense(image))
-    assert torch.equal(dynavit.load(tmp_path / "dense")(image), first.dense(image))
+    image = first.data.validation[0][0][None]
+    assert torch.equal(first.model(image), again.model(image))
+    assert torch.equal(dynavit.load(tmp_path / "dense")(image), first.model(image))
     assert dynavit.load(tmp_path / "dense").metadata["class_names"] == ["blue", "green", "red"]
 
     opened(img_size=32, limit=10)
@@ -273,29 +272,31 @@ def test_a_fitted_classifier_is_kept(weights: Path, pictures: Path, tmp_path: Pa
     assert "cannot be used, so a classifier is fitted again" in said[-2]
 
 
-def test_a_model_that_knows_the_classes_keeps_its_classifier(subject: Subject, folder: Path, tmp_path: Path) -> None:
-    image = subject.validation[0][0][None]
-    assert torch.equal(subject.dense(image), dynavit.load(folder)(image))
+def test_a_model_that_knows_the_classes_keeps_its_classifier(
+    classifier: DenseClassifier, folder: Path, tmp_path: Path
+) -> None:
+    image = classifier.data.validation[0][0][None]
+    assert torch.equal(classifier.model(image), dynavit.load(folder)(image))
     assert not (tmp_path / "dense").exists()
 
 
 def test_the_order_is_shuffled_and_always_the_same(folder: Path, pictures: Path, tmp_path: Path) -> None:
-    whole = open_subject(str(folder), CPU, tmp_path, root=str(pictures))
-    some = open_subject(str(folder), CPU, tmp_path, root=str(pictures), limit=5)
-    order = [int(whole.training[number][2]) for number in range(24)]
+    whole = open_dense_classifier(str(folder), CPU, tmp_path, root=str(pictures))
+    some = open_dense_classifier(str(folder), CPU, tmp_path, root=str(pictures), limit=5)
+    order = [int(whole.data.train[number][2]) for number in range(24)]
     assert sorted(order) == list(range(24))
     assert order != sorted(order)
-    assert [int(some.training[number][2]) for number in range(len(some.training))] == order[:5]
-    assert len(some.validation) == 5
+    assert [int(some.data.train[number][2]) for number in range(len(some.data.train))] == order[:5]
+    assert len(some.data.validation) == 5
 
 
 # --- rows
 
 
 def test_the_dense_row_is_the_timm_model(
-    subject: Subject, folder: Path, pictures: Path, methods: dict[str, Method]
+    classifier: DenseClassifier, folder: Path, pictures: Path, methods: dict[str, Method]
 ) -> None:
-    rows = compare_methods(subject, [methods["random"]], [0.5], rounds=0)
+    rows = evaluate_methods(classifier, [methods["random"]], [0.5], rounds=0)
     model = dynavit.load(folder)
     transform = create_transforms(**model.metadata["preprocessing"])[1]
     right = [
@@ -307,9 +308,9 @@ def test_the_dense_row_is_the_timm_model(
     assert 0 < rows[0]["top1"] < 100
 
 
-def test_at_ratio_1_every_method_is_the_dense_model(subject: Subject, methods: dict[str, Method]) -> None:
+def test_at_ratio_1_every_method_is_the_dense_model(classifier: DenseClassifier, methods: dict[str, Method]) -> None:
     said: list[str] = []
-    rows = compare_methods(subject, list(methods.values()), [1.0], rounds=0, say=said.append)
+    rows = evaluate_methods(classifier, list(methods.values()), [1.0], rounds=0, log=said.append)
     assert {row["method"] for row in rows} == {"dense", *FREE}
     assert {line.split()[0] for line in said} == LEARNED
     for row in rows[1:]:
@@ -319,12 +320,12 @@ def test_at_ratio_1_every_method_is_the_dense_model(subject: Subject, methods: d
         assert (row["delta_top1"], row["delta_top1_low"], row["delta_top1_high"]) == (0, 0, 0)
 
 
-def test_rows_say_what_the_models_do(subject: Subject, methods: dict[str, Method]) -> None:
+def test_rows_say_what_the_models_do(classifier: DenseClassifier, methods: dict[str, Method]) -> None:
     chosen = [methods[name] for name in ("evit_fuse", "tome", "adaptive", "random")]
-    rows = compare_methods(subject, chosen, [0.8, 0.9], rounds=0, batch_size=5)
-    assert [row.get("budget") for row in rows] == [None, *[0.9] * 4, *[0.8] * 4]
-    images = torch.stack([subject.validation[number][0] for number in range(12)])
-    labels = torch.tensor([subject.validation[number][1] for number in range(12)])
+    rows = evaluate_methods(classifier, chosen, [0.8, 0.9], rounds=0, batch_size=5)
+    assert [row.get("budget_ratio") for row in rows] == [None, *[0.9] * 4, *[0.8] * 4]
+    images = torch.stack([classifier.data.validation[number][0] for number in range(12)])
+    labels = torch.tensor([classifier.data.validation[number][1] for number in range(12)])
     assert len({row["top1"] for row in rows}) > 1
     for group in (rows[1:5], rows[5:]):
         assert [row["top1"] for row in group] == sorted((row["top1"] for row in group), reverse=True)
@@ -333,7 +334,7 @@ def test_rows_say_what_the_models_do(subject: Subject, methods: dict[str, Method
             assert row["tokens_p95"] >= row["tokens"][-1]
             continue
         assert row["gmacs"] <= row["budget_gmacs"]
-        model = methods[row["method"]].around(subject.dense)
+        model = methods[row["method"]].apply(classifier.model)
         model.set_keep_ratio(row["keep_ratio"])
         with torch.no_grad():
             right = model(images).argmax(dim=1) == labels
@@ -344,20 +345,20 @@ def test_rows_say_what_the_models_do(subject: Subject, methods: dict[str, Method
 
 
 def test_what_cannot_be_is_left_out_with_a_reason(
-    subject: Subject, methods: dict[str, Method], model_of: Callable[..., dynavit.PrunedViT]
+    classifier: DenseClassifier, methods: dict[str, Method], model_of: Callable[..., dynavit.PrunedViT]
 ) -> None:
     said: list[str] = []
-    rows = compare_methods(subject, [methods["random"], methods["tome"]], [0.5, 0.05], rounds=0, say=said.append)
+    rows = evaluate_methods(classifier, [methods["random"], methods["tome"]], [0.5, 0.05], rounds=0, log=said.append)
     assert any(line.startswith("tome is left out at 0.0") for line in said)
     assert "random" in {row["method"] for row in rows}
-    pooled = Subject(model_of("gap", stages=(), depth=12), subject.training, subject.validation, 0, "")
+    pooled = replace(classifier, model=model_of("gap", stages=(), depth=12))
     with pytest.raises(InputError, match="every method is left out"):
-        compare_methods(pooled, [methods["evit"]], [0.5], rounds=0, say=said.append)
+        evaluate_methods(pooled, [methods["evit"]], [0.5], rounds=0, log=said.append)
     assert "backbone has none" in said[-1]
 
 
 def test_speed_is_measured_in_turns_on_images_that_differ(
-    subject: Subject, methods: dict[str, Method], monkeypatch: pytest.MonkeyPatch
+    classifier: DenseClassifier, methods: dict[str, Method], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[list[Tensor]]] = []
 
@@ -365,7 +366,7 @@ def test_speed_is_measured_in_turns_on_images_that_differ(
         assert rounds == 3
         assert torch.is_inference_mode_enabled()
         shown: list[list[Tensor]] = []
-        hook = subject.dense.backbone.patch_embed.register_forward_pre_hook(
+        hook = classifier.model.backbone.patch_embed.register_forward_pre_hook(
             lambda module, inputs: shown[-1].append(inputs[0])
         )
         for call in calls.values():
@@ -377,14 +378,14 @@ def test_speed_is_measured_in_turns_on_images_that_differ(
 
     monkeypatch.setattr(speed, "measure", fake)
     chosen = [methods["adaptive"], methods["random"]]
-    rows = compare_methods(subject, chosen, [0.9, 0.5], rounds=3, batch_size=4)
+    rows = evaluate_methods(classifier, chosen, [0.9, 0.5], rounds=3, batch_size=4)
     assert [len(shown) for shown in seen] == [3, 3]  # dense and two methods at each budget
     for shown in seen:
         first = torch.cat(shown[0])
         assert [len(images) for images in shown[0]] == [4, 4, 4, 4]
         assert all(torch.equal(torch.cat(images), first) for images in shown)
         assert len({image.numpy().tobytes() for image in first}) == 12  # all there are, one of them twice or more
-    speeds = {row["method"]: row["throughput"]["4"] for row in rows if row.get("budget") in (None, 0.5)}
+    speeds = {row["method"]: row["throughput"]["4"] for row in rows if row.get("budget_ratio") in (None, 0.5)}
     assert speeds["dense"]["images_per_second"] == pytest.approx(16 / 8)
     assert {round(found["speedup"], 6) for found in speeds.values()} == {1.0, 2.0, 3.0}
 
@@ -464,7 +465,7 @@ def test_a_newcomer_sees_the_whole_comparison(
     arguments = ["methods", "--checkpoint", "checkpoints/quickstart-dense", "--output", output, "--limit", "100"]
     assert main([*arguments, "--rounds", "1"]) == 0
     rows = json.loads((tmp_path / "methods.json").read_text())["rows"]
-    accuracy = {(row["method"], row.get("budget")): row["top1"] for row in rows}
+    accuracy = {(row["method"], row.get("budget_ratio")): row["top1"] for row in rows}
     assert {name for name, _ in accuracy} == {"dense", *FREE}
     assert accuracy["dense", None] >= 97
     for name in ("evit", "evit_fuse", "etps", "class_attention", "attention_received", "adaptive"):

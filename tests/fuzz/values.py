@@ -185,7 +185,7 @@ VALID: dict[str, list[Value]] = {
     "loss.logit_distillation_weight": _values("0", "0.5", loss__teacher="<model>", task="classify"),
     "loss.token_distillation_weight": _values("0", "0.5", loss__teacher="<model>", task="classify"),
     "loss.distillation_temperature": _values("1", "4.0"),
-    "loss.teacher": [*_values("start"), *_values("<model>", loss__logit_distillation="1", task="classify")],
+    "loss.teacher": [*_values("start"), *_values("<model>", loss__logit_distillation_weight="1", task="classify")],
     "schedule.temperature_start": _values("1.0", "5", "0.1"),
     "schedule.temperature_end": _values("1.0", "0.1"),
     "schedule.temperature_kind": _values("exponential", "cosine", "linear"),

@@ -450,9 +450,7 @@ def test_selection_does_not_inflate_the_backbone_gradient(
 
 
 @pytest.mark.parametrize("selector", TRAINABLE)
-def test_nor_where_the_scorers_want_no_token(
-    family: str, selector: str, model_of: Model, images_for: Images
-) -> None:
+def test_nor_where_the_scorers_want_no_token(family: str, selector: str, model_of: Model, images_for: Images) -> None:
     """No key left, or a mean over no token, would multiply gradients by 1e6 or 1e3."""
     model = model_of(family, selector=selector).train()
     plain = dynavit.prune(model.backbone, stages=()).train()

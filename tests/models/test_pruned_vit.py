@@ -178,13 +178,13 @@ def test_attributes_of_a_copy_are_its_own(model_of: Model, images_for: Images) -
         variant.neck = BNNeck(model.num_features, 5)
         variant.scorers = nn.ModuleList()
         variant.metadata["preprocessing"]["mean"][0] = 0.1
-        variant.scorer["name"] = "linear"
+        variant.scorer_config["name"] = "linear"
         variant.register_buffer("extra", torch.zeros(1))
         assert variant.backbone is model.backbone
         assert variant.num_classes == 5 != model.num_classes
     assert dict(model.named_modules()) == names
     assert model.metadata == {"preprocessing": {"mean": [0.5]}}
-    assert model.scorer == {"name": "mlp"}
+    assert model.scorer_config == {"name": "mlp"}
     assert "extra" not in model.state_dict()
     assert torch.equal(model(images), expected)
 

@@ -4,7 +4,9 @@ import pytest
 
 from dynavit import InputError
 from dynavit.report import format_table, headline
-from dynavit.report.table import accuracy_base, explain, signed, significant
+from dynavit.report.rows import accuracy_base
+from dynavit.report.summary import explain
+from dynavit.report.table import markdown_table, signed, significant
 
 
 def row(model: str = "pruned", **values: Any) -> dict[str, Any]:
@@ -157,3 +159,24 @@ def test_adaptive_rows_show_mean_tokens_and_p95() -> None:
     assert lines[4].split()[:4] == ["adaptive", "0.7", "137.2/96.0/67.0", "81"]
     assert "p95" not in format_table([DENSE, PRUNED])
     assert headline([DENSE, PRUNED, adaptive]) == headline([DENSE, PRUNED])
+
+
+def test_methods_stand_below_their_budgets() -> None:
+    dense = {**DENSE, "method": "dense"}
+    cheap, dear = (
+        {**PRUNED, "method": "a|b", "keep_ratio": 0.65, "budget_ratio": ratio, "budget_gmacs": gmacs}
+        for ratio, gmacs in ((0.5, 0.0201), (0.7, 0.0299))
+    )
+    adaptive = {**cheap, "model": "adaptive", "method": "mine", "tokens": [64.0, 32.25], "tokens_p95": 40}
+    lines = format_table([dense, dear, cheap, adaptive]).splitlines()
+    assert lines[0].split("  ")[0] == "method"
+    assert lines[2].split() == ["dense", "-", "-", "0.0451", "1.00x", "79.85", "-"]
+    assert lines[3:5] == ["", "as dropping at keep ratio 0.7: 0.0299 GMACs"]
+    assert lines[5].split() == ["a|b", "0.650", "67", "0.0293", "1.54x", "79.45", "-0.40"]
+    assert lines[6:8] == ["", "as dropping at keep ratio 0.5: 0.0201 GMACs"]
+    assert lines[9].split()[:5] == ["mine", "0.650", "32.2", "(p95", "40)"]
+    rows = markdown_table([dense, dear, cheap, adaptive]).splitlines()
+    assert len(rows) == 2 + 4 + 2
+    assert {row.replace("\\|", "").count("|") for row in rows} == {8}
+    assert rows[3].startswith("| *as dropping at keep ratio 0.7: 0.0299 GMACs* |")
+    assert rows[4].startswith("| a\\|b | 0.650 | 67 |")

@@ -30,7 +30,7 @@ NAMES = list(VARIANTS)
 LEARNED = [name for name in NAMES if create(name).trains_scorer]
 SCORED = [name for name in NAMES if create(name).needs_scores]
 HARD = [name for name in NAMES if not create(name).soft]
-GATES = [name for name in LEARNED if create(name).budget == "expected"]
+GATES = [name for name in LEARNED if not create(name).fixed_k]
 DENSE = [name for name in LEARNED if name not in ("topk, gate", "perturbed_topk")]  # gradient to every alive token
 B, N, K = 4, 12, 5
 
@@ -314,12 +314,12 @@ def test_topk_gradient_is_that_of_soft_topk(name: str) -> None:
     )
     (of_count,) = torch.autograd.grad(selection.probs.sum(), logits, retain_graph=True)
     assert torch.equal(gradient(selection, logits), of_probs)
-    # k is met whatever the logits: a budget loss could teach it nothing
+    # k is met whatever the logits: a keep-ratio loss could teach it nothing
     torch.testing.assert_close(of_count, torch.zeros_like(of_count), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_gates_give_the_budget_a_gradient(name: str) -> None:
+def test_gates_give_the_keep_ratio_loss_a_gradient(name: str) -> None:
     logits, alive = make_logits().requires_grad_(), make_alive()
     (result,) = torch.autograd.grad(run(name, logits, alive).probs.sum(), logits)
     assert (result[alive] > 0).all()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dynavit.report.table import Column, aligned, markdown
 from studies.cli import main
-from studies.results import Spread, quantile
-from studies.writer import Column, format_markdown, format_text, write_results
+from studies.spread import Spread, quantile
+from studies.writer import write_results
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,19 @@ ROWS = [
     Row("bad one", Spread.of([1.0, math.nan]), [Spread(math.inf, 1.0, math.inf)]),
 ]
 COLUMNS = [
-    Column[Row]("name", lambda row: row.name, left=True),
-    Column[Row]("|loss|", lambda row: f"{row.loss.mean:.1f}"),
+    Column("name", [row.name for row in ROWS], left=True),
+    Column("|loss|", [f"{row.loss.mean:.1f}" for row in ROWS]),
 ]
 
 
 def test_tables_are_aligned() -> None:
-    assert format_text(COLUMNS, ROWS).splitlines() == [
+    assert aligned(COLUMNS).splitlines() == [
         "name     |loss|",
         "-------  ------",
         "good        1.5",
         "bad one     nan",
     ]
-    assert format_markdown(COLUMNS, ROWS).splitlines() == [
+    assert markdown(COLUMNS).splitlines() == [
         "| name | \\|loss\\| |",
         "| --- | --: |",
         "| good | 1.5 |",

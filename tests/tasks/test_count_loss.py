@@ -1,4 +1,4 @@
-"""The three budget losses through the trainer, and the warning about normalised scores."""
+"""The three keep-ratio losses through the trainer, and the warning about normalised scores."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def test_wanted_is_what_evaluation_keeps(rule: str, kind: str, tiny: Make) -> No
     wanted = {"original": [8, 4], "linear": [12, 8], "current": [8, 4]}[rule]
     batch = next(iter(trainer.batches.epoch(0, 0)))
     stages = [trace_of((torch.arange(16) < count).float().expand(2, 16)).stages[0] for count in wanted]
-    budget, objective = CountLoss(kind, torch.arange(17.0) ** 2), trainer.setup.objective
-    objective.budget = lambda trace, counts: budget(replace(trace, stages=stages), counts)  # type: ignore[assignment]
+    loss, objective = CountLoss(kind, torch.arange(17.0) ** 2), trainer.setup.objective
+    objective.count_loss = lambda trace, counts: loss(replace(trace, stages=stages), counts)  # type: ignore[assignment]
     for compiled in (False, True):  # where counts are tensors
         trainer.config.train.compile = compiled
-        losses, _ = objective(trainer.model, *batch, trainer.schedules.moment(0, torch.device("cpu")))
+        losses, _ = objective(trainer.model, *batch, trainer.schedules.at(0, torch.device("cpu")))
         assert float(losses["keep_ratio"]) == pytest.approx(0, abs=1e-12)
 
 
@@ -98,24 +98,28 @@ def test_latency_of_known_gates() -> None:
     assert float(found) == pytest.approx(((4 - 2) / 8) ** 2 / 2)
 
 
-@pytest.mark.parametrize("budget", ["probabilities", "decisions", pytest.param("latency", marks=pytest.mark.slow)])
-def test_every_budget_trains_and_moves_the_scorers(budget: str, tiny: Make) -> None:
+@pytest.mark.parametrize("measure", ["probabilities", "decisions", pytest.param("latency", marks=pytest.mark.slow)])
+def test_every_measure_trains_and_moves_the_scorers(measure: str, tiny: Make) -> None:
     config = tiny(
-        f"loss.keep_ratio_measure={budget}", "model.selector.name=ste", "loss.keep_ratio_weight=50", "train.epochs=8", "optimizer.lr=0.01"
+        f"loss.keep_ratio_measure={measure}",
+        "model.selector.name=ste",
+        "loss.keep_ratio_weight=50",
+        "train.epochs=8",
+        "optimizer.lr=0.01",
     )
     trainer = Trainer(config)
     trainer.fit()
     rows = trainer.metrics.rows()
     assert rows[-1]["train/keep_ratio"] < 0.7 * rows[0]["train/keep_ratio"]
     table = config.run_dir / "latency.json"
-    assert table.exists() == (budget == "latency")
-    if budget == "latency":  # measured once: a resumed run must not see other times
+    assert table.exists() == (measure == "latency")
+    if measure == "latency":  # measured once: a resumed run must not see other times
         values = json.loads(table.read_text())["seconds_per_image"]
         assert len(values) == 17
         config.train.epochs = 9
         resumed = Trainer(config, resume=True)
-        assert resumed.setup.objective.budget is not None
-        found = resumed.setup.objective.budget.table
+        assert resumed.setup.objective.count_loss is not None
+        found = resumed.setup.objective.count_loss.table
         assert torch.equal(found, torch.tensor(values))
 
 

@@ -191,7 +191,7 @@ def test_one_reward_per_sample_not_per_batch(tiny: Make) -> None:
     assert objective.samples == 3
     objective.reward = lambda output, targets: targets.float()
     batch = next(iter(trainer.batches.epoch(0, 0)))
-    losses, trace = objective(trainer.model.train(), *batch, trainer.schedules.moment(0, torch.device("cpu")))
+    losses, trace = objective(trainer.model.train(), *batch, trainer.schedules.at(0, torch.device("cpu")))
     assert trace.log_prob is not None
     assert len(trace.log_prob) == 3 * len(batch[0])
     assert float(losses["policy_gradient"].detach()) == 0.0

@@ -212,7 +212,9 @@ def test_distillation_needs_a_teacher_that_knows_the_classes(tiny: Make) -> None
 
 def test_a_fine_tune_starts_from_the_checkpoint_and_is_taught_by_it(tiny: Make) -> None:
     dense = train(tiny("model.stages=[]", folder="dense"))
-    config = tiny("loss.logit_distillation_weight=0.5", "loss.token_distillation_weight=0.5", "train.epochs=1", folder="fine")
+    config = tiny(
+        "loss.logit_distillation_weight=0.5", "loss.token_distillation_weight=0.5", "train.epochs=1", folder="fine"
+    )
     config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense), None, {}
     trainer = Trainer(config)
     for name, value in dynavit.load(dense).backbone.state_dict().items():

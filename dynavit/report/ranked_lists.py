@@ -63,8 +63,8 @@ def ranked_list_figure(
     counts = [len(row) for row in results]
     if not queries or len(queries) != len(results):
         raise InputError(f"ranked_list_figure: {len(queries)} queries and {len(results)} rows of results; one each.")
-    for name, given in {"correct": correct, "result_captions": result_captions, "result_kept": result_kept}.items():
-        if given is not None and [len(row) for row in given] != counts:
+    for name, nested in {"correct": correct, "result_captions": result_captions, "result_kept": result_kept}.items():
+        if nested is not None and [len(row) for row in nested] != counts:
             raise InputError(f"ranked_list_figure: {name} must have {counts} entries, as results does.")
     for name, single in {"query_captions": query_captions, "query_kept": query_kept}.items():
         if single is not None and len(single) != len(queries):
@@ -76,12 +76,12 @@ def ranked_list_figure(
 
     rows = []
     for q, query in enumerate(queries):
-        asked = _Cell(
+        query_cell = _Cell(
             _picture(query, None if query_kept is None else query_kept[q], grid_size, height),
             [] if query_captions is None else query_captions[q].splitlines(),
             None,
         )
-        found = [
+        result_cells = [
             _Cell(
                 _picture(result, None if result_kept is None else result_kept[q][r], grid_size, height),
                 [] if result_captions is None else result_captions[q][r].splitlines(),
@@ -89,7 +89,7 @@ def ranked_list_figure(
             )
             for r, result in enumerate(results[q])
         ]
-        rows.append([asked, *found])
+        rows.append([query_cell, *result_cells])
     return _draw(rows, height)
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from dynavit import InputError
 from dynavit.report import draw_kept
-from dynavit.report.ranked import ranked_list_figure
+from dynavit.report.ranked_lists import ranked_list_figure
 
 GREEN, RED, GREY = (26, 127, 55), (207, 34, 46), (100, 108, 118)
 HEIGHT, WIDTH = 64, 32

@@ -1,10 +1,15 @@
-"""Which settings on the command line a command can honour, once a model is trained; the others are refused."""
+"""Settings as commands take them: as words or a mapping, and those that a trained model can honour."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from dynavit.errors import InputError
+
+Overrides = Sequence[str] | Mapping[str, object]
+"""Settings in place of those of a configuration: ``["key.subkey=value"]`` or ``{"key.subkey": value}``."""
 
 TO_READ_IMAGES = ("data.mean", "data.std", "data.interpolation", "data.crop_pct")
 """How any image is prepared for the model."""
@@ -15,6 +20,53 @@ TO_EXPORT = (
 """Also, which validation data a model is checked on."""
 TO_EVALUATE = (*TO_EXPORT, "data.train_split", "data.batch_size", "data.workers", "evaluate")
 """Also, how it is judged."""
+
+
+def as_words(overrides: Overrides) -> list[str]:
+    """Return settings as ``key.subkey=value``, the value in YAML.
+
+    Raises:
+        InputError: one word alone, or a value that YAML does not have.
+
+    Example:
+        >>> as_words({"model.stages": [3, 6], "data.root": "my images", "train.clip_grad_norm": None})
+        ['model.stages=[3, 6]', 'data.root=my images', 'train.clip_grad_norm=null']
+    """
+    if isinstance(overrides, str):
+        raise InputError(f"overrides={overrides!r}: give a list of key.subkey=value, or a mapping.")
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"{key}={_as_yaml(key, value)}" for key, value in overrides.items()]
+
+
+def _as_yaml(key: str, value: object) -> str:
+    if isinstance(value, str | Path) and not str(value).startswith(("'", '"')):
+        return str(value)
+    try:
+        return json.dumps(value)
+    except TypeError:
+        raise InputError(f"{key}={value!r}: a setting is text, a number, true or false, a list or a mapping.") from None
+
+
+def require_counts(**counts: int | None) -> None:
+    """Refuse numbers of things below 1.
+
+    Raises:
+        InputError: naming the first of them as the option that it is on the command line.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"--{name.replace('_', '-')}={count}: give a whole number of 1 or more.")
+
+
+def require_suffix(output: Path, *suffixes: str) -> None:
+    """Refuse a name of a result with another ending.
+
+    Raises:
+        InputError: naming those that are possible.
+    """
+    if output.suffix.lower() not in suffixes:
+        raise InputError(f"--output {output}: the name must end in {' or '.join(suffixes)}.")
 
 
 def honour(overrides: Sequence[str], honoured: Sequence[str], idle: Mapping[str, str] | None = None) -> None:

@@ -1,11 +1,11 @@
-"""What methods are compared on: a dense classifier, and images that it can be calibrated and judged with."""
+"""What methods are compared on: a dense classifier, and its images for training and validation."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,24 @@ _BATCH = 64  # of features for a new classifier
 
 
 @dataclass(frozen=True)
-class Subject:
+class DenseClassifier:
     """A dense model and its data.
 
     Attributes:
-        dense: knows the classes; in eval mode, on its device.
-        training: images without augmentation, in random order that is always the same, yielding
-            ``(image, label, index)``.
-        validation: likewise.
-        workers: processes that load them.
+        model: knows the classes; in eval mode, on its device.
+        task: with the configuration that the data and the model are of.
+        data: that the task opened, without augmentation; ``train`` and ``validation`` are in random order that is
+            always the same.
         origin: where the model is from, and how its classifier came about, in words.
     """
 
-    dense: PrunedViT
-    training: Subset[Any]
-    validation: Subset[Any]
-    workers: int
+    model: PrunedViT
+    task: ClassificationTask
+    data: Any
     origin: str
 
 
-def open_subject(
+def open_dense_classifier(
     checkpoint: str,
     device: torch.device,
     output: Path,
@@ -55,8 +53,8 @@ def open_subject(
     root: str | None = None,
     img_size: int | None = None,
     limit: int | None = None,
-    say: Callable[[str], None] = print,
-) -> Subject:
+    log: Callable[[str], None] = print,
+) -> DenseClassifier:
     """Open a dense model and its data; where it does not know their classes, fit a classifier on its features.
 
     A classifier that was fitted is kept in ``output/dense``, and used again for the same backbone and images.
@@ -70,7 +68,7 @@ def open_subject(
             run was trained on if None.
         img_size: side in pixels, for state dicts and timm names; the architecture's own if None.
         limit: use this many training and this many validation images; all if None.
-        say: receives lines about what is done.
+        log: receives lines about what is done.
 
     Raises:
         InputError: something does not exist or does not fit.
@@ -80,16 +78,18 @@ def open_subject(
     config, preprocessing = _describe(checkpoint, architecture, root, img_size)
     if preprocessing is None:
         preprocessing = resolve_preprocessing(config.data, build_probe(config).backbone)
-    data = ClassificationTask(config).open_data(preprocessing)
+    task = ClassificationTask(config)
+    data = task.open_data(preprocessing)
     for note in data.notes:
-        say(note)
-    training, validation = _some(data.train, limit), _some(data.validation, limit)
+        log(note)
+    training = _shuffled(data.train, limit)
+    data = replace(data, train=training, validation=_shuffled(data.validation, limit))
     start = build_start(config, data.class_names)
-    dense, workers = start.dense.to(device), config.data.workers
+    dense = start.dense.to(device)
     dense.architecture, dense.model_kwargs = start.model.architecture, start.model.model_kwargs
     dense.metadata = {"preprocessing": preprocessing, "class_names": list(data.class_names)}
     if start.dense_is_trained:
-        return Subject(dense, training, validation, workers, f"{checkpoint}, with its own classifier")
+        return DenseClassifier(dense, task, data, f"{checkpoint}, with its own classifier")
     made_from = {
         "backbone": _fingerprint(dense),
         "data": [config.data.name, config.data.root, config.data.train_split],
@@ -98,25 +98,25 @@ def open_subject(
         "images": len(training),
     }
     folder = output / "dense"
-    saved = _saved(folder, {**dense.metadata, "linear_head": made_from}, say)
+    saved = _saved(folder, {**dense.metadata, "linear_head": made_from}, log)
     if saved is not None:
-        say(f"Using the classifier in {folder} again: it was fitted on the same features.")
+        log(f"Using the classifier in {folder} again: it was fitted on the same features.")
         origin = f"{checkpoint}, with the classifier in {folder}"
-        return Subject(saved.to(device), training, validation, workers, origin)
-    loader = make_loader(training, _BATCH, workers)
+        return DenseClassifier(saved.to(device), task, data, origin)
+    loader = make_loader(training, _BATCH, config.data.workers)
     features, labels = dense_features(dense, tqdm(loader, desc="features", leave=False, disable=None), device)
     weight, bias = fit_linear_head(features, labels, len(data.class_names))
     right = float(((features @ weight.T + bias).argmax(dim=1) == labels).double().mean())
     set_linear_head(dense.backbone, weight, bias)
     dense.metadata["linear_head"] = made_from
     dense.to(device).requires_grad_(False).save_pretrained(folder)
-    say(
+    log(
         f"{checkpoint} has no classifier for these {len(data.class_names)} classes: fitted one by logistic regression "
         f"on its features of {len(labels)} training images, and it gets {100 * right:.2f} % of them right; saved in "
         f"{folder}."
     )
     origin = f"{checkpoint}, with a classifier fitted on its features of {len(labels)} training images"
-    return Subject(dense, training, validation, workers, origin)
+    return DenseClassifier(dense, task, data, origin)
 
 
 def _describe(
@@ -154,7 +154,7 @@ def _describe(
     return config, preprocessing
 
 
-def _some(dataset: Any, limit: int | None) -> Subset[Any]:
+def _shuffled(dataset: Any, limit: int | None) -> Subset[Any]:
     if isinstance(dataset, IterableDataset):
         raise InputError("methods are compared on images that can be shuffled; this data set can only be streamed.")
     return random_subset(dataset, limit)
@@ -170,18 +170,18 @@ def _fingerprint(model: PrunedViT) -> str:
     return digest.hexdigest()
 
 
-def _saved(folder: Path, metadata: dict[str, Any], say: Callable[[str], None]) -> PrunedViT | None:
+def _saved(folder: Path, metadata: dict[str, Any], log: Callable[[str], None]) -> PrunedViT | None:
     """Return the model saved there, if it is the same in all that the classifier was fitted from."""
     if not folder.exists():
         return None
     try:
         model = load(folder)
     except InputError as error:
-        say(f"{folder} cannot be used, so a classifier is fitted again: {error}")
+        log(f"{folder} cannot be used, so a classifier is fitted again: {error}")
         return None
     differs = [key for key, value in metadata.items() if not _same(model.metadata.get(key), value)]
     if differs:
-        say(f"{folder} is of another backbone or other images ({', '.join(differs)}): a classifier is fitted again.")
+        log(f"{folder} is of another backbone or other images ({', '.join(differs)}): a classifier is fitted again.")
         return None
     return model.requires_grad_(False)
 

@@ -1,19 +1,30 @@
-"""Ranked lists of a re-identification model: what it finds first, right or wrong, and which tokens it kept."""
+"""Pictures of what a run does: the tokens it keeps, and for re-identification what it finds first."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dynavit.data.reid import ReidData
 from dynavit.metrics.retrieval import rank_gallery
-from dynavit.report.ranked import ranked_list_figure
+from dynavit.report.ranked_lists import ranked_list_figure
+from dynavit.report.tokens import trace_grid
 from dynavit.runs.open import Run
 from dynavit.tasks.reid import Searchable, side_inputs
 
 _QUERIES, _MATCHES = 6, 8
+
+
+@torch.inference_mode()
+def draw_kept_tokens(run: Run, images: Tensor, captions: Sequence[str] | None = None) -> Image.Image:
+    """Draw images ``(B, 3, H, W)`` with the tokens that the model keeps after each stage, or merges."""
+    _, trace = run.model(images.to(run.device), return_trace=True, **run.model.unknown_cameras(len(images)))
+    pixels = [run.pixels(image) for image in images]
+    return trace_grid(pixels, trace, run.model.adapter.grid_size, captions=captions)
 
 
 @torch.inference_mode()
