@@ -18,6 +18,7 @@ from dynavit.evaluation import benchmark
 from dynavit.evaluation.benchmark import benchmark_models, benchmark_selectors, oracle
 from dynavit.evaluation.benchmark_tables import format_models, format_selectors
 from dynavit.evaluation.methods import read_methods
+from dynavit.functional import num_keep
 from dynavit.selectors import create_selector, list_selectors
 
 TINY = {"img_size": 64, "embed_dim": 32, "num_heads": 2, "depth": 4, "num_classes": 5}  # 16 patches
@@ -46,7 +47,7 @@ def test_the_oracle_is_the_pruned_model_without_choosing(
     model = model_of(family)
     images = images_for(model)
     patches = model.adapter.grid_size[0] * model.adapter.grid_size[1]
-    first = [torch.arange(patches) < dynavit.selectors.num_keep(patches, ratio) for ratio in model.keep_ratios]
+    first = [torch.arange(patches) < num_keep(patches, ratio) for ratio in model.keep_ratios]
     model.selector = create_selector("fixed", decisions=[keep.expand(len(images), -1) for keep in first])
     with torch.no_grad():
         torch.testing.assert_close(oracle(model, images), model(images), rtol=1e-4, atol=1e-5)
