@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dynavit.functional import take
-from dynavit.models.mask import proportional_bias
 from dynavit.models.places import slots_of
 from dynavit.models.tokens import Tokens
 from dynavit.reducers import Merge, Reducer, TokenSet
@@ -99,13 +98,17 @@ class GatheredTokens(Tokens):
             return None
         assert others is not None
         prefix = self.x[:, :num_prefix]
-        reduced = reducer(
-            TokenSet(take(self.x, index + num_prefix), logits.gather(1, index), mask),
-            TokenSet(take(self.x, others + num_prefix), logits.gather(1, others), real),
-        )
+        sizes = self.sizes if reducer.tracks_sizes else None
+
+        def rows(index: Tensor, counts: Tensor | None) -> TokenSet:
+            size = None if sizes is None else sizes.gather(1, index)
+            return TokenSet(take(self.x, index + num_prefix), logits.gather(1, index), counts, size)
+
+        reduced = reducer(rows(index, mask), rows(others, real))
+        self.size = reduced.size
         if reducer.keeps_places:
             self.x = torch.cat([prefix, reduced.tokens.to(self.x.dtype)], dim=1)
-            self._stand_at(index, mask)
+            self._stand_at(index, mask, reduced.size)
         else:
             self.x = prefix
             self.alive = None if self.alive is None else self.alive[:, :0]
@@ -115,23 +118,20 @@ class GatheredTokens(Tokens):
             self._append(reduced.made, None if some is None else some.expand(-1, reduced.made.shape[1]))
         return reduced.target
 
-    def _stand_at(self, index: Tensor, mask: Tensor | None) -> None:
+    def _stand_at(self, index: Tensor, mask: Tensor | None, size: Tensor | None = None) -> None:
         self.context = self.adapter.gather(self.context, index)
         self.positions = self.positions.gather(1, index)
-        self.hide(mask)
+        self.hide(mask, size)
 
     def merge(self, merge: Merge, metric: Tensor, k: int) -> None:
         """Merge tokens until ``k`` are left, the most similar ones by their metric ``(B, n, d)``."""
         patches, num_prefix = self.patches, self.adapter.num_prefix_tokens
-        size = patches.new_ones(patches.shape[:2], dtype=torch.float32) if self.size is None else self.size
-        merged = merge(patches, metric, size, k)
+        merged = merge(patches, metric, self.sizes, k)
         if self.places is not None:
             self.places.before_change(patches)
         self.x = torch.cat([self.x[:, :num_prefix], *merged.parts], dim=1)
-        self._stand_at(merged.index, None)
         self.size = merged.size
-        if merge.proportional:
-            self._bias = proportional_bias(merged.size, num_prefix, self.x.dtype)
+        self._stand_at(merged.index, None, merged.size if merge.proportional else None)
         if self.places is not None:
             self.places.keep(self.positions, self.candidates)
             self.places.move(merged.target())

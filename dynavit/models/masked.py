@@ -23,7 +23,8 @@ class MaskedTokens(Tokens):
         if self.places is not None:
             self.places.before_change(self.patches)
             self.places.kept = self.places.kept & keep[:, : self.places.kept.shape[1]]
-        self.hide(selection.mask if self.mask is None else self.mask * selection.mask)
+        mask = selection.mask if self.mask is None else self.mask * selection.mask
+        self.hide(mask)
         if soft:
             return
         self.alive = alive & keep
@@ -31,10 +32,16 @@ class MaskedTokens(Tokens):
         slots = torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
         destination = torch.where(keep, slots, -1)
         if reducer.reads_dropped:
-            patches = self.patches
-            reduced = reducer(TokenSet(patches, logits, keep.float()), TokenSet(patches, logits, dropped.float()))
+            patches, size = self.patches, self.sizes if reducer.tracks_sizes else None
+            reduced = reducer(
+                TokenSet(patches, logits, keep.float(), size), TokenSet(patches, logits, dropped.float(), size)
+            )
             prefix = self.x[:, : self.adapter.num_prefix_tokens]
             self.x = torch.cat([prefix, torch.where(keep.unsqueeze(-1), reduced.tokens, patches)], dim=1)
+            if reduced.size is not None:
+                assert size is not None
+                self.size = torch.where(keep, reduced.size, size)
+                self.hide(mask, self.size)
             if reduced.target is not None:
                 destination = torch.where(dropped, reduced.target, destination)
             if reduced.made is not None:

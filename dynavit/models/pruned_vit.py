@@ -222,7 +222,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
         adaptive = self.thresholds is not None and not self.training
         prunes = bool(self.stages) if self.training else any(ratio < 1 for ratio in self.keep_ratios)
-        differ = adaptive or (prunes and (execution_of(self) == "mask" or isinstance(self.reducer, Merge)))
+        differ = adaptive or (prunes and (execution_of(self) == "mask" or self.reducer.tracks_sizes))
         if weight is None and differ and self.backbone.global_pool not in ("token", ""):
             raise InputError(
                 "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "

@@ -19,7 +19,9 @@ from torch.nn.functional import pad
 
 from dynavit.adapters import BackboneAdapter
 from dynavit.adapters.attention import AttentionView
-from dynavit.models.mask import MaskForm, attention_mask
+from dynavit.adapters.masking import additive_mask
+from dynavit.functional import full_precision
+from dynavit.models.mask import MaskForm, attention_mask, proportional_bias
 from dynavit.models.places import Places
 from dynavit.reducers import Reducer
 from dynavit.selectors import Selection
@@ -77,7 +79,14 @@ class Tokens(ABC):
     @property
     def weight(self) -> Tensor | None:
         """How much each token counts in pooling, ``(B, n)``; None: all alike."""
-        return self.mask if self.size is None else self.size
+        if self.mask is None or self.size is None:
+            return self.mask if self.size is None else self.size
+        return self.mask * self.size
+
+    @property
+    def sizes(self) -> Tensor:
+        """How many patches each token stands for, ``(B, n)`` fp32 (fp64 of an fp64 model)."""
+        return full_precision(self.patches.new_ones(self.positions.shape)) if self.size is None else self.size
 
     def block(self, number: int) -> None:
         """Run a block."""
@@ -108,12 +117,21 @@ class Tokens(ABC):
             soft: it hides in part and removes nothing.
         """
 
-    def hide(self, mask: Tensor | None) -> None:
-        """Hide tokens from now on by a mask ``(B, n)``; None: hide none."""
+    def hide(self, mask: Tensor | None, size: Tensor | None = None) -> None:
+        """Hide tokens from now on by a mask ``(B, n)``; None: hide none.
+
+        Args:
+            mask: of all tokens.
+            size: ``(B, n)``, how many patches each counts as in attention; None: as one.
+        """
         self.mask = mask
-        self._bias = None
+        num_prefix, bias = self.adapter.num_prefix_tokens, None
         if mask is not None:
-            self._bias = attention_mask(mask, self.adapter.num_prefix_tokens, self.training, self.form)
+            bias = attention_mask(mask, num_prefix, self.training, self.form)
+        if size is not None:
+            counted = proportional_bias(size, num_prefix, self.x.dtype)
+            bias = counted if bias is None else counted + additive_mask(bias, self.x.dtype)
+        self._bias = bias
 
     def _append(self, made: Tensor, exists: Tensor | None) -> None:
         """Add tokens ``(B, m, D)`` that stand at no place, where they exist ``(B, m)`` bool; None: everywhere."""
