@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynavit.functional import take
+from dynavit.functional import indices_of, take
 from dynavit.models.places import slots_of
 from dynavit.models.tokens import Tokens
 from dynavit.reducers import Merge, Reducer, TokenSet
@@ -35,8 +35,8 @@ class GatheredTokens(Tokens):
         index = order[:, :k].sort(dim=1).values
         others = order[:, k:].sort(dim=1).values if reducer.reads_dropped else None
         # where nothing is dropped, nothing is made of it
-        some = order.new_zeros(len(order), 1, dtype=torch.bool) if k >= order.shape[1] else None
-        self._replace(index, others, logits, reducer, some=some)
+        any_dropped = order.new_zeros(len(order), 1, dtype=torch.bool) if k >= order.shape[1] else None
+        self._replace(index, others, logits, reducer, any_dropped=any_dropped)
 
     def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
         ragged = k is None
@@ -45,7 +45,7 @@ class GatheredTokens(Tokens):
         n = keep.shape[1]
         k = int(keep.sum(dim=1).max()) if k is None else min(k, n)
         q = int(rest.sum(dim=1).max()) if ragged else n - k
-        index, others = _first(keep, k), _first(rest, q)
+        index, others = indices_of(keep, k), indices_of(rest, q)
         mask = None
         if self.training:
             mask = selection.mask.gather(1, index)
@@ -56,9 +56,9 @@ class GatheredTokens(Tokens):
             self.places.before_change(self.patches)
         self.alive = keep.gather(1, index) if uneven and mask is not None else None
         positions = self.positions.gather(1, index)
-        real = rest.gather(1, others).float() if uneven else None
-        some = rest.any(dim=1, keepdim=True) if uneven or not q else None
-        target = self._replace(index, others, logits, reducer, mask, real, some)
+        dropped_mask = rest.gather(1, others).float() if uneven else None
+        any_dropped = rest.any(dim=1, keepdim=True) if uneven or not q else None
+        target = self._replace(index, others, logits, reducer, mask, dropped_mask, any_dropped)
         if self.places is not None:
             destination = slots_of(index, n).masked_fill(~keep, -1)
             if target is not None and q:
@@ -76,8 +76,8 @@ class GatheredTokens(Tokens):
         logits: Tensor,
         reducer: Reducer,
         mask: Tensor | None = None,
-        real: Tensor | None = None,
-        some: Tensor | None = None,
+        dropped_mask: Tensor | None = None,
+        any_dropped: Tensor | None = None,
     ) -> Tensor | None:
         """Go on with the tokens at ``index`` ``(B, k)`` and what the reducer makes of the others ``(B, q)``.
 
@@ -85,8 +85,8 @@ class GatheredTokens(Tokens):
             index, others: ascending.
             logits, reducer: as in :meth:`select`.
             mask: ``(B, k)`` of those that go on; None: all count.
-            real: ``(B, q)`` which of the others count; None: all do.
-            some: ``(B, 1)`` bool, images in which there are others; None: all.
+            dropped_mask: ``(B, q)`` which of the others count; None: all do.
+            any_dropped: ``(B, 1)`` bool, images in which there are others; None: all.
 
         Returns:
             The slot that holds each of the others now, ``(B, q)``; None: they are gone.
@@ -94,7 +94,7 @@ class GatheredTokens(Tokens):
         num_prefix = self.adapter.num_prefix_tokens
         if not reducer.reads_dropped:
             self.x = take(self.x, _after_prefix(index, num_prefix))
-            self._stand_at(index, mask)
+            self._reindex(index, mask)
             return None
         assert others is not None
         prefix = self.x[:, :num_prefix]
@@ -104,24 +104,24 @@ class GatheredTokens(Tokens):
             size = None if sizes is None else sizes.gather(1, index)
             return TokenSet(take(self.x, index + num_prefix), logits.gather(1, index), counts, size)
 
-        reduced = reducer(rows(index, mask), rows(others, real))
+        reduced = reducer(rows(index, mask), rows(others, dropped_mask))
         self.size = reduced.size
         if reducer.keeps_places:
             self.x = torch.cat([prefix, reduced.tokens.to(self.x.dtype)], dim=1)
-            self._stand_at(index, mask, reduced.size)
+            self._reindex(index, mask, reduced.size)
         else:
             self.x = prefix
             self.alive = None if self.alive is None else self.alive[:, :0]
-            self._stand_at(index[:, :0], None)
+            self._reindex(index[:, :0], None)
             self._append(reduced.tokens, None)
         if reduced.made is not None:
-            self._append(reduced.made, None if some is None else some.expand(-1, reduced.made.shape[1]))
+            self._append(reduced.made, None if any_dropped is None else any_dropped.expand(-1, reduced.made.shape[1]))
         return reduced.target
 
-    def _stand_at(self, index: Tensor, mask: Tensor | None, size: Tensor | None = None) -> None:
+    def _reindex(self, index: Tensor, mask: Tensor | None, size: Tensor | None = None) -> None:
         self.context = self.adapter.gather(self.context, index)
         self.positions = self.positions.gather(1, index)
-        self.hide(mask, size)
+        self.set_mask(mask, size)
 
     def merge(self, merge: Merge, metric: Tensor, k: int) -> None:
         """Merge tokens until ``k`` are left, the most similar ones by their metric ``(B, n, d)``."""
@@ -131,15 +131,10 @@ class GatheredTokens(Tokens):
             self.places.before_change(patches)
         self.x = torch.cat([self.x[:, :num_prefix], *merged.parts], dim=1)
         self.size = merged.size
-        self._stand_at(merged.index, None, merged.size if merge.proportional else None)
+        self._reindex(merged.index, None, merged.size if merge.proportional else None)
         if self.places is not None:
             self.places.keep(self.positions, self.candidates)
             self.places.move(merged.target())
-
-
-def _first(chosen: Tensor, count: int) -> Tensor:
-    """Return the positions ``(B, count)`` of those chosen ``(B, n)``, ascending; others where there are fewer."""
-    return Selection(chosen, chosen, chosen).indices(count)
 
 
 def _after_prefix(index: Tensor, num_prefix: int) -> Tensor:

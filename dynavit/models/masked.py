@@ -24,7 +24,7 @@ class MaskedTokens(Tokens):
             self.places.before_change(self.patches)
             self.places.kept = self.places.kept & keep[:, : self.places.kept.shape[1]]
         mask = selection.mask if self.mask is None else self.mask * selection.mask
-        self.hide(mask)
+        self.set_mask(mask)
         if soft:
             return
         self.alive = alive & keep
@@ -41,11 +41,11 @@ class MaskedTokens(Tokens):
             if reduced.size is not None:
                 assert size is not None
                 self.size = torch.where(keep, reduced.size, size)
-                self.hide(mask, self.size)
+                self.set_mask(mask, self.size)
             if reduced.target is not None:
                 destination = torch.where(dropped, reduced.target, destination)
             if reduced.made is not None:
-                some = dropped.any(dim=1, keepdim=True)
-                self._append(reduced.made, some.expand(-1, reduced.made.shape[1]))
+                any_dropped = dropped.any(dim=1, keepdim=True)
+                self._append(reduced.made, any_dropped.expand(-1, reduced.made.shape[1]))
         if self.places is not None:
             self.places.move(destination)

@@ -19,9 +19,9 @@ from torch.nn.functional import pad
 
 from dynavit.adapters import BackboneAdapter
 from dynavit.adapters.attention import AttentionView
-from dynavit.adapters.masking import additive_mask
+from dynavit.adapters.sdpa import additive_mask
 from dynavit.functional import full_precision
-from dynavit.models.mask import MaskForm, attention_mask, proportional_bias
+from dynavit.models.attention_bias import MaskForm, attention_mask, proportional_bias
 from dynavit.models.places import Places
 from dynavit.reducers import Reducer
 from dynavit.selectors import Selection
@@ -64,7 +64,7 @@ class Tokens(ABC):
         self._bias: Tensor | None = None
         self._entered: Tensor | None = None
         self.places: Places | None = None
-        self.hide(None if valid is None else valid.float())
+        self.set_mask(None if valid is None else valid.float())
 
     @property
     def patches(self) -> Tensor:
@@ -117,7 +117,7 @@ class Tokens(ABC):
             soft: it hides in part and removes nothing.
         """
 
-    def hide(self, mask: Tensor | None, size: Tensor | None = None) -> None:
+    def set_mask(self, mask: Tensor | None, size: Tensor | None = None) -> None:
         """Hide tokens from now on by a mask ``(B, n)``; None: hide none.
 
         Args:
@@ -145,4 +145,4 @@ class Tokens(ABC):
         exists = torch.ones_like(made[..., 0], dtype=torch.bool) if exists is None else exists
         self.alive = torch.cat([self.candidates, exists], dim=1)
         self.positions = pad(self.positions, (0, count), value=-1)
-        self.hide(torch.cat([mask, exists.to(mask.dtype)], dim=1))
+        self.set_mask(torch.cat([mask, exists.to(mask.dtype)], dim=1))
