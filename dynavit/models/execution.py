@@ -48,7 +48,7 @@ def check_scorers(model: Any) -> None:
         if scorer.needs_class_token and not model.adapter.has_class_token:
             raise UnsupportedBackbone(
                 f"scorer {scorer.name!r} reads the attention of the class token, and this backbone has none: use "
-                f"'attention_received', 'key_norm' or a learned scorer."
+                f"'mean_attention', 'attention_received' or a learned scorer."
             )
         unread = model.placement == "inside" and model.adapter.depth - 1 in model.stages
         if scorer.learned and unread and model.backbone.global_pool == "token":

@@ -1,6 +1,7 @@
 """What tells a selector how much each token matters: one logit a token."""
 
-from dynavit.scorers.attention import AttentionReceived, ClassAttention, ValueAttention
+from dynavit.scorers.anchored import AnchoredScorer
+from dynavit.scorers.attention import AttentionReceived, ClassAttention, MeanAttention, ValueAttention
 from dynavit.scorers.base import (
     BlockAttention,
     Scorer,
@@ -11,15 +12,18 @@ from dynavit.scorers.base import (
     scorer_config,
 )
 from dynavit.scorers.key_norm import KeyNorm
-from dynavit.scorers.predictor import LinearScorer, ScorePredictor
+from dynavit.scorers.predictor import LightPredictor, LinearScorer, ScorePredictor
 from dynavit.scorers.random import RandomScorer
 
 __all__ = [
+    "AnchoredScorer",
     "AttentionReceived",
     "BlockAttention",
     "ClassAttention",
     "KeyNorm",
+    "LightPredictor",
     "LinearScorer",
+    "MeanAttention",
     "RandomScorer",
     "ScorePredictor",
     "Scorer",
