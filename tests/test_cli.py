@@ -87,7 +87,7 @@ def test_visualize_draws_pages(run: Path, images: Path, tmp_path: Path) -> None:
         ("selectors", {"topk", "gumbel_sigmoid", "ste", "random", "fixed"}),
         (
             "scorers",
-            {"mlp", "light", "linear", "anchored", "class_attention", "mean_attention", "key_norm", "random"},
+            {"mlp", "light", "linear", "anchored", "class_attention", "distinctness", "key_norm", "random"},
         ),
         ("reducers", {"drop", "fuse", "merge", "merge_nearest", "squeeze", "aggregate"}),
     ],

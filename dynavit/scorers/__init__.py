@@ -11,6 +11,7 @@ from dynavit.scorers.base import (
     register_scorer,
     scorer_config,
 )
+from dynavit.scorers.distinctness import Distinctness
 from dynavit.scorers.key_norm import KeyNorm
 from dynavit.scorers.predictor import LightPredictor, LinearScorer, ScorePredictor
 from dynavit.scorers.random import RandomScorer
@@ -20,6 +21,7 @@ __all__ = [
     "AttentionReceived",
     "BlockAttention",
     "ClassAttention",
+    "Distinctness",
     "KeyNorm",
     "LightPredictor",
     "LinearScorer",

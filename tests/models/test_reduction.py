@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "count_rule": "linear",
         "stages": (0, 1, 2, 3),
         "keep_ratio": 0.4,
-        "scorer": "class_attention",
+        "scorer": "distinctness",
     },
     "value_attention": {"scorer": "value_attention"},
     "anchored": {"scorer": {"name": "anchored", "anchor": "mean_attention"}},

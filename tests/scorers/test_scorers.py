@@ -32,9 +32,16 @@ from dynavit.selectors import Random
 Make = Callable[..., Any]
 
 DIM, HEADS = 48, 3
-ON_ATTENTION = ["attention_received", "class_attention", "key_norm", "mean_attention", "value_attention"]
+ON_ATTENTION = [
+    "attention_received",
+    "class_attention",
+    "distinctness",
+    "key_norm",
+    "mean_attention",
+    "value_attention",
+]
 NAMES = [*ON_ATTENTION, "anchored", "light", "linear", "mlp", "random"]
-READ_CLASS_TOKEN = ("anchored", "class_attention", "value_attention")
+READ_CLASS_TOKEN = ("anchored", "class_attention", "distinctness", "value_attention")
 SOME_FAMILIES = ["vit", "dinov2_registers", "deit_distilled", "siglip", "dinov3", "rope_mixed", "beit"]
 each_scorer = pytest.mark.parametrize("scorer_name", NAMES)
 each_scorer_on_attention = pytest.mark.parametrize("scorer_name", ON_ATTENTION)
@@ -149,6 +156,40 @@ def test_the_mean_does_not_see_what_hides_behind_the_identity_term(stage_of: Mak
     torch.testing.assert_close(found[0], found[1])
 
 
+# Likeness
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("importance", ["class_attention", "key_norm"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_distinctness(importance: str, hidden: bool, stage_of: Make) -> None:
+    """Token by token: the smallest distance of its key to that of a more important token still there."""
+    stage = stage_of("vit", hidden=hidden)
+    keys, logits = stage.view().keys().mean(dim=1)[:, 1:], stage.score(create_scorer(importance, DIM))
+    found = stage.score(create_scorer("distinctness", DIM, importance=importance)).exp()
+    for image in range(2):
+        alive = [token for token in range(24) if not hidden or stage.mask[image, token] == 1]
+        for token in alive:
+            above = [other for other in alive if logits[image, other] > logits[image, token]]
+            cosines = [torch.cosine_similarity(keys[image, token], keys[image, other], dim=0) for other in above]
+            torch.testing.assert_close(found[image, token], 1 - max(cosines, default=torch.tensor(-1.0)))
+
+
+@torch.no_grad()
+def test_of_copies_all_but_one_are_told_apart_last(stage_of: Make) -> None:
+    """Copies are about equally important; one of each survives, whichever."""
+    stage = stage_of("vit")
+    stage.x[:, 1:] = stage.x[:, 1:5].repeat_interleave(6, dim=1)
+    best = stage.score(create_scorer("distinctness", DIM)).topk(4, dim=1).indices
+    assert (best // 6).sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize("importance", ["random", "mlp", "anchored", "distinctness"])
+def test_importance_is_read_off_attention(importance: str) -> None:
+    with pytest.raises(InputError, match=f"importance='{importance}' is no score of attention"):
+        create_scorer("distinctness", DIM, importance=importance)
+
+
 # Masks
 
 
@@ -196,13 +237,17 @@ def test_masking_equals_gathering(scorer_name: str, family: str, stage_of: Make)
 
 @each_scorer_on_attention
 def test_gradients_stay_finite_with_hidden_tokens(scorer_name: str, stage_of: Make) -> None:
-    """Also where a token's weight is 0 or its mask a training step's."""
+    """Also where a token's weight is 0 or its mask a training step's; those that compare tokens pass none on."""
     for training in (False, True):
         stage = stage_of("vit", hidden=True)
         stage.x.requires_grad_()
         if training:
             stage.mask.requires_grad_()
-        stage.score(scorer_for(scorer_name, stage), training=training).sum().backward()
+        logits = stage.score(scorer_for(scorer_name, stage), training=training)
+        assert logits.requires_grad == (scorer_name != "distinctness")
+        if not logits.requires_grad:
+            continue
+        logits.sum().backward()
         assert stage.x.grad.isfinite().all()
         assert (stage.x.grad != 0).any()
         assert not training or stage.mask.grad is None or stage.mask.grad.isfinite().all()
