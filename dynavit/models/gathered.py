@@ -58,7 +58,9 @@ class GatheredTokens(Tokens):
         positions = self.positions.gather(1, index)
         dropped_mask = rest.gather(1, others).float() if uneven else None
         any_dropped = rest.any(dim=1, keepdim=True) if uneven or not q else None
-        target = self._replace(index, others, logits, reducer, mask, dropped_mask, any_dropped)
+        # sizes have the masks of earlier stages in them
+        stage_mask = selection.mask.gather(1, index) if self.training and reducer.tracks_sizes else mask
+        target = self._replace(index, others, logits, reducer, mask, stage_mask, dropped_mask, any_dropped)
         if self.places is not None:
             destination = slots_of(index, n).masked_fill(~keep, -1)
             if target is not None and q:
@@ -76,6 +78,7 @@ class GatheredTokens(Tokens):
         logits: Tensor,
         reducer: Reducer,
         mask: Tensor | None = None,
+        stage_mask: Tensor | None = None,
         dropped_mask: Tensor | None = None,
         any_dropped: Tensor | None = None,
     ) -> Tensor | None:
@@ -85,6 +88,7 @@ class GatheredTokens(Tokens):
             index, others: ascending.
             logits, reducer: as in :meth:`select`.
             mask: ``(B, k)`` of those that go on; None: all count.
+            stage_mask: ``(B, k)`` likewise, as the reducer is told.
             dropped_mask: ``(B, q)`` which of the others count; None: all do.
             any_dropped: ``(B, 1)`` bool, images in which there are others; None: all.
 
@@ -104,7 +108,7 @@ class GatheredTokens(Tokens):
             size = None if sizes is None else sizes.gather(1, index)
             return TokenSet(take(self.x, index + num_prefix), logits.gather(1, index), counts, size)
 
-        reduced = reducer(rows(index, mask), rows(others, dropped_mask))
+        reduced = reducer(rows(index, stage_mask), rows(others, dropped_mask))
         self.size = reduced.size
         if reducer.keeps_places:
             self.x = torch.cat([prefix, reduced.tokens.to(self.x.dtype)], dim=1)

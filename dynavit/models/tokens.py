@@ -19,7 +19,6 @@ from torch.nn.functional import pad
 
 from dynavit.adapters import BackboneAdapter
 from dynavit.adapters.attention import AttentionView
-from dynavit.adapters.sdpa import additive_mask
 from dynavit.functional import full_precision
 from dynavit.models.attention_bias import MaskForm, attention_mask, proportional_bias
 from dynavit.models.places import Places
@@ -43,7 +42,8 @@ class Tokens(ABC):
         positions: ``(B, n)`` original patch index of each token; -1 for one that a reducer made of several.
         alive: ``(B, n)`` bool: neither removed by an earlier stage nor padding; None: all are.
         mask: ``(B, n)`` fp32: the product of the stages' masks; None where nothing is masked.
-        size: ``(B, n)`` fp32: how many patches each token was merged from; None while nothing was merged.
+        size: ``(B, n)`` fp32: how many patches each token stands for, with the gradient of the masks in it, and 0 for
+            one that is dead; None while nothing was merged.
         probs: ``(B, n)`` fp32: product of the probabilities of soft selections so far; None before the first.
         places: follows the original patches; None unless somebody wants to know.
     """
@@ -79,14 +79,14 @@ class Tokens(ABC):
     @property
     def weight(self) -> Tensor | None:
         """How much each token counts in pooling, ``(B, n)``; None: all alike."""
-        if self.mask is None or self.size is None:
-            return self.mask if self.size is None else self.size
-        return self.mask * self.size
+        return self.mask if self.size is None else self.size
 
     @property
     def sizes(self) -> Tensor:
         """How many patches each token stands for, ``(B, n)`` fp32 (fp64 of an fp64 model)."""
-        return full_precision(self.patches.new_ones(self.positions.shape)) if self.size is None else self.size
+        if self.size is not None:
+            return self.size
+        return full_precision(self.patches.new_ones(self.positions.shape) if self.mask is None else self.mask)
 
     def block(self, number: int) -> None:
         """Run a block."""
@@ -122,16 +122,16 @@ class Tokens(ABC):
 
         Args:
             mask: of all tokens.
-            size: ``(B, n)``, how many patches each counts as in attention; None: as one.
+            size: ``(B, n)``, how many patches each counts as in attention, 0 for hidden ones; None: as one.
         """
         self.mask = mask
-        num_prefix, bias = self.adapter.num_prefix_tokens, None
-        if mask is not None:
-            bias = attention_mask(mask, num_prefix, self.training, self.form)
-        if size is not None:
-            counted = proportional_bias(size, num_prefix, self.x.dtype)
-            bias = counted if bias is None else counted + additive_mask(bias, self.x.dtype)
-        self._bias = bias
+        num_prefix = self.adapter.num_prefix_tokens
+        if size is not None and (mask is None or not self.training):
+            self._bias = proportional_bias(size, num_prefix, self.x.dtype)
+        elif mask is not None:
+            self._bias = attention_mask(mask, num_prefix, self.training, self.form, size)
+        else:
+            self._bias = None
 
     def _append(self, made: Tensor, exists: Tensor | None) -> None:
         """Add tokens ``(B, m, D)`` that stand at no place, where they exist ``(B, m)`` bool; None: everywhere."""

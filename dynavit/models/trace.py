@@ -64,7 +64,7 @@ class Trace:
         positions: ``(B, n)`` their original patch indices; -1 for tokens that a reducer made of several.
         source: ``(B, N)`` for each original patch the row of ``features`` that holds it: its own, or the one it was
             fused, squeezed or merged into; -1 where it was dropped, or went into all the mixtures of ``aggregate``.
-        weight: ``(B, n)`` how much each counts in pooling: its final mask, times the number of patches merged into it;
+        weight: ``(B, n)`` how much each counts in pooling: its final mask, or the number of patches merged into it;
             None where all count alike.
     """
 

@@ -19,8 +19,8 @@ class TokenSet:
         tokens: ``(B, m, D)``.
         logits: ``(B, m)`` fp32, the scorer's.
         mask: ``(B, m)`` fp32 of zeros and ones, which rows count; None: all do. That of kept tokens may
-            carry a straight-through gradient.
-        size: ``(B, m)`` fp32, how many patches each token stands for; None: one each.
+            carry a straight-through gradient, and where sizes are tracked that of dropped ones.
+        size: ``(B, m)`` fp32, how many patches each token stands for, 0 for one that is dead; None: one each.
     """
 
     tokens: Tensor
@@ -43,7 +43,8 @@ class Reduced:
         made: ``(B, m, D)``, new tokens to append; None: none.
         target: ``(B, q)`` int64, the slot that holds each dropped token now: ``0..k-1``, or ``k + j`` for
             made token ``j``. None: they are gone.
-        size: ``(B, k)`` fp32, how many patches each kept token stands for now; None: the reducer does not count.
+        size: ``(B, k)`` fp32, how many patches each kept token stands for now, 0 for those that do not count; None: the
+            reducer does not track sizes.
     """
 
     tokens: Tensor

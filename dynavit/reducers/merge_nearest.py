@@ -19,19 +19,31 @@ class MergeNearest(Reducer):
     tokens y of which it has the highest cosine, with s the number of patches that each stands for. The model adds
     ``log s`` to the token's key in attention and pools by s. Any number of tokens may be merged at a stage.
 
-    The choice of partners gets no gradient; the mean passes its gradient on to all of its members.
+    While a scorer learns by masks, a token may be kept in part: a share of its patches, its mask, stands alone, and the
+    rest is in the kept token most similar to it, of those kept another one. So sizes always sum to the number of
+    patches, and the gradient of a mask says what it would change to keep the token or to merge it: nothing for one of
+    which there is a copy. It is exact along this way; the choice of partners gets none.
     """
 
     name = "merge_nearest"
     tracks_sizes = True
 
     def forward(self, kept: TokenSet, dropped: TokenSet) -> Reduced:
-        _, target = nearest(dropped.tokens.detach(), kept.tokens.detach(), kept.counts)
-        size, sent = _size(kept), _size(dropped)
-        if dropped.counts is not None:
-            sent = torch.where(dropped.counts, sent, 0.0)
-        tokens, received = absorb(kept.tokens, size, dropped.tokens, sent, target)
-        return Reduced(tokens, target=target, size=size + received)
+        own, leaving = _size(kept), _size(dropped)
+        tokens, counts = dropped.tokens, kept.counts
+        _, target = nearest(tokens.detach(), kept.tokens.detach(), counts)
+        alone, into = own, target
+        if dropped.mask is not None:
+            leaving = leaving * dropped.mask
+        if kept.mask is not None and counts is not None:
+            alone = own * kept.mask
+            own = torch.where(counts, alone, 1.0)
+            if kept.mask.requires_grad:
+                _, other = nearest(kept.tokens.detach(), kept.tokens.detach(), counts, but_itself=True)
+                tokens, into = torch.cat([tokens, kept.tokens], dim=1), torch.cat([into, other], dim=1)
+                leaving = torch.cat([leaving, torch.where(counts, _size(kept) - alone, 0.0)], dim=1)
+        mean, received = absorb(kept.tokens, own, tokens, leaving, into)
+        return Reduced(mean, target=target, size=alone + received)
 
     def macs(self, k: int, q: int, dim: int) -> int:
         return 2 * k * q * dim

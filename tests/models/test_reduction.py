@@ -610,3 +610,65 @@ def test_half_precision_merges_the_same(small: Model, images_for: Images) -> Non
         assert F.cosine_similarity(model(images).float(), logits).min() > 0.97
     model = model.bfloat16()
     assert F.cosine_similarity(model(images.bfloat16()).float(), logits).min() > 0.95
+
+
+def soft_decisions(seed: int = 0) -> list[Tensor]:
+    """Which of 24 patches two stages keep in two images, fp64: of the first image one of each is kept in part."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.stack([torch.randperm(24, generator=generator) for _ in range(2)])
+    masks = [torch.zeros(2, 24, dtype=torch.float64).scatter(1, order[:, :k], 1.0) for k in (14, 8)]
+    masks[0][0, order[0, [2, 20]]] = torch.tensor([0.9, 0.3], dtype=torch.float64)
+    masks[1][0, order[0, [5, 11]]] = torch.tensor([0.8, 0.2], dtype=torch.float64)
+    return masks
+
+
+def merging_by(masks: list[Tensor], model_of: Model, **options: Any) -> PrunedViT:
+    selector = dynavit.selectors.Fixed(masks)
+    options = {"depth": 4, "stages": (1, 2), "reducer": "merge_nearest", "selector": selector, **options}
+    return model_of("vit", **options).double().train()
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("form", ["key", "identity"])
+def test_the_gradient_of_keeping_or_merging_is_exact(pool: str, form: str, model_of: Model, images_for: Images) -> None:
+    """Central differences along the masks of tokens kept and not kept, wholly or in part, at frozen partners."""
+    masks = soft_decisions()
+    model = merging_by(masks, model_of, global_pool=pool, class_token=pool == "token")
+    model.mask_form = form  # type: ignore[assignment]
+    images = images_for(model, 2).double()
+
+    def loss() -> Tensor:
+        model.selector = dynavit.selectors.Fixed(masks)
+        logits, trace = forward(model, images, "mask")
+        assert trace.weight is not None
+        torch.testing.assert_close(trace.weight.sum(dim=1), torch.full((2,), 24.0, dtype=torch.float64))
+        return logits.square().sum()
+
+    for mask in masks:
+        mask.requires_grad_()
+    gradients = torch.autograd.grad(loss(), masks)
+    step = 1e-5
+    for mask, gradient in zip(masks, gradients, strict=True):
+        assert (gradient[1] != 0).any()
+        for patch in [int(p) for p in ((mask[0] > 0) & (mask[0] < 1)).nonzero()]:
+            values = []
+            for sign in (1, -1):
+                mask.data[0, patch] += sign * step
+                values.append(float(loss().detach()))
+                mask.data[0, patch] -= sign * step
+            difference = (values[0] - values[1]) / (2 * step)
+            assert difference == pytest.approx(float(gradient[0, patch]), rel=1e-7, abs=1e-7)
+
+
+def test_it_makes_no_difference_whether_a_copy_is_kept_or_merged(model_of: Model) -> None:
+    """The gradient of its mask vanishes, for copies kept and not kept; dropping a copy would matter."""
+    masks = [mask.round().requires_grad_() for mask in soft_decisions()]
+    kinds = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image = kinds[torch.arange(24) % 3].unflatten(0, (4, 6)).permute(2, 0, 3, 1, 4).reshape(1, 3, 64, 96)
+    norms = {}
+    for reducer in ("merge_nearest", "drop"):
+        model = merging_by(masks, model_of, reducer=reducer)
+        model.backbone.pos_embed.data.zero_()
+        logits, _ = forward(model, image.expand(2, -1, -1, -1), "mask")
+        norms[reducer] = max(float(g.abs().max()) for g in torch.autograd.grad(logits.square().sum(), masks))
+    assert norms["merge_nearest"] < 1e-3 * norms["drop"]
