@@ -29,20 +29,20 @@ class MergeNearest(Reducer):
     tracks_sizes = True
 
     def forward(self, kept: TokenSet, dropped: TokenSet) -> Reduced:
-        own, leaving = _size(kept), _size(dropped)
-        tokens, counts = dropped.tokens, kept.counts
-        _, target = nearest(tokens.detach(), kept.tokens.detach(), counts)
-        alone, into = own, target
+        size, sent, counts = _size(kept), _size(dropped), kept.counts
         if dropped.mask is not None:
-            leaving = leaving * dropped.mask
+            sent = sent * dropped.mask
+        tokens = dropped.tokens
+        _, target = nearest(tokens.detach(), kept.tokens.detach(), counts)
+        alone, own, into = size, size, target
         if kept.mask is not None and counts is not None:
-            alone = own * kept.mask
-            own = torch.where(counts, alone, 1.0)
+            alone = size * kept.mask
+            own = torch.where(counts, alone, 1.0)  # a weight above 0 for rows that nobody reads, too
             if kept.mask.requires_grad:
                 _, other = nearest(kept.tokens.detach(), kept.tokens.detach(), counts, but_itself=True)
                 tokens, into = torch.cat([tokens, kept.tokens], dim=1), torch.cat([into, other], dim=1)
-                leaving = torch.cat([leaving, torch.where(counts, _size(kept) - alone, 0.0)], dim=1)
-        mean, received = absorb(kept.tokens, own, tokens, leaving, into)
+                sent = torch.cat([sent, torch.where(counts, size - alone, 0.0)], dim=1)
+        mean, received = absorb(kept.tokens, own, tokens, sent, into)
         return Reduced(mean, target=target, size=alone + received)
 
     def macs(self, k: int, q: int, dim: int) -> int:
