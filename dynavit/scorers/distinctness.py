@@ -55,12 +55,14 @@ class Distinctness(Scorer):
         keys = full_precision(attention.mean_keys()[:, attention.num_prefix_tokens :])
         if mask is not None:  # a hidden token is nobody's more important one
             importance = importance.masked_fill(mask <= 0.5, NEVER)
-        rank = importance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        place = torch.arange(importance.shape[1], device=keys.device).expand_as(importance)
         with torch.autocast(keys.device.type, enabled=False):
             keys = keys / torch.linalg.vector_norm(keys, dim=2, keepdim=True).clamp(min=1e-6)
-            nearest = [  # in parts, as no more than a quarter of all pairs should be held
-                (some @ keys.transpose(1, 2)).masked_fill(above.unsqueeze(2) <= rank.unsqueeze(1), -1.0).amax(dim=2)
-                for some, above in zip(keys.tensor_split(_PARTS, dim=1), rank.tensor_split(_PARTS, dim=1), strict=True)
+            # in parts, as no more than a quarter of all pairs should be held
+            parts = zip(*(whole.tensor_split(_PARTS, dim=1) for whole in (keys, importance, place)), strict=True)
+            nearest = [
+                (some @ keys.transpose(1, 2)).masked_fill(~_before(one, importance, here, place), -1.0).amax(dim=2)
+                for some, one, here in parts
             ]
         return (1 - torch.cat(nearest, dim=1)).clamp(min=1e-6).log()
 
@@ -69,3 +71,9 @@ class Distinctness(Scorer):
         # most scores make all keys, of which the mean is free; those of one query do not where attention folds
         keys = (num_prefix + n) * dim * width if folds and isinstance(self.scorer, ClassAttention) else 0
         return self.scorer.macs(n, num_prefix, num_heads, dim, folds) + keys + n * n * width
+
+
+def _before(one: Tensor, importance: Tensor, here: Tensor, place: Tensor) -> Tensor:
+    """Tell which tokens ``(B, n)`` come before some of them ``(B, m)``: ``(B, m, n)``; if alike, the first one does."""
+    one, here, importance, place = one.unsqueeze(2), here.unsqueeze(2), importance.unsqueeze(1), place.unsqueeze(1)
+    return (importance > one) | ((importance == one) & (place < here))
