@@ -87,9 +87,9 @@ def test_visualize_draws_pages(run: Path, images: Path, tmp_path: Path) -> None:
         ("selectors", {"topk", "gumbel_sigmoid", "ste", "random", "fixed"}),
         (
             "scorers",
-            {"mlp", "linear", "class_attention", "attention_received", "key_norm", "value_attention", "random"},
+            {"mlp", "light", "linear", "anchored", "class_attention", "distinctness", "key_norm", "random"},
         ),
-        ("reducers", {"drop", "fuse", "merge", "squeeze", "aggregate"}),
+        ("reducers", {"drop", "fuse", "merge", "merge_nearest", "squeeze", "aggregate"}),
     ],
 )
 def test_what_there_is_is_listed(what: str, names: set[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dynavit.adapters.sdpa import additive_mask
 from dynavit.errors import UnsupportedBackbone
-from dynavit.functional import full_precision
+from dynavit.functional import full_precision, masked_mean
 
 _KNOWN = (Attention, AttentionRope, EvaAttention, BeitAttention)
 _ALL = slice(None)
@@ -86,14 +86,28 @@ class AttentionView:
         if not self.has_class_token:
             raise UnsupportedBackbone(
                 "this backbone has no class token whose attention could be read; use a scorer that needs none, "
-                "such as 'attention_received' or 'mlp'."
+                "such as 'mean_attention' or 'mlp'."
             )
         if "attention" in self._cache:
             return self._cache["attention"][:, :, 0]
         if "class_attention" not in self._cache:
-            scores = self._folded_scores() if self.folds else self._scores(_CLASS)
+            scores = self._folded_scores(self._tokens()[:, 0]) if self.folds else self._scores(_CLASS)
             self._cache["class_attention"] = self._softmax(scores, _CLASS)[:, :, 0]
         return self._cache["class_attention"]
+
+    def mean_attention(self, weight: Tensor | None = None) -> Tensor:
+        """Return the attention of the mean of the patches to every token: ``(B, H, L)``, rows sum to 1.
+
+        The mean is taken after the block's norm, is not among the tokens, and stands at no place.
+
+        Args:
+            weight: ``(B, n)``, how much each patch counts in the mean; None: all alike.
+        """
+        patches = full_precision(self._tokens()[:, self.num_prefix_tokens :])
+        mean = patches.mean(dim=1) if weight is None else masked_mean(patches, weight)
+        mean = mean.to(self._tokens().dtype)
+        scores = self._folded_scores(mean) if self.folds else self._products(self._queries(mean.unsqueeze(1)))
+        return self._softmax(scores, None)[:, :, 0]
 
     def attention(self) -> Tensor:
         """Return every token's attention to every token: ``(B, H, L, L)``, rows sum to 1."""
@@ -140,23 +154,29 @@ class AttentionView:
 
     def _scores(self, rows: slice) -> Tensor:
         """Return scaled products ``(B, H, l, L)`` of the queries of ``rows`` with all keys."""
-        queries = self._heads("q", self._tokens()[:, rows])
-        if normalises_keys(self.attn):
-            queries = self.attn.q_norm(queries)
+        queries = self._queries(self._tokens()[:, rows])
+        # the class token stands at no place and is not rotated
+        return self._products(self._rotated(queries) if rows == _ALL else queries)
+
+    def _queries(self, tokens: Tensor) -> Tensor:
+        """Project tokens ``(B, l, D)`` to queries ``(B, H, l, d)``: after QK-norm, before any rotation."""
+        queries = self._heads("q", tokens)
+        return self.attn.q_norm(queries) if normalises_keys(self.attn) else queries
+
+    def _products(self, queries: Tensor) -> Tensor:
+        """Return scaled products ``(B, H, l, L)`` of queries ``(B, H, l, d)`` with all keys."""
         keys = self._rotated(self.keys())
-        if rows == _ALL:  # the class token stands at no place and is not rotated
-            queries = self._rotated(queries)
         with torch.autocast(keys.device.type, enabled=False):
             return full_precision(queries) * self.attn.scale @ full_precision(keys).transpose(-2, -1)
 
-    def _folded_scores(self) -> Tensor:
-        """Return the class token's ``(B, H, 1, L)``, up to a constant, without making any key."""
+    def _folded_scores(self, asking: Tensor) -> Tensor:
+        """Return the products ``(B, H, 1, L)`` for one token ``(B, D)``, up to a constant, without making any key."""
         (query_weight, query_bias), (key_weight, _) = (_projection(self.attn, part) for part in ("q", "k"))
         heads = self._num_heads("k")
         tokens = full_precision(self._tokens())
         with torch.autocast(tokens.device.type, enabled=False):
             bias = None if query_bias is None else full_precision(query_bias)
-            query = F.linear(tokens[:, 0], full_precision(query_weight), bias)
+            query = F.linear(full_precision(asking), full_precision(query_weight), bias)
             query = query.unflatten(-1, (self.attn.num_heads, -1)).transpose(0, 1) * self.attn.scale  # (H, B, d)
             weight = _repeated(full_precision(key_weight).unflatten(0, (heads, -1)), self.attn.num_heads // heads, 0)
             direction = (query @ weight).transpose(0, 1)  # (B, H, D)
@@ -169,13 +189,16 @@ class AttentionView:
         patches = apply_rot_embed_cat(patches, self.rope, half=getattr(self.attn, "rotate_half", False))
         return torch.cat([prefix, patches.to(prefix.dtype)], dim=2)
 
-    def _softmax(self, scores: Tensor, rows: slice) -> Tensor:
+    def _softmax(self, scores: Tensor, rows: slice | None) -> Tensor:
+        """Return the weights of tokens at ``rows``; None: of one that is not among them."""
         if self.distances is not None:
-            table = self.attn.relative_position_bias_table
-            scores = scores + relative_bias(self.distances[..., rows, :], full_precision(table))
+            table = full_precision(self.attn.relative_position_bias_table)
+            scores = scores + relative_bias(self.distances[..., _CLASS if rows is None else rows, :], table)
         if self.mask is not None:
             mask = additive_mask(self.mask, scores.dtype)
-            scores = scores + (mask if mask.shape[-2] == 1 else mask[..., rows, :])
+            if mask.shape[-2] > 1:  # where every token sees itself, which one that is not there cannot
+                mask = mask.amin(dim=-2, keepdim=True) if rows is None else mask[..., rows, :]
+            scores = scores + mask
         return scores.softmax(dim=-1)
 
 

@@ -36,7 +36,7 @@ class ModelConfig:
     scorer: dict[str, Any] = setting(lambda: {"name": "mlp"}, named="mlp")
     """What gives tokens their logits: mlp, linear, or one that learns nothing, such as class_attention."""
     reducer: dict[str, Any] = setting(lambda: {"name": "drop"}, named="drop")
-    """What becomes of tokens not kept: drop, fuse, squeeze, aggregate; or merge, which needs no scorer."""
+    """What becomes of tokens not kept: drop, fuse, squeeze, merge_nearest, aggregate; or merge, without scores."""
     placement: str = setting("before", choices=("before", "inside"))
     """Prune before a stage's block, or inside it, between its attention and its MLP."""
     count_rule: str = setting("original", choices=("original", "linear", "current"))

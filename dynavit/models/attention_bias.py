@@ -16,20 +16,22 @@ from dynavit.functional import log_mask
 MaskForm = Literal["key", "identity"]
 
 
-def attention_mask(mask: Tensor, num_prefix: int, training: bool, form: MaskForm) -> Tensor:
-    """Hide tokens ``(B, n)`` from attention by their mask.
+def attention_mask(mask: Tensor, num_prefix: int, training: bool, form: MaskForm, size: Tensor | None = None) -> Tensor:
+    """Hide tokens ``(B, n)`` from attention by their mask, in training by their size, which has it as a factor.
 
     In evaluation this is a boolean mask ``(B, 1, 1, P + n)``. In training it is the additive
     bias :func:`~dynavit.functional.log_mask`, either over keys alone, ``(B, 1, 1, P + n)``,
     or with DynamicViT's identity term, ``(B, 1, P + n, P + n)``, by which a token always sees itself.
     The values agree in every row that is read; the gradients to kept tokens do not.
     """
-    keys = pad(mask, (num_prefix, 0), value=1.0)[:, None, None, :]
+    keys = shown = pad(mask, (num_prefix, 0), value=1.0)[:, None, None, :]
     if not training:
         return keys > 0.5
+    if size is not None:
+        keys = pad(size, (num_prefix, 0), value=1.0)[:, None, None, :]
     if form == "identity":
         itself = torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
-        keys = keys + (1 - keys) * itself
+        keys = keys + (1 - shown) * itself
     return log_mask(keys)
 
 

@@ -60,7 +60,7 @@ def check_scorers(model: Any) -> None:
         if scorer.needs_class_token and not model.adapter.has_class_token:
             raise UnsupportedBackbone(
                 f"scorer {scorer.name!r} reads the attention of the class token, and this backbone has none: use "
-                f"'attention_received', 'key_norm' or a learned scorer."
+                f"'mean_attention', 'attention_received' or a learned scorer."
             )
         unread = model.placement == "inside" and model.adapter.depth - 1 in model.stages
         if scorer.learned and unread and model.backbone.global_pool == "token":
@@ -80,7 +80,7 @@ def check_pooling(model: Any) -> None:
     # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
     adaptive = model.thresholds is not None and not model.training
     prunes = bool(model.stages) if model.training else any(ratio < 1 for ratio in model.keep_ratios)
-    differ = adaptive or (prunes and (not model.gathers or isinstance(model.reducer, Merge)))
+    differ = adaptive or (prunes and (not model.gathers or model.reducer.tracks_sizes))
     if differ and model.backbone.global_pool not in ("token", ""):
         raise InputError(
             "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "

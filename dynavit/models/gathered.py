@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dynavit.functional import indices_of, take
-from dynavit.models.attention_bias import proportional_bias
 from dynavit.models.places import slots_of
 from dynavit.models.tokens import Tokens
 from dynavit.reducers import Merge, Reducer, TokenSet
@@ -59,7 +58,9 @@ class GatheredTokens(Tokens):
         positions = self.positions.gather(1, index)
         dropped_mask = rest.gather(1, others).float() if uneven else None
         any_dropped = rest.any(dim=1, keepdim=True) if uneven or not q else None
-        target = self._replace(index, others, logits, reducer, mask, dropped_mask, any_dropped)
+        # sizes have the masks of earlier stages in them
+        stage_mask = selection.mask.gather(1, index) if self.training and reducer.tracks_sizes else mask
+        target = self._replace(index, others, logits, reducer, mask, stage_mask, dropped_mask, any_dropped)
         if self.places is not None:
             destination = slots_of(index, n).masked_fill(~keep, -1)
             if target is not None and q:
@@ -77,6 +78,7 @@ class GatheredTokens(Tokens):
         logits: Tensor,
         reducer: Reducer,
         mask: Tensor | None = None,
+        stage_mask: Tensor | None = None,
         dropped_mask: Tensor | None = None,
         any_dropped: Tensor | None = None,
     ) -> Tensor | None:
@@ -86,6 +88,7 @@ class GatheredTokens(Tokens):
             index, others: ascending.
             logits, reducer: as in :meth:`select`.
             mask: ``(B, k)`` of those that go on; None: all count.
+            stage_mask: ``(B, k)`` likewise, as the reducer is told.
             dropped_mask: ``(B, q)`` which of the others count; None: all do.
             any_dropped: ``(B, 1)`` bool, images in which there are others; None: all.
 
@@ -99,13 +102,17 @@ class GatheredTokens(Tokens):
             return None
         assert others is not None
         prefix = self.x[:, :num_prefix]
-        reduced = reducer(
-            TokenSet(take(self.x, index + num_prefix), logits.gather(1, index), mask),
-            TokenSet(take(self.x, others + num_prefix), logits.gather(1, others), dropped_mask),
-        )
+        sizes = self.sizes if reducer.tracks_sizes else None
+
+        def rows(index: Tensor, counts: Tensor | None) -> TokenSet:
+            size = None if sizes is None else sizes.gather(1, index)
+            return TokenSet(take(self.x, index + num_prefix), logits.gather(1, index), counts, size)
+
+        reduced = reducer(rows(index, stage_mask), rows(others, dropped_mask))
+        self.size = reduced.size
         if reducer.keeps_places:
             self.x = torch.cat([prefix, reduced.tokens.to(self.x.dtype)], dim=1)
-            self._reindex(index, mask)
+            self._reindex(index, mask, reduced.size)
         else:
             self.x = prefix
             self.alive = None if self.alive is None else self.alive[:, :0]
@@ -115,23 +122,20 @@ class GatheredTokens(Tokens):
             self._append(reduced.made, None if any_dropped is None else any_dropped.expand(-1, reduced.made.shape[1]))
         return reduced.target
 
-    def _reindex(self, index: Tensor, mask: Tensor | None) -> None:
+    def _reindex(self, index: Tensor, mask: Tensor | None, size: Tensor | None = None) -> None:
         self.context = self.adapter.gather(self.context, index)
         self.positions = self.positions.gather(1, index)
-        self.set_mask(mask)
+        self.set_mask(mask, size)
 
     def merge(self, merge: Merge, metric: Tensor, k: int) -> None:
         """Merge tokens until ``k`` are left, the most similar ones by their metric ``(B, n, d)``."""
         patches, num_prefix = self.patches, self.adapter.num_prefix_tokens
-        size = patches.new_ones(patches.shape[:2], dtype=torch.float32) if self.size is None else self.size
-        merged = merge(patches, metric, size, k)
+        merged = merge(patches, metric, self.sizes, k)
         if self.places is not None:
             self.places.before_change(patches)
         self.x = torch.cat([self.x[:, :num_prefix], *merged.parts], dim=1)
-        self._reindex(merged.index, None)
         self.size = merged.size
-        if merge.proportional:
-            self._bias = proportional_bias(merged.size, num_prefix, self.x.dtype)
+        self._reindex(merged.index, None, merged.size if merge.proportional else None)
         if self.places is not None:
             self.places.keep(self.positions, self.candidates)
             self.places.move(merged.target())

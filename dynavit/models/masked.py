@@ -23,7 +23,9 @@ class MaskedTokens(Tokens):
         if self.places is not None:
             self.places.before_change(self.patches)
             self.places.kept = self.places.kept & keep[:, : self.places.kept.shape[1]]
-        self.set_mask(selection.mask if self.mask is None else self.mask * selection.mask)
+        size = self.sizes if reducer.tracks_sizes else None
+        mask = selection.mask if self.mask is None else self.mask * selection.mask
+        self.set_mask(mask)
         if soft:
             return
         self.alive = alive & keep
@@ -31,10 +33,16 @@ class MaskedTokens(Tokens):
         slots = torch.arange(keep.shape[1], device=keep.device).expand(keep.shape)
         destination = torch.where(keep, slots, -1)
         if reducer.reads_dropped:
-            patches = self.patches
-            reduced = reducer(TokenSet(patches, logits, keep.float()), TokenSet(patches, logits, dropped.float()))
+            patches, kept_mask, dropped_mask = self.patches, keep.float(), dropped.float()
+            if size is not None:  # of tokens dead already it is 0
+                kept_mask, dropped_mask = selection.mask, torch.where(keep, 0.0, 1 - selection.mask)
+            kept, others = TokenSet(patches, logits, kept_mask, size), TokenSet(patches, logits, dropped_mask, size)
+            reduced = reducer(kept, others)
             prefix = self.x[:, : self.adapter.num_prefix_tokens]
             self.x = torch.cat([prefix, torch.where(keep.unsqueeze(-1), reduced.tokens, patches)], dim=1)
+            if reduced.size is not None:
+                self.size = reduced.size
+                self.set_mask(mask, reduced.size)
             if reduced.target is not None:
                 destination = torch.where(dropped, reduced.target, destination)
             if reduced.made is not None:

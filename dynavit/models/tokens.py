@@ -19,7 +19,8 @@ from torch.nn.functional import pad
 
 from dynavit.adapters import BackboneAdapter
 from dynavit.adapters.attention import AttentionView
-from dynavit.models.attention_bias import MaskForm, attention_mask
+from dynavit.functional import full_precision
+from dynavit.models.attention_bias import MaskForm, attention_mask, proportional_bias
 from dynavit.models.places import Places
 from dynavit.reducers import Reducer
 from dynavit.selectors import Selection
@@ -42,7 +43,8 @@ class Tokens(ABC):
             token that a reducer appended or mixed, which stands at no place.
         alive: ``(B, n)`` bool: neither removed by an earlier stage nor padding; None: all are.
         mask: ``(B, n)`` fp32: the product of the stages' masks; None where nothing is masked.
-        size: ``(B, n)`` fp32: how many patches each token was merged from; None while nothing was merged.
+        size: ``(B, n)`` fp32: how many patches each token stands for, with the gradient of the masks in it, and 0 for
+            one that is dead; None while nothing was merged.
         probs: ``(B, n)`` fp32: product of the probabilities of soft selections so far; None before the first.
         places: follows the original patches; None unless somebody wants to know.
     """
@@ -80,6 +82,13 @@ class Tokens(ABC):
         """How much each token counts in pooling, ``(B, n)``; None: all alike."""
         return self.mask if self.size is None else self.size
 
+    @property
+    def sizes(self) -> Tensor:
+        """How many patches each token stands for, ``(B, n)`` fp32 (fp64 of an fp64 model)."""
+        if self.size is not None:
+            return self.size
+        return full_precision(self.patches.new_ones(self.positions.shape) if self.mask is None else self.mask)
+
     def block(self, number: int) -> None:
         """Run a block."""
         self.x = self.adapter.block(number, self.x, self.context, self._bias)
@@ -109,12 +118,21 @@ class Tokens(ABC):
             soft: it hides in part and removes nothing.
         """
 
-    def set_mask(self, mask: Tensor | None) -> None:
-        """Hide tokens from now on by a mask ``(B, n)``; None: hide none."""
+    def set_mask(self, mask: Tensor | None, size: Tensor | None = None) -> None:
+        """Hide tokens from now on by a mask ``(B, n)``; None: hide none.
+
+        Args:
+            mask: of all tokens.
+            size: ``(B, n)``, how many patches each counts as in attention, 0 for hidden ones; None: as one.
+        """
         self.mask = mask
-        self._bias = None
-        if mask is not None:
-            self._bias = attention_mask(mask, self.adapter.num_prefix_tokens, self.training, self.form)
+        num_prefix = self.adapter.num_prefix_tokens
+        if size is not None and (mask is None or not self.training):
+            self._bias = proportional_bias(size, num_prefix, self.x.dtype)
+        elif mask is not None:
+            self._bias = attention_mask(mask, num_prefix, self.training, self.form, size)
+        else:
+            self._bias = None
 
     def _append(self, made: Tensor, exists: Tensor | None) -> None:
         """Add tokens ``(B, m, D)`` that stand at no place, where they exist ``(B, m)`` bool; None: everywhere."""

@@ -5,6 +5,7 @@ from dynavit.reducers.base import Reduced, Reducer, TokenSet
 from dynavit.reducers.drop import Drop
 from dynavit.reducers.fuse import Fuse
 from dynavit.reducers.merge import Merge, Merged
+from dynavit.reducers.merge_nearest import MergeNearest
 from dynavit.reducers.registry import create_reducer, list_reducers, reducer_config
 from dynavit.reducers.squeeze import Squeeze
 
@@ -13,6 +14,7 @@ __all__ = [
     "Drop",
     "Fuse",
     "Merge",
+    "MergeNearest",
     "Merged",
     "Reduced",
     "Reducer",

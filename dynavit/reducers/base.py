@@ -19,12 +19,14 @@ class TokenSet:
         tokens: ``(B, m, D)``.
         logits: ``(B, m)`` fp32, the scorer's.
         mask: ``(B, m)`` fp32 of zeros and ones, which rows count; None: all do. That of kept tokens may
-            carry a straight-through gradient.
+            carry a straight-through gradient, and where sizes are tracked that of dropped ones.
+        size: ``(B, m)`` fp32, how many patches each token stands for, 0 for one that is dead; None: one each.
     """
 
     tokens: Tensor
     logits: Tensor
     mask: Tensor | None = None
+    size: Tensor | None = None
 
     @property
     def counts(self) -> Tensor | None:
@@ -41,11 +43,14 @@ class Reduced:
         made: ``(B, m, D)``, new tokens to append; None: none.
         target: ``(B, q)`` int64, the slot that holds each dropped token now: ``0..k-1``, or ``k + j`` for
             made token ``j``. None: they are gone.
+        size: ``(B, k)`` fp32, how many patches each kept token stands for now, 0 for those that do not count; None: the
+            reducer does not track sizes.
     """
 
     tokens: Tensor
     made: Tensor | None = None
     target: Tensor | None = None
+    size: Tensor | None = None
 
 
 class Reducer(nn.Module):
@@ -64,6 +69,7 @@ class Reducer(nn.Module):
         masks: works in mask execution.
         last_only: acts at the last stage only; earlier stages drop.
         keeps_places: row i of the result stands where kept token i stood; if not, the result stands nowhere.
+        tracks_sizes: counts the patches that each token stands for; attention and pooling then count them as well.
     """
 
     name: str
@@ -72,6 +78,7 @@ class Reducer(nn.Module):
     masks: bool = True
     last_only: bool = False
     keeps_places: bool = True
+    tracks_sizes: bool = False
 
     @abstractmethod
     def forward(self, kept: TokenSet, dropped: TokenSet) -> Reduced:

@@ -32,13 +32,16 @@ def weighted_sum(weights: Tensor, tokens: Tensor) -> Tensor:
         return torch.bmm(weights.to(tokens.dtype), tokens)
 
 
-def nearest(tokens: Tensor, others: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest(
+    tokens: Tensor, others: Tensor, counts: Tensor | None = None, but_itself: bool = False
+) -> tuple[Tensor, Tensor]:
     """Find for each token the most similar of the others that count; ties go to the lowest index.
 
     Args:
         tokens: ``(B, q, D)``.
         others: ``(B, k, D)``.
         counts: ``(B, k)`` bool; None: all count.
+        but_itself: the others are the tokens themselves, and each looks among the rest.
 
     Returns:
         The cosine ``(B, q)`` with its gradient, and the index ``(B, q)`` int64.
@@ -47,6 +50,9 @@ def nearest(tokens: Tensor, others: Tensor, counts: Tensor | None = None) -> tup
         tokens, others = full_precision(tokens), full_precision(others)
         # norms divide the (q, k) products, not the tokens: nothing as wide as D is copied
         cosine = torch.bmm(tokens, others.transpose(1, 2)) / _norm(others).unsqueeze(1)
+        if but_itself:
+            itself = torch.eye(cosine.shape[2], dtype=torch.bool, device=cosine.device)
+            cosine = cosine.masked_fill(itself, NEVER)
         value, index = hide(cosine, counts).max(dim=2)
         return value / _norm(tokens), index
 

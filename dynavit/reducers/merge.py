@@ -60,6 +60,7 @@ class Merge(nn.Module):
     makes = 0
     masks = False
     last_only = False
+    tracks_sizes = True
 
     def __init__(self, proportional: bool = True) -> None:
         super().__init__()

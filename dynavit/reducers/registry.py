@@ -11,9 +11,10 @@ from dynavit.reducers.base import Reducer
 from dynavit.reducers.drop import Drop
 from dynavit.reducers.fuse import Fuse
 from dynavit.reducers.merge import Merge
+from dynavit.reducers.merge_nearest import MergeNearest
 from dynavit.reducers.squeeze import Squeeze
 
-_CLASSES: tuple[type[Reducer | Merge], ...] = (Aggregate, Drop, Fuse, Merge, Squeeze)
+_CLASSES: tuple[type[Reducer | Merge], ...] = (Aggregate, Drop, Fuse, Merge, MergeNearest, Squeeze)
 _REDUCERS: Registry[Reducer | Merge] = Registry("reducer", supplied=("dim",))
 _REDUCERS.classes.update({cls.name: cls for cls in _CLASSES})
 

@@ -1,6 +1,7 @@
 """What tells a selector how much each token matters: one logit a token."""
 
-from dynavit.scorers.attention import AttentionReceived, ClassAttention, ValueAttention
+from dynavit.scorers.anchored import AnchoredScorer
+from dynavit.scorers.attention import AttentionReceived, ClassAttention, MeanAttention, ValueAttention
 from dynavit.scorers.base import (
     BlockAttention,
     Scorer,
@@ -10,17 +11,23 @@ from dynavit.scorers.base import (
     register_scorer,
     scorer_config,
 )
+from dynavit.scorers.distinctness import Distinctness
 from dynavit.scorers.key_norm import KeyNorm
+from dynavit.scorers.light import LightPredictor
 from dynavit.scorers.linear import LinearScorer
 from dynavit.scorers.predictor import ScorePredictor
 from dynavit.scorers.random import RandomScorer
 
 __all__ = [
+    "AnchoredScorer",
     "AttentionReceived",
     "BlockAttention",
     "ClassAttention",
+    "Distinctness",
     "KeyNorm",
+    "LightPredictor",
     "LinearScorer",
+    "MeanAttention",
     "RandomScorer",
     "ScorePredictor",
     "Scorer",

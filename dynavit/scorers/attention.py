@@ -36,6 +36,23 @@ class ClassAttention(Scorer):
 
 
 @register_scorer
+class MeanAttention(ClassAttention):
+    """How much the mean of the patches attends to each token, mean over the heads.
+
+    What the class token is asked for where there is none, at the same cost: the mean of the tokens still there is
+    normalised as the block's input is and stands at no place, as a class token does. Without QK-norm and rotation its
+    query is the mean of all queries.
+    """
+
+    name = "mean_attention"
+    needs_class_token = False
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
+        attention = block_attention(self, view)
+        return _log(attention.mean_attention(mask).mean(dim=1)[:, attention.num_prefix_tokens :])
+
+
+@register_scorer
 class ValueAttention(ClassAttention):
     """How much the class token takes from each token: its attention times the norm of the token's value.
 

@@ -28,6 +28,9 @@ class BlockAttention(Protocol):
     def class_attention(self) -> Tensor:
         """Return ``(B, H, L)``, the attention of the class token: fp32, rows sum to 1."""
 
+    def mean_attention(self, weight: Tensor | None = None) -> Tensor:
+        """Return ``(B, H, L)``, the attention of the patches' mean by their weight ``(B, n)``: fp32, rows sum to 1."""
+
     def attention(self) -> Tensor:
         """Return ``(B, H, L, L)``, the attention of every token: fp32, rows sum to 1."""
 

@@ -18,8 +18,8 @@ from dynavit.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs/methods").glob("*.yaml"))}
-EVERY_BLOCK = ("tome",)
-LEARNED = ("dtps", "dynamicvit", "predictor_topk")
+EVERY_BLOCK = ("merge_distinct", "tome")
+LEARNED = ("anchored", "dtps", "dynamicvit", "predictor_topk")
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
 

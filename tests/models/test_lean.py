@@ -24,6 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "class attention": {"scorer": "class_attention"},
     "fuse": {"reducer": "fuse"},
     "squeeze": {"reducer": "squeeze"},
+    "merge nearest": {"reducer": "merge_nearest", "scorer": "distinctness"},
+    "anchored": {"scorer": "anchored"},
     "aggregate": {"reducer": {"name": "aggregate", "tokens": 3}, "stages": (1,)},
     "merge": {"reducer": "merge"},
     "inside": {"reducer": "fuse", "placement": "inside", "stages": (0,)},

@@ -22,7 +22,7 @@ Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]
 
 INF = float("inf")
-REDUCERS = ["drop", "fuse", "squeeze"]
+REDUCERS = ["drop", "fuse", "merge_nearest"]
 CLOSE: dict[str, float] = {"rtol": 1e-4, "atol": 1e-4}
 
 

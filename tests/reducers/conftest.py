@@ -18,6 +18,7 @@ SELECTING: dict[str, Callable[[], Reducer]] = {
     "fuse": lambda: create_reducer("fuse", D),
     "fuse_raw": lambda: create_reducer("fuse", D, normalize=False),
     "squeeze": lambda: create_reducer("squeeze", D),
+    "merge_nearest": lambda: create_reducer("merge_nearest", D),
     "aggregate": lambda: create_reducer("aggregate", D, tokens=4),
 }
 """Every reducer that works on a selector's decision."""

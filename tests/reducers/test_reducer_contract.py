@@ -250,7 +250,7 @@ def test_merge_exports_with_a_dynamic_batch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["drop", "fuse", "fuse_raw", "squeeze", "aggregate", "merge"])
+@pytest.mark.parametrize("which", ["drop", "fuse", "fuse_raw", "squeeze", "merge_nearest", "aggregate", "merge"])
 def test_onnx(which: str, reducer_of: Make, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     module = MergeAsTensors(9) if which == "merge" else AsTensors(reducer_of(which).eval())

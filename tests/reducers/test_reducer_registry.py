@@ -10,7 +10,7 @@ from dynavit.reducers import Aggregate, Drop, Merge, Reducer, create_reducer, li
 
 def test_list() -> None:
     found = list_reducers()
-    assert list(found) == ["aggregate", "drop", "fuse", "merge", "squeeze"]
+    assert list(found) == ["aggregate", "drop", "fuse", "merge", "merge_nearest", "squeeze"]
     for line in found.values():
         assert len(line) > 10
         assert "\n" not in line
@@ -24,11 +24,12 @@ def test_names_and_attributes_say_what_the_caller_must_do() -> None:
         return {name for name, reducer in reducers.items() if getattr(reducer, attribute)}
 
     assert which("makes") == {"aggregate", "fuse"}
-    assert which("masks") == {"drop", "fuse", "squeeze"}
+    assert which("masks") == {"drop", "fuse", "merge_nearest", "squeeze"}
     assert which("last_only") == {"aggregate"}
+    assert which("tracks_sizes") == {"merge", "merge_nearest"}
     del reducers["merge"]  # which drops nothing
-    assert which("reads_dropped") == {"aggregate", "fuse", "squeeze"}
-    assert which("keeps_places") == {"drop", "fuse", "squeeze"}
+    assert which("reads_dropped") == {"aggregate", "fuse", "merge_nearest", "squeeze"}
+    assert which("keeps_places") == {"drop", "fuse", "merge_nearest", "squeeze"}
 
 
 def test_only_those_that_need_a_width_get_it() -> None:
@@ -57,6 +58,7 @@ def test_unknown_option_suggests_the_nearest() -> None:
     [
         {"name": "drop"},
         {"name": "squeeze"},
+        {"name": "merge_nearest"},
         {"name": "fuse", "normalize": False},
         {"name": "aggregate", "tokens": 7},
         {"name": "merge", "proportional": False},

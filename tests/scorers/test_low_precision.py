@@ -65,7 +65,7 @@ def test_the_trained_quickstart_model_keeps_the_same_tokens(
         assert (mine & theirs).sum() / theirs.sum() >= SHARE[dtype]
 
 
-@pytest.mark.parametrize("name", ["mlp", "linear"])
+@pytest.mark.parametrize("name", ["mlp", "light", "linear"])
 def test_a_large_bias_does_not_swallow_the_differences(name: str) -> None:
     torch.manual_seed(0)
     scorer = create_scorer(name, 32, initial_logit=100.0)

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynavit.errors import InputError, UnsupportedBackbone
+from dynavit.models.attention_bias import attention_mask
 from dynavit.scorers import (
     KeyNorm,
     RandomScorer,
@@ -31,8 +32,16 @@ from dynavit.selectors import Random
 Make = Callable[..., Any]
 
 DIM, HEADS = 48, 3
-ON_ATTENTION = ["attention_received", "class_attention", "key_norm", "value_attention"]
-NAMES = [*ON_ATTENTION, "linear", "mlp", "random"]
+ON_ATTENTION = [
+    "attention_received",
+    "class_attention",
+    "distinctness",
+    "key_norm",
+    "mean_attention",
+    "value_attention",
+]
+NAMES = [*ON_ATTENTION, "anchored", "light", "linear", "mlp", "random"]
+READ_CLASS_TOKEN = ("anchored", "class_attention", "distinctness", "value_attention")
 SOME_FAMILIES = ["vit", "dinov2_registers", "deit_distilled", "siglip", "dinov3", "rope_mixed", "beit"]
 each_scorer = pytest.mark.parametrize("scorer_name", NAMES)
 each_scorer_on_attention = pytest.mark.parametrize("scorer_name", ON_ATTENTION)
@@ -113,6 +122,74 @@ def test_short_keys_or_long_ones(stage_of: Make) -> None:
     assert logits.std() > 1e-2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["vit", "siglip", "beit", "dinov2_registers", "dinov3"])
+def test_mean_attention(name: str, training: bool, stage_of: Make) -> None:
+    """Its query is the mean of the queries of the tokens not hidden; it stands at no place and is not rotated."""
+    stage = stage_of(name, hidden=True)
+    block, attn, heads = stage.backbone.blocks[1], stage.attn, HEADS
+    tokens, alive = block.norm1(stage.x), stage.mask == 1
+    view = stage.view()
+    queries = torch.stack([view._queries(tokens)[i, :, stage.num_prefix :][:, alive[i]].mean(dim=1) for i in (0, 1)])
+    products = torch.einsum("bhd,bhld->bhl", queries * attn.scale, view._rotated(view.keys()))
+    if name == "beit":
+        products = products + attn.relative_position_bias_table[stage.context[0]].T
+    shown = nn.functional.pad(alive, (stage.num_prefix, 0), value=True)
+    expected = products.masked_fill(~shown[:, None], -torch.inf).softmax(dim=2)
+    assert expected.shape[1] == heads
+    received = stage.score(create_scorer("mean_attention", DIM), training=training).exp()
+    expected = expected.mean(dim=1)[:, stage.num_prefix :]
+    torch.testing.assert_close(received[alive], expected[alive], rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_mean_does_not_see_what_hides_behind_the_identity_term(stage_of: Make) -> None:
+    """In DynamicViT's form of the mask every token sees itself, but no token may ask on behalf of the hidden ones."""
+    stage = stage_of("siglip", hidden=True)
+    stage.mask[:, 0] = 0
+    scorer = create_scorer("mean_attention", DIM)
+    found = []
+    for form in ("key", "identity"):
+        attention = stage.adapter.view(1, stage.x, None, attention_mask(stage.mask, 0, True, form))
+        found.append(scorer(stage.patches, stage.mask, StageView(0, stage.positions, attention)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+# Likeness
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("importance", ["class_attention", "key_norm"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_distinctness(importance: str, hidden: bool, stage_of: Make) -> None:
+    """Token by token: the smallest distance of its key to that of a more important token still there."""
+    stage = stage_of("vit", hidden=hidden)
+    keys, logits = stage.view().keys().mean(dim=1)[:, 1:], stage.score(create_scorer(importance, DIM))
+    found = stage.score(create_scorer("distinctness", DIM, importance=importance)).exp()
+    for image in range(2):
+        alive = [token for token in range(24) if not hidden or stage.mask[image, token] == 1]
+        for token in alive:
+            above = [other for other in alive if logits[image, other] > logits[image, token]]
+            cosines = [torch.cosine_similarity(keys[image, token], keys[image, other], dim=0) for other in above]
+            torch.testing.assert_close(found[image, token], 1 - max(cosines, default=torch.tensor(-1.0)))
+
+
+@torch.no_grad()
+def test_of_copies_all_but_one_are_told_apart_last(stage_of: Make) -> None:
+    """Copies are about equally important; one of each survives, whichever."""
+    stage = stage_of("vit")
+    stage.x[:, 1:] = stage.x[:, 1:5].repeat_interleave(6, dim=1)
+    best = stage.score(create_scorer("distinctness", DIM)).topk(4, dim=1).indices
+    assert (best // 6).sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize("importance", ["random", "mlp", "anchored", "distinctness"])
+def test_importance_is_read_off_attention(importance: str) -> None:
+    with pytest.raises(InputError, match=f"importance='{importance}' is no score of attention"):
+        create_scorer("distinctness", DIM, importance=importance)
+
+
 # Masks
 
 
@@ -130,7 +207,7 @@ def test_hidden_tokens_do_not_matter(scorer_name: str, family: str, stage_of: Ma
     stage.x = before.clone()
     stage.patches[~kept] = 3 * before.flip(0)[:, stage.num_prefix :][~kept]
     torch.testing.assert_close(stage.score(scorer)[kept], logits[kept], rtol=1e-4, atol=1e-5)
-    if scorer_name in ("attention_received", "class_attention", "value_attention", "mlp"):  # shown, they do
+    if scorer_name not in ("key_norm", "linear", "random"):  # shown, they do
         stage.mask = None
         assert (stage.score(scorer)[kept] - logits[kept]).abs().max() > 1e-4
 
@@ -160,13 +237,17 @@ def test_masking_equals_gathering(scorer_name: str, family: str, stage_of: Make)
 
 @each_scorer_on_attention
 def test_gradients_stay_finite_with_hidden_tokens(scorer_name: str, stage_of: Make) -> None:
-    """Also where a token's weight is 0 or its mask a training step's."""
+    """Also where a token's weight is 0 or its mask a training step's; those that compare tokens pass none on."""
     for training in (False, True):
         stage = stage_of("vit", hidden=True)
         stage.x.requires_grad_()
         if training:
             stage.mask.requires_grad_()
-        stage.score(scorer_for(scorer_name, stage), training=training).sum().backward()
+        logits = stage.score(scorer_for(scorer_name, stage), training=training)
+        assert logits.requires_grad == (scorer_name != "distinctness")
+        if not logits.requires_grad:
+            continue
+        logits.sum().backward()
         assert stage.x.grad.isfinite().all()
         assert (stage.x.grad != 0).any()
         assert not training or stage.mask.grad is None or stage.mask.grad.isfinite().all()
@@ -191,9 +272,9 @@ def test_without_attention_it_is_asked_for(scorer_name: str) -> None:
 def test_models_without_a_class_token(name: str, scorer_name: str, stage_of: Make) -> None:
     stage = stage_of(name)
     scorer = create_scorer(scorer_name, DIM)
-    assert scorer.needs_class_token == (scorer_name in ("class_attention", "value_attention"))
+    assert scorer.needs_class_token == (scorer_name in READ_CLASS_TOKEN)
     if scorer.needs_class_token:
-        with pytest.raises(UnsupportedBackbone, match=r"no class token.*'attention_received'"):
+        with pytest.raises(UnsupportedBackbone, match=r"no class token.*'mean_attention'"):
             stage.score(scorer)
     else:
         assert stage.score(scorer).isfinite().all()
@@ -201,7 +282,7 @@ def test_models_without_a_class_token(name: str, scorer_name: str, stage_of: Mak
 
 def test_the_learned_ones_get_a_gradient() -> None:
     tokens = torch.randn(2, 9, DIM, generator=torch.Generator().manual_seed(0))
-    for name in ("mlp", "linear"):
+    for name in ("mlp", "light", "linear"):
         scorer = create_scorer(name, DIM, initial_logit=1.5)
         assert scorer.learned
         assert not scorer.needs_attention
@@ -209,6 +290,56 @@ def test_the_learned_ones_get_a_gradient() -> None:
         assert abs(float(logits.detach().mean()) - 1.5) < 0.5
         logits.square().sum().backward()
         assert all((p.grad != 0).any() for p in scorer.parameters())
+
+
+# A free score to start from
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("anchor", ["class_attention", "mean_attention", "attention_received", "key_norm"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_anchored_starts_as_its_anchor(anchor: str, hidden: bool, stage_of: Make) -> None:
+    stage = stage_of("vit", hidden=hidden)
+    scorer, free = create_scorer("anchored", DIM, anchor=anchor), create_scorer(anchor, DIM)
+    assert torch.equal(stage.score(scorer), stage.score(free))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(stage.score(scorer), stage.score(free))
+
+
+def test_anchored_learns_its_scale_and_every_layer(stage_of: Make) -> None:
+    stage = stage_of("vit")
+    torch.manual_seed(0)
+    scorer = create_scorer("anchored", DIM)
+    optimizer = torch.optim.SGD(scorer.parameters(), lr=0.1)
+    start = [parameter.clone() for parameter in scorer.parameters()]
+    for _ in range(2):  # the layers before the last one, which starts at zero, follow a step later
+        optimizer.zero_grad()
+        (stage.score(scorer) - torch.linspace(-4, 0, 24)).square().mean().backward()
+        optimizer.step()
+    assert all(not torch.equal(before, after) for before, after in zip(start, scorer.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("anchor", ["mlp", "anchored"])
+def test_an_anchor_learns_nothing(anchor: str) -> None:
+    with pytest.raises(InputError, match=f"'anchored': anchor='{anchor}' learns itself"):
+        create_scorer("anchored", DIM, anchor=anchor)
+
+
+@pytest.mark.parametrize("reduction", [0, DIM + 1, True])
+def test_reduction_leaves_a_layer(reduction: int) -> None:
+    for name in ("light", "anchored"):
+        with pytest.raises(InputError, match=r"reduction=.*number"):
+            create_scorer(name, DIM, reduction=reduction)
+
+
+def test_light_ones_cost_an_eighth_of_a_square() -> None:
+    n, dim = 196, 384
+    light = create_scorer("light", dim).macs(n, 1, 6, dim)
+    assert light < 1.01 * n * dim * dim / 8
+    assert create_scorer("mlp", dim).macs(n, 1, 6, dim) > 12 * light
+    free = create_scorer("mean_attention", dim).macs(n, 1, 6, dim)
+    assert free == create_scorer("class_attention", dim).macs(n, 1, 6, dim) < light / 4
+    assert create_scorer("anchored", dim).macs(n, 1, 6, dim) == light + free
 
 
 # The random order
@@ -323,7 +454,13 @@ def test_register_create_and_configure() -> None:
     assert isinstance(scorer, Mine)
     assert scorer.dim == 8
     assert scorer_config(scorer) == {"name": "mine", "sign": -1.0, "label": None}
-    for scorer in (create_scorer("mlp", DIM, initial_logit=0.5), create_scorer("random", DIM, seed=7), KeyNorm()):
+    with_options = (
+        create_scorer("mlp", DIM, initial_logit=0.5),
+        create_scorer("anchored", DIM, anchor="key_norm", reduction=6),
+        create_scorer("random", DIM, seed=7),
+        KeyNorm(),
+    )
+    for scorer in with_options:
         config = scorer_config(scorer)
         again = create_scorer(**config, dim=DIM)
         assert type(again) is type(scorer)

@@ -1,0 +1,54 @@
+"""A learned scorer that starts as a free one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dynavit.errors import InputError
+from dynavit.functional import full_precision
+from dynavit.scorers.base import Scorer, StageView, create_scorer, register_scorer
+from dynavit.scorers.light import LightPredictor
+
+
+@register_scorer
+class AnchoredScorer(Scorer):
+    """Score by a scorer that learns nothing, times a learned scale, plus what a light predictor adds to it.
+
+    Before training the scale is 1 and the addition 0, so it chooses exactly as its anchor does, which plain top-k of
+    a random predictor does not. The scorers on attention give logarithms: there the scale is an exponent, and the
+    addition the logarithm of a factor. Nothing shifts the logits at the start, so it suits selectors with a fixed
+    count; those with an expected one would begin far from it.
+
+    Args:
+        dim: token width D.
+        anchor: name of the scorer to start from: ``class_attention``, without a class token ``mean_attention``, or
+            another that learns nothing.
+        reduction: of the predictor, as in :class:`~dynavit.scorers.LightPredictor`.
+
+    Raises:
+        InputError: ``anchor`` is no scorer, or learns itself; an impossible ``reduction``.
+    """
+
+    name = "anchored"
+    learned = True
+
+    def __init__(self, dim: int, anchor: str = "class_attention", reduction: int = 8) -> None:
+        super().__init__()
+        free = create_scorer(anchor, dim)
+        if free.learned:
+            raise InputError(f"scorer 'anchored': anchor={anchor!r} learns itself; choose 'class_attention' or alike.")
+        self.anchor, self.reduction = anchor, reduction
+        self.needs_attention, self.needs_class_token = free.needs_attention, free.needs_class_token
+        self.free = free
+        self.scale = nn.Parameter(torch.ones(1))
+        self.residual = LightPredictor(dim, reduction, initial_logit=0.0)
+        nn.init.zeros_(self.residual.score.weight)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
+        free = self.free(tokens, mask, view)
+        return full_precision(self.scale) * free + self.residual(tokens, mask, view)
+
+    def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
+        parts = (self.free, self.residual)
+        return sum(part.macs(n, num_prefix, num_heads, dim, folds) for part in parts)

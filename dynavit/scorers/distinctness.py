@@ -1,0 +1,79 @@
+"""How much would be lost if a token were merged: what merging by likeness asks, as a score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynavit.errors import InputError
+from dynavit.functional import NEVER, full_precision
+from dynavit.scorers.attention import ClassAttention, block_attention
+from dynavit.scorers.base import Scorer, StageView, create_scorer, register_scorer
+
+_PARTS = 4
+
+
+@register_scorer
+class Distinctness(Scorer):
+    """How unlike each token is to every more important one: of two tokens alike the more important one survives.
+
+    The distance that density peaks are found by (Rodriguez and Laio 2014, "Clustering by fast search and find of
+    density peaks", eq. 2), with importance for density: ``log(1 - cos)`` of a token's key, mean over the heads, and
+    the most similar key among the more important tokens. With the reducer ``merge_nearest`` it is ToMe's matching
+    (Bolya et al. 2023, https://arxiv.org/abs/2210.09461) with two differences: which one of a pair survives is no
+    matter of its place, and any number of tokens may be merged at a stage. Of equal importance the first counts more.
+
+    Keys get no gradient.
+
+    Args:
+        dim: token width D.
+        importance: name of a scorer that reads attention: ``class_attention``, ``mean_attention`` where there is no
+            class token, or another.
+
+    Raises:
+        InputError: ``importance`` is no scorer, or reads no attention.
+    """
+
+    name = "distinctness"
+    needs_attention = True
+
+    def __init__(self, dim: int, importance: str = "class_attention") -> None:
+        super().__init__()
+        self.importance = importance
+        self.scorer = create_scorer(importance, dim)
+        if not self.scorer.needs_attention or self.scorer.learned or importance == self.name:
+            raise InputError(
+                f"scorer 'distinctness': importance={importance!r} is no score of attention; choose 'class_attention', "
+                f"'mean_attention' or 'attention_received'."
+            )
+        self.needs_class_token = self.scorer.needs_class_token
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
+        attention = block_attention(self, view)
+        importance = self.scorer(tokens, mask, view)
+        keys = full_precision(attention.mean_keys()[:, attention.num_prefix_tokens :])
+        if mask is not None:  # a hidden token is nobody's more important one
+            importance = importance.masked_fill(mask <= 0.5, NEVER)
+        place = torch.arange(importance.shape[1], device=keys.device).expand_as(importance)
+        with torch.autocast(keys.device.type, enabled=False):
+            keys = keys / torch.linalg.vector_norm(keys, dim=2, keepdim=True).clamp(min=1e-6)
+            # in parts, as no more than a quarter of all pairs should be held
+            parts = zip(*(whole.tensor_split(_PARTS, dim=1) for whole in (keys, importance, place)), strict=True)
+            nearest = [
+                (some @ keys.transpose(1, 2)).masked_fill(~_before(one, importance, here, place), -1.0).amax(dim=2)
+                for some, one, here in parts
+            ]
+        return (1 - torch.cat(nearest, dim=1)).clamp(min=1e-6).log()
+
+    def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
+        width = dim // num_heads
+        # most scores make all keys, of which the mean is free; those of one query do not where attention folds
+        keys = (num_prefix + n) * dim * width if folds and isinstance(self.scorer, ClassAttention) else 0
+        return self.scorer.macs(n, num_prefix, num_heads, dim, folds) + keys + n * n * width
+
+
+def _before(one: Tensor, importance: Tensor, here: Tensor, place: Tensor) -> Tensor:
+    """Tell which tokens ``(B, n)`` come before some of them ``(B, m)``: ``(B, m, n)``; if alike, the first one does."""
+    one, here, importance, place = one.unsqueeze(2), here.unsqueeze(2), importance.unsqueeze(1), place.unsqueeze(1)
+    return (importance > one) | ((importance == one) & (place < here))
