@@ -29,13 +29,26 @@ def execution_of(model: Any) -> Literal["mask", "gather"]:
                 f"selector {selector} drops no token while training, so reducer {reducer} has nothing to work on: "
                 f"choose a selector that decides, such as 'topk', or reducer='drop'."
             )
-        way = "execution='mask' or 'auto'" if model.reducer.masks else f"another one: {reducer} cannot mask tokens"
-        if execution == "gather" and (model.selector.budget != "k" or model.selector.soft):
+        if execution == "gather" and model.selector.soft:
             raise InputError(
-                f"execution='gather' in training needs a selector that removes a fixed number of tokens; "
-                f"{selector} does not. Use {way}."
+                f"execution='gather' in training needs a selector that removes tokens; {selector} removes none. Use "
+                f"execution='mask' or 'auto'."
+            )
+        if execution == "gather" and not model.probes and learns_by_mask(model) and not model.reducer.makes:
+            raise InputError(
+                f"execution='gather', probes=0: scorer {model.predictors[0].name!r} learns by the masks of dropped "
+                f"tokens, of which none would be left. Give a number of probes, such as 8, or use execution='mask'."
             )
     return execution
+
+
+def learns_by_mask(model: Any) -> bool:
+    """Tell whether gradients of the masks train a scorer.
+
+    They train none that is frozen or has nothing to learn, nor one that a selector teaches by a reward.
+    """
+    trained = any(parameter.requires_grad for parameter in model.predictors.parameters())
+    return trained and model.selector.trains_predictor
 
 
 def check_scorers(model: Any) -> None:

@@ -1,12 +1,14 @@
 """Gather execution: dropped tokens are removed, so the following blocks are cheaper.
 
 Where counts differ between images the shorter ones are padded, and the padding is hidden as dropped tokens are in mask
-execution.
+execution. So are the probes that stay behind in training: dropped tokens which the next stage removes for good.
 
 Shapes: B batch, P prefix tokens, n tokens present beside the prefix, k of them kept, q of them not, D width.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from dynavit.functional import take
 from dynavit.models.mask import proportional_bias
 from dynavit.models.places import slots_of
 from dynavit.models.tokens import Tokens
+from dynavit.models.training_probes import Probes, weigh_gradient
 from dynavit.reducers import Merge, Reducer, TokenSet
 from dynavit.selectors import Selection
 
@@ -22,8 +25,10 @@ from dynavit.selectors import Selection
 class GatheredTokens(Tokens):
     """Only the tokens still there.
 
-    In training the kept tokens' mask has the value 1 and carries the gradient; in eval it is None, or hides padding.
+    The mask is None, or hides padding; where scorers learn by it, it hides probes and carries the gradient.
     """
+
+    execution: ClassVar[Literal["mask", "gather"]] = "gather"
 
     def shorten(self, order: Tensor, k: int, logits: Tensor, reducer: Reducer) -> None:
         """Keep the first ``k`` of every row, with neither mask nor record.
@@ -39,23 +44,33 @@ class GatheredTokens(Tokens):
         some = order.new_zeros(len(order), 1, dtype=torch.bool) if k >= order.shape[1] else None
         self._replace(index, others, logits, reducer, some=some)
 
-    def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
+    def select(
+        self,
+        selection: Selection,
+        logits: Tensor,
+        reducer: Reducer,
+        k: int | None,
+        soft: bool,
+        probes: Probes | None = None,
+    ) -> None:
         ragged = k is None
         uneven = ragged or self.mask is not None  # rows may hold tokens that are dead already
         keep, rest = selection.keep, self.candidates & ~selection.keep
         n = keep.shape[1]
         k = int(keep.sum(dim=1).max()) if k is None else min(k, n)
         q = int(rest.sum(dim=1).max()) if ragged else n - k
-        index, others = _first(keep, k), _first(rest, q)
-        mask = None
-        if self.training:
-            mask = selection.mask.gather(1, index)
-            mask = mask if self.mask is None else self.mask.gather(1, index) * mask
-        elif ragged and len(index) > 1:  # one image alone needs no padding
-            mask = keep.gather(1, index).float()
+        others, mask = _first(rest, q), None
+        if probes is not None:
+            index, weight = probes.draw(keep, rest, k)
+            mask = selection.mask if self.mask is None else self.mask * selection.mask
+            mask = weigh_gradient(mask.gather(1, index), weight)
+        else:
+            index = _first(keep, k)
+            if uneven and not (ragged and len(index) == 1):  # one image alone needs no padding
+                mask = keep.gather(1, index).float()
         if self.places is not None:
             self.places.before_change(self.patches)
-        self.alive = keep.gather(1, index) if uneven and mask is not None else None
+        self.alive = None if mask is None else keep.gather(1, index)
         positions = self.positions.gather(1, index)
         real = rest.gather(1, others).float() if uneven else None
         some = rest.any(dim=1, keepdim=True) if uneven or not q else None

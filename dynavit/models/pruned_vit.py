@@ -17,7 +17,7 @@ from dynavit.errors import InputError
 from dynavit.models.choice import Choice
 from dynavit.models.conventions import TimmConventions
 from dynavit.models.counts import stage_counts
-from dynavit.models.execution import check_scorers, execution_of
+from dynavit.models.execution import check_scorers, execution_of, learns_by_mask
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.heads import BNNeck
 from dynavit.models.hub import HubMixin
@@ -30,6 +30,7 @@ from dynavit.models.side import SideEmbedding
 from dynavit.models.steps import ForwardRequest, MergeStep, SelectStep
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageTrace, Trace
+from dynavit.models.training_probes import DEFAULT_PROBES, checked_probes
 from dynavit.reducers import Drop, Merge
 
 _DROP = Drop()
@@ -57,6 +58,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         thresholds: one logit a stage above which tokens are kept in eval, whatever their number; or None.
         execution: "mask" hides dropped tokens, "gather" removes them; "auto" masks while training
             (unless the reducer cannot) and gathers in eval.
+        probes: dropped tokens of each image and stage that stay hidden in gather execution while training, so that
+            their masks receive a gradient; see :mod:`dynavit.models.training_probes`.
         mask_form: "key" or "identity"; see :func:`dynavit.models.mask.attention_mask`.
     """
 
@@ -92,6 +95,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         self.metadata: dict[str, Any] = {}
         self.execution = "auto"
         self.mask_form = "key"
+        self.probes = DEFAULT_PROBES
 
     def set_keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
         """Set which fraction of the patches remains; any time, no reload. Thresholds are given up.
@@ -107,6 +111,15 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         """
         self.keep_ratios = checked_ratios(keep_ratio, len(self.stages), self.count_rule)
         self.thresholds = None
+
+    @property
+    def probes(self) -> int:
+        """Dropped tokens of each image and stage that stay hidden in gather execution while training."""
+        return self._probes
+
+    @probes.setter
+    def probes(self, probes: int) -> None:
+        self._probes = checked_probes(probes)
 
     def at_ratio(self, keep_ratio: float | Sequence[float]) -> PrunedViT:
         """Return a copy of the model at another keep ratio; this one keeps its own.
@@ -168,18 +181,18 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             return_trace: also return what happened to the tokens.
             temperature: passed to the selector; training only.
             keep_counts: tokens to keep at each stage, in place of the keep ratios. Tensors let a
-                schedule move them without recompiling (not where tokens are merged); in mask execution, and in
-                eval, ``(B,)`` ones differ by image. Thresholds give way to them.
-            generator: source of the selector's noise; training only.
+                schedule move them without recompiling (in mask execution only); ``(B,)`` ones differ by image (not
+                where tokens are merged). Thresholds give way to them.
+            generator: source of the selector's noise and of the draw of probes; training only.
 
         Returns:
             Logits ``(B, num_classes)``; with a neck :class:`~dynavit.models.heads.Embedding` in
             training, and in eval embeddings ``(B, D)`` of length 1. Or that and a Trace.
 
         Raises:
-            InputError: no batch of images; ``keep_counts`` of another length than the stages, or of shape ``(B,)`` in
-                gather execution while training; cameras or views that are needed, or not; one image alone for
-                a neck in training; a reducer that this execution or selector cannot be used with.
+            InputError: no batch of images; ``keep_counts`` of another length than the stages; cameras or views that are
+                needed, or not; one image alone for a neck in training; a reducer that this execution or selector
+                cannot be used with.
         """
         tokens = self._embed(images, cameras, views, follow=return_trace)
         stages = self._run(tokens, self._request(tokens, keep_counts, temperature, generator))
@@ -222,7 +235,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
         adaptive = self.thresholds is not None and not self.training
         prunes = bool(self.stages) if self.training else any(ratio < 1 for ratio in self.keep_ratios)
-        differ = adaptive or (prunes and (execution_of(self) == "mask" or isinstance(self.reducer, Merge)))
+        hides = execution_of(self) == "mask" or (self.training and learns_by_mask(self))
+        differ = adaptive or (prunes and (hides or isinstance(self.reducer, Merge)))
         if weight is None and differ and self.backbone.global_pool not in ("token", ""):
             raise InputError(
                 "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "
@@ -297,12 +311,13 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             thresholds=None if self.training or keep_counts is not None else self.thresholds,
             temperature=temperature,
             generator=generator,
+            probes=self.probes if self.training and learns_by_mask(self) else None,
         )
 
     def _trace(self, x: Tensor, tokens: Tokens, stages: list[StageTrace]) -> Trace:
         assert tokens.places is not None
         features = x[:, self.adapter.num_prefix_tokens :]
-        return Trace(features, tokens.positions, tokens.places.source, tokens.weight, stages)
+        return Trace(tokens.execution, features, tokens.positions, tokens.places.source, tokens.weight, stages)
 
     def _embed(self, images: Any, cameras: Tensor | None, views: Tensor | None, follow: bool) -> Tokens:
         x, context = self.adapter.embed(images)
@@ -316,11 +331,6 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         gathers = execution_of(self) == "gather"
         kind = GatheredTokens if gathers else MaskedTokens
         tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
-        if self.training and self.stages and gathers and isinstance(tokens.num_patches, Tensor):
-            way = f"reducer {self.reducer.name!r} cannot mask them" if self.only_gathers else "use execution='mask'"
-            raise InputError(
-                f"images of different sizes keep different numbers of tokens; none can be removed in training: {way}."
-            )
         tokens.places = Places(tokens.candidates) if follow else None
         return tokens
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class StageChoice:
 
     Attributes:
         candidates: ``(B, n)`` bool: the tokens that there were to choose from.
+        positions: ``(B, n)`` original patch index of each; -1 for one that a reducer made of several.
         logits: ``(B, n)`` the scorer's; zeros for selectors that read none.
         probs: ``(B, n)`` fp32: probability of each token to be kept, by the last stage where that removes tokens, by
             all stages so far where selections are soft.
@@ -30,6 +32,7 @@ class StageChoice:
     """
 
     candidates: Tensor
+    positions: Tensor
     logits: Tensor
     probs: Tensor
     expected: Tensor
@@ -60,6 +63,7 @@ class Trace:
 
     Attributes:
         stages: what each stage left.
+        execution: "mask" or "gather": whether dropped tokens were hidden or removed.
         features: ``(B, n, D)`` tokens after the last norm, without the prefix.
         positions: ``(B, n)`` their original patch indices; -1 for tokens that a reducer made of several.
         source: ``(B, N)`` for each original patch the row of ``features`` that holds it: its own, or the one it was
@@ -68,6 +72,7 @@ class Trace:
             None where all count alike.
     """
 
+    execution: Literal["mask", "gather"]
     features: Tensor
     positions: Tensor
     source: Tensor
