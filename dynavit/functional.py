@@ -33,6 +33,16 @@ def num_keep(num_tokens: Any, keep_ratio: float) -> Any:
     return kept.clamp(min=1) if isinstance(kept, Tensor) else max(1, kept)
 
 
+def indices_of(chosen: Tensor, count: int) -> Tensor:
+    """Return the positions ``(B, count)`` int64 of those chosen ``(B, N)`` bool, ascending; then of others.
+
+    ``count`` is a static number, so that the graph exports.
+    """
+    n = chosen.shape[1]
+    position = torch.arange(n, device=chosen.device)
+    return torch.where(chosen, position, n).topk(count, dim=1, largest=False, sorted=True).indices
+
+
 def take(tokens: Tensor, index: Tensor) -> Tensor:
     """Return the tokens ``(B, k, D)`` at ``index`` ``(B, k)`` of tokens ``(B, N, D)``.
 

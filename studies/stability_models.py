@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynavit.functional import log_mask, take
+from dynavit.functional import log_mask, num_keep, take
 from dynavit.losses import keep_ratio_loss
 from dynavit.scorers import ScorePredictor
-from dynavit.selectors import Selector, num_keep
+from dynavit.selectors import Selector
 from dynavit.selectors.functional import hard_topk
 from studies.identities import NUM_IDENTITIES, NUM_TOKENS, TOKEN_DIM
 from studies.layers import Pool, VisionTransformer

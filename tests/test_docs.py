@@ -91,8 +91,8 @@ def test_what_a_page_names_exists(page: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "models/masks.py", "models/mask.py:attention_masks", "models/pruned_vit.py:Tokens.block", "docs/mask.py",
-        "tests/models/test_invariants.py:test_nothing", "loss.keep_ratios", "model.scorers.NAME=VALUE",
+        "models/masks.py", "models/attention_bias.py:attention_masks", "models/pruned_vit.py:Tokens.block",
+        "docs/mask.py", "tests/models/test_invariants.py:test_nothing", "loss.keep_ratios", "model.scorers.NAME=VALUE",
         "dynavit.create_models", "selecters/NAME.py", "Selecter", "tests/model/test_NAME.py", "pytest tests/selecters",
     ],
 )  # fmt: skip

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynavit.adapters.masking import additive_mask
+from dynavit.adapters.sdpa import additive_mask
 from dynavit.errors import UnsupportedBackbone
 from dynavit.functional import full_precision
 

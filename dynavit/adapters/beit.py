@@ -18,8 +18,8 @@ from dynavit.adapters.attention import AttentionView, relative_bias
 from dynavit.adapters.base import BackboneAdapter
 from dynavit.adapters.halves import add_attention
 from dynavit.adapters.images import check_images
-from dynavit.adapters.masking import additive_mask, backend_for
 from dynavit.adapters.registry import register_adapter
+from dynavit.adapters.sdpa import additive_mask, backend_for
 from dynavit.errors import UnsupportedBackbone
 from dynavit.functional import take
 

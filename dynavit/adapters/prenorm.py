@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynavit.adapters.attention import AttentionView
 from dynavit.adapters.base import BackboneAdapter
 from dynavit.adapters.halves import add_attention
-from dynavit.adapters.masking import additive_mask, backend_for
+from dynavit.adapters.sdpa import additive_mask, backend_for
 from dynavit.errors import UnsupportedBackbone
 
 _POOLS = ("token", "avg", "map", "")

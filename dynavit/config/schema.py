@@ -48,6 +48,8 @@ class ModelConfig:
     """Re-identification: camera and view embedding, such as {scale: 3.0}; needs cameras in the data."""
     execution: str = setting("auto", choices=("auto", "mask", "gather"))
     """auto, mask or gather while training; see the README."""
+    probes: int = setting(8, within="[0, inf)")
+    """Dropped tokens of each image and stage that stay hidden where training gathers, so that scorers learn of them."""
     mask_form: str = setting("key", choices=("key", "identity"))
     """key or identity: how the mask enters attention while training."""
 

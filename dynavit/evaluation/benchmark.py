@@ -22,9 +22,10 @@ from dynavit.cost.macs import checked_size, closed_form_macs, tokens_per_stage
 from dynavit.cost.timing import measure, median_interval, median_ratio
 from dynavit.errors import InputError
 from dynavit.evaluation.method import Method
+from dynavit.functional import num_keep
 from dynavit.models import PrunedViT, create_model, prune
 from dynavit.report.table import aligned, significant
-from dynavit.selectors import Selector, create_selector, list_selectors, num_keep
+from dynavit.selectors import Selector, create_selector, list_selectors
 
 Row = dict[str, Any]
 Variants = dict[str, Callable[[], object]]

@@ -1,4 +1,4 @@
-"""Which execution the parts of a model allow, and which scorers a backbone does."""
+"""Refusing an execution that the parts of a model do not allow, and scorers that its backbone does not."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.reducers import Merge
 
 
-def execution_of(model: Any) -> Literal["mask", "gather"]:
-    """Return what a forward of the model does with dropped tokens.
+def check_execution(model: Any, execution: Literal["mask", "gather"]) -> None:
+    """Refuse an execution that the parts of a model do not allow, in the mode that it is in.
 
     Raises:
-        InputError: its parts cannot do what its ``execution`` asks for.
+        InputError: naming the part in the way, and what to choose instead.
     """
-    execution = model.execution
-    if execution == "auto":
-        execution = "gather" if not model.training or model.only_gathers else "mask"
     if not model.stages:
-        return execution
+        return
     reducer, selector = type(model.reducer).__name__, type(model.selector).__name__
     if execution == "mask" and model.only_gathers:
         raise InputError(f"reducer {reducer} removes tokens, it cannot mask them: use execution='auto'.")
@@ -39,7 +36,6 @@ def execution_of(model: Any) -> Literal["mask", "gather"]:
                 f"execution='gather', probes=0: scorer {model.predictors[0].name!r} learns by the masks of dropped "
                 f"tokens, of which none would be left. Give a number of probes, such as 8, or use execution='mask'."
             )
-    return execution
 
 
 def learns_by_mask(model: Any) -> bool:

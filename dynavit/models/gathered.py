@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dynavit.functional import take
-from dynavit.models.mask import proportional_bias
+from dynavit.functional import indices_of, take
+from dynavit.models.attention_bias import proportional_bias
 from dynavit.models.places import slots_of
 from dynavit.models.tokens import Tokens
 from dynavit.models.training_probes import Probes, weigh_gradient
@@ -41,8 +41,8 @@ class GatheredTokens(Tokens):
         index = order[:, :k].sort(dim=1).values
         others = order[:, k:].sort(dim=1).values if reducer.reads_dropped else None
         # where nothing is dropped, nothing is made of it
-        some = order.new_zeros(len(order), 1, dtype=torch.bool) if k >= order.shape[1] else None
-        self._replace(index, others, logits, reducer, some=some)
+        any_dropped = order.new_zeros(len(order), 1, dtype=torch.bool) if k >= order.shape[1] else None
+        self._replace(index, others, logits, reducer, any_dropped=any_dropped)
 
     def select(
         self,
@@ -59,22 +59,22 @@ class GatheredTokens(Tokens):
         n = keep.shape[1]
         k = int(keep.sum(dim=1).max()) if k is None else min(k, n)
         q = int(rest.sum(dim=1).max()) if ragged else n - k
-        others, mask = _first(rest, q), None
+        others, mask = indices_of(rest, q), None
         if probes is not None:
             index, weight = probes.draw(keep, rest, k)
             mask = selection.mask if self.mask is None else self.mask * selection.mask
             mask = weigh_gradient(mask.gather(1, index), weight)
         else:
-            index = _first(keep, k)
+            index = indices_of(keep, k)
             if uneven and not (ragged and len(index) == 1):  # one image alone needs no padding
                 mask = keep.gather(1, index).float()
         if self.places is not None:
             self.places.before_change(self.patches)
         self.alive = None if mask is None else keep.gather(1, index)
         positions = self.positions.gather(1, index)
-        real = rest.gather(1, others).float() if uneven else None
-        some = rest.any(dim=1, keepdim=True) if uneven or not q else None
-        target = self._replace(index, others, logits, reducer, mask, real, some)
+        dropped_mask = rest.gather(1, others).float() if uneven else None
+        any_dropped = rest.any(dim=1, keepdim=True) if uneven or not q else None
+        target = self._replace(index, others, logits, reducer, mask, dropped_mask, any_dropped)
         if self.places is not None:
             destination = slots_of(index, n).masked_fill(~keep, -1)
             if target is not None and q:
@@ -92,8 +92,8 @@ class GatheredTokens(Tokens):
         logits: Tensor,
         reducer: Reducer,
         mask: Tensor | None = None,
-        real: Tensor | None = None,
-        some: Tensor | None = None,
+        dropped_mask: Tensor | None = None,
+        any_dropped: Tensor | None = None,
     ) -> Tensor | None:
         """Go on with the tokens at ``index`` ``(B, k)`` and what the reducer makes of the others ``(B, q)``.
 
@@ -101,8 +101,8 @@ class GatheredTokens(Tokens):
             index, others: ascending.
             logits, reducer: as in :meth:`select`.
             mask: ``(B, k)`` of those that go on; None: all count.
-            real: ``(B, q)`` which of the others count; None: all do.
-            some: ``(B, 1)`` bool, images in which there are others; None: all.
+            dropped_mask: ``(B, q)`` which of the others count; None: all do.
+            any_dropped: ``(B, 1)`` bool, images in which there are others; None: all.
 
         Returns:
             The slot that holds each of the others now, ``(B, q)``; None: they are gone.
@@ -110,30 +110,30 @@ class GatheredTokens(Tokens):
         num_prefix = self.adapter.num_prefix_tokens
         if not reducer.reads_dropped:
             self.x = take(self.x, _after_prefix(index, num_prefix))
-            self._stand_at(index, mask)
+            self._reindex(index, mask)
             return None
         assert others is not None
         prefix = self.x[:, :num_prefix]
         reduced = reducer(
             TokenSet(take(self.x, index + num_prefix), logits.gather(1, index), mask),
-            TokenSet(take(self.x, others + num_prefix), logits.gather(1, others), real),
+            TokenSet(take(self.x, others + num_prefix), logits.gather(1, others), dropped_mask),
         )
         if reducer.keeps_places:
             self.x = torch.cat([prefix, reduced.tokens.to(self.x.dtype)], dim=1)
-            self._stand_at(index, mask)
+            self._reindex(index, mask)
         else:
             self.x = prefix
             self.alive = None if self.alive is None else self.alive[:, :0]
-            self._stand_at(index[:, :0], None)
+            self._reindex(index[:, :0], None)
             self._append(reduced.tokens, None)
         if reduced.made is not None:
-            self._append(reduced.made, None if some is None else some.expand(-1, reduced.made.shape[1]))
+            self._append(reduced.made, None if any_dropped is None else any_dropped.expand(-1, reduced.made.shape[1]))
         return reduced.target
 
-    def _stand_at(self, index: Tensor, mask: Tensor | None) -> None:
+    def _reindex(self, index: Tensor, mask: Tensor | None) -> None:
         self.context = self.adapter.gather(self.context, index)
         self.positions = self.positions.gather(1, index)
-        self.hide(mask)
+        self.set_mask(mask)
 
     def merge(self, merge: Merge, metric: Tensor, k: int) -> None:
         """Merge tokens until ``k`` are left, the most similar ones by their metric ``(B, n, d)``."""
@@ -143,18 +143,13 @@ class GatheredTokens(Tokens):
         if self.places is not None:
             self.places.before_change(patches)
         self.x = torch.cat([self.x[:, :num_prefix], *merged.parts], dim=1)
-        self._stand_at(merged.index, None)
+        self._reindex(merged.index, None)
         self.size = merged.size
         if merge.proportional:
             self._bias = proportional_bias(merged.size, num_prefix, self.x.dtype)
         if self.places is not None:
             self.places.keep(self.positions, self.candidates)
             self.places.move(merged.target())
-
-
-def _first(chosen: Tensor, count: int) -> Tensor:
-    """Return the positions ``(B, count)`` of those chosen ``(B, n)``, ascending; others where there are fewer."""
-    return Selection(chosen, chosen, chosen).indices(count)
 
 
 def _after_prefix(index: Tensor, num_prefix: int) -> Tensor:

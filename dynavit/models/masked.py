@@ -36,7 +36,7 @@ class MaskedTokens(Tokens):
         if self.places is not None:
             self.places.before_change(self.patches)
             self.places.kept = self.places.kept & keep[:, : self.places.kept.shape[1]]
-        self.hide(selection.mask if self.mask is None else self.mask * selection.mask)
+        self.set_mask(selection.mask if self.mask is None else self.mask * selection.mask)
         if soft:
             return
         self.alive = alive & keep
@@ -51,7 +51,7 @@ class MaskedTokens(Tokens):
             if reduced.target is not None:
                 destination = torch.where(dropped, reduced.target, destination)
             if reduced.made is not None:
-                some = dropped.any(dim=1, keepdim=True)
-                self._append(reduced.made, some.expand(-1, reduced.made.shape[1]))
+                any_dropped = dropped.any(dim=1, keepdim=True)
+                self._append(reduced.made, any_dropped.expand(-1, reduced.made.shape[1]))
         if self.places is not None:
             self.places.move(destination)

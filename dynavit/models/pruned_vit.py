@@ -14,20 +14,21 @@ from torch import Tensor, nn
 
 from dynavit.adapters import BackboneAdapter, create_adapter
 from dynavit.errors import InputError
-from dynavit.models.choice import Choice
 from dynavit.models.conventions import TimmConventions
 from dynavit.models.counts import stage_counts
-from dynavit.models.execution import check_scorers, execution_of, learns_by_mask
+from dynavit.models.execution import check_execution, check_scorers, learns_by_mask
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.heads import BNNeck
 from dynavit.models.hub import HubMixin
 from dynavit.models.intermediates import Intermediates
 from dynavit.models.masked import MaskedTokens
+from dynavit.models.merging import MergeStep
+from dynavit.models.one_of import OneOf
 from dynavit.models.places import Places
 from dynavit.models.pruning import Pruning
 from dynavit.models.ratios import checked_ratios, checked_rule, checked_stages, checked_thresholds
 from dynavit.models.side import SideEmbedding
-from dynavit.models.steps import ForwardRequest, MergeStep, SelectStep
+from dynavit.models.steps import ForwardRequest, SelectStep
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageTrace, Trace
 from dynavit.models.training_probes import DEFAULT_PROBES, checked_probes
@@ -60,12 +61,12 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             (unless the reducer cannot) and gathers in eval.
         probes: dropped tokens of each image and stage that stay hidden in gather execution while training, so that
             their masks receive a gradient; see :mod:`dynavit.models.training_probes`.
-        mask_form: "key" or "identity"; see :func:`dynavit.models.mask.attention_mask`.
+        mask_form: "key" or "identity"; see :func:`dynavit.models.attention_bias.attention_mask`.
     """
 
-    execution = Choice("auto", "mask", "gather")
-    mask_form = Choice("key", "identity")
-    placement = Choice("before", "inside")
+    execution = OneOf("auto", "mask", "gather")
+    mask_form = OneOf("key", "identity")
+    placement = OneOf("before", "inside")
 
     def __init__(
         self,
@@ -235,7 +236,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
         adaptive = self.thresholds is not None and not self.training
         prunes = bool(self.stages) if self.training else any(ratio < 1 for ratio in self.keep_ratios)
-        hides = execution_of(self) == "mask" or (self.training and learns_by_mask(self))
+        hides = not self.gathers or (self.training and learns_by_mask(self))
         differ = adaptive or (prunes and (hides or isinstance(self.reducer, Merge)))
         if weight is None and differ and self.backbone.global_pool not in ("token", ""):
             raise InputError(
@@ -307,7 +308,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         return ForwardRequest(
             counts=self.stage_counts(tokens.num_patches) if keep_counts is None else keep_counts,
             training=self.training,
-            always=self.training or keep_counts is not None or self.thresholds is not None,
+            skips_full=not self.training and keep_counts is None and self.thresholds is None,
             thresholds=None if self.training or keep_counts is not None else self.thresholds,
             temperature=temperature,
             generator=generator,
@@ -328,7 +329,9 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 "this model has no side embedding: call it without cameras and views, or create it with "
                 "side={'cameras': ...}."
             )
-        gathers = execution_of(self) == "gather"
+        gathers = self.gathers
+        if self.training or not gathers:
+            check_execution(self, "gather" if gathers else "mask")
         kind = GatheredTokens if gathers else MaskedTokens
         tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
         tokens.places = Places(tokens.candidates) if follow else None
@@ -344,6 +347,13 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         ratios = self.keep_ratios if keep_ratios is None else keep_ratios
         makes = 0 if self.reducer.last_only else self.reducer.makes
         return stage_counts(num_patches, ratios, self.count_rule, makes)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a forward removes dropped tokens, as ``execution`` says; otherwise it masks them."""
+        if self.execution == "auto":
+            return not self.training or self.only_gathers
+        return self.execution == "gather"
 
     @property
     def only_gathers(self) -> bool:

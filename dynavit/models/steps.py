@@ -1,4 +1,4 @@
-"""What happens at a stage: tokens are chosen by their scores, or merged by their likeness.
+"""What happens at a stage that selects: tokens are chosen by their scores.
 
 Shapes: B batch, n tokens present beside the prefix.
 """
@@ -13,12 +13,11 @@ from torch import Tensor
 
 from dynavit.adapters import BackboneAdapter
 from dynavit.adapters.attention import normalises_keys
-from dynavit.errors import InputError
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageChoice
 from dynavit.models.training_probes import Probes
-from dynavit.reducers import Merge, Reducer
+from dynavit.reducers import Reducer
 from dynavit.scorers import Scorer, StageView
 from dynavit.selectors import Selection, Selector
 from dynavit.selectors.functional import above
@@ -31,7 +30,7 @@ class ForwardRequest:
     Attributes:
         counts: tokens to keep at each stage: ints, or tensors of shape ``()`` or ``(B,)``.
         training: whether the model trains.
-        always: run a stage at keep ratio 1.0 as well.
+        skips_full: leave out stages at keep ratio 1.0, which change nothing.
         thresholds: one logit a stage above which tokens are kept, in place of counts; or None.
         temperature, generator: for the selector; probes are drawn by the generator, too.
         probes: dropped tokens that each stage keeps hidden in gather execution, so that their masks receive a gradient;
@@ -40,7 +39,7 @@ class ForwardRequest:
 
     counts: Sequence[int | Tensor]
     training: bool
-    always: bool
+    skips_full: bool
     thresholds: Sequence[float] | None = None
     temperature: float | Tensor = 1.0
     generator: torch.Generator | None = None
@@ -63,7 +62,7 @@ class Step:
 
     def idle(self, request: ForwardRequest) -> bool:
         """Tell whether the stage leaves the tokens exactly as they are."""
-        return not request.always and self.keep_ratio == 1
+        return request.skips_full and self.keep_ratio == 1
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,10 @@ class SelectStep(Step):
         """
         logits, k = self._logits(tokens), request.counts[self.stage]
         selector = self.selector.at(self.stage, tokens.positions)
-        same = self._same(tokens, request, k) if isinstance(tokens, GatheredTokens) else None
-        if same is not None and tokens.places is None and not request.training:
+        common = self._common_count(tokens, request, k) if isinstance(tokens, GatheredTokens) else None
+        if common is not None and tokens.places is None and not request.training:
             assert isinstance(tokens, GatheredTokens)
-            tokens.shorten(selector.order(logits, same), same, logits, self.reducer)
+            tokens.shorten(selector.order(logits, common), common, logits, self.reducer)
             return None
         alive, before, total = tokens.candidates, tokens.mask, tokens.num_patches
         positions = tokens.positions
@@ -102,7 +101,7 @@ class SelectStep(Step):
             keep = above(logits, alive, request.thresholds[self.stage])
             selection = Selection(keep, keep.float(), keep.float())
         soft = request.training and selector.soft
-        tokens.select(selection, logits, self.reducer, same, soft, self._probes(request))
+        tokens.select(selection, logits, self.reducer, common, soft, self._probes(request))
         if tokens.places is None:
             return None
         probs, mask = selection.probs, selection.mask
@@ -143,7 +142,7 @@ class SelectStep(Step):
         logits: Tensor = self.scorer(tokens.patches, tokens.mask, StageView(self.stage, tokens.positions, attention))
         return logits
 
-    def _same(self, tokens: GatheredTokens, request: ForwardRequest, k: int | Tensor) -> int | None:
+    def _common_count(self, tokens: GatheredTokens, request: ForwardRequest, k: int | Tensor) -> int | None:
         """Return the number of tokens that all images keep; None where images differ."""
         differ = isinstance(k, Tensor) and k.numel() != 1
         if request.training:
@@ -159,46 +158,3 @@ class SelectStep(Step):
             return None
         # where the kept tokens are mixed, nothing can stay beside them
         return Probes(request.probes if self.reducer.keeps_places else 0, request.generator)
-
-
-@dataclass(frozen=True)
-class MergeStep(Step):
-    """Merges the most similar tokens, by the keys of the block; nothing is scored.
-
-    Attributes:
-        merge: how.
-    """
-
-    merge: Merge
-
-    def __call__(self, tokens: Tokens, request: ForwardRequest) -> None:
-        """Merge tokens until their count is left.
-
-        Raises:
-            InputError: images are to keep different numbers of tokens.
-        """
-        k = request.counts[self.stage]
-        if isinstance(tokens.num_patches, Tensor):
-            raise InputError("reducer 'merge' needs images of one size: it leaves as many tokens in each.")
-        if isinstance(k, Tensor) and k.numel() != 1:
-            raise InputError(
-                "reducer 'merge' leaves as many tokens in every image: give one number of keep_counts a stage."
-            )
-        assert isinstance(tokens, GatheredTokens)
-        if k < tokens.positions.shape[1]:
-            keys = tokens.view(self.block).mean_keys()
-            tokens.merge(self.merge, keys[:, tokens.adapter.num_prefix_tokens :], int(k))
-
-    def macs(self, n: int, k: int, adapter: BackboneAdapter) -> tuple[int, int]:
-        """Return the multiply-accumulates, for one image, of comparing n tokens and merging them to k; and 0."""
-        if k >= n:
-            return 0, 0
-        attention = adapter.backbone.blocks[self.block].attn
-        dim, width = attention.proj.out_features, attention.proj.in_features
-        metric_dim = width // attention.num_heads
-        keys = (adapter.num_prefix_tokens + n) * dim * (width if normalises_keys(attention) else metric_dim)
-        return keys + self.merge.macs(k, n - k, dim, metric_dim), 0
-
-    def leaves(self, n: int, k: int) -> int:
-        """Return how many tokens there are after n were merged to k."""
-        return k

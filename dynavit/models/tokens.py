@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from dynavit.adapters import BackboneAdapter
 from dynavit.adapters.attention import AttentionView
-from dynavit.models.mask import MaskForm, attention_mask
+from dynavit.models.attention_bias import MaskForm, attention_mask
 from dynavit.models.places import Places
 from dynavit.models.training_probes import Probes
 from dynavit.reducers import Reducer
@@ -66,7 +66,7 @@ class Tokens(ABC):
         self._bias: Tensor | None = None
         self._entered: Tensor | None = None
         self.places: Places | None = None
-        self.hide(None if valid is None else valid.float())
+        self.set_mask(None if valid is None else valid.float())
 
     @property
     def patches(self) -> Tensor:
@@ -121,7 +121,7 @@ class Tokens(ABC):
             probes: what carries the gradient of dropped tokens' masks, for gather execution; None: masks carry none.
         """
 
-    def hide(self, mask: Tensor | None) -> None:
+    def set_mask(self, mask: Tensor | None) -> None:
         """Hide tokens from now on by a mask ``(B, n)``; None: hide none."""
         self.mask = mask
         self._bias = None
@@ -140,4 +140,4 @@ class Tokens(ABC):
         exists = torch.ones_like(made[..., 0], dtype=torch.bool) if exists is None else exists
         self.alive = torch.cat([self.candidates, exists], dim=1)
         self.positions = pad(self.positions, (0, count), value=-1)
-        self.hide(torch.cat([mask, exists.to(mask.dtype)], dim=1))
+        self.set_mask(torch.cat([mask, exists.to(mask.dtype)], dim=1))

@@ -33,11 +33,6 @@ class Merged:
     merged: Tensor
     into: Tensor
 
-    @property
-    def tokens(self) -> Tensor:
-        """The k tokens, ``(B, k, D)``."""
-        return torch.cat(self.parts, dim=1)
-
     def target(self) -> Tensor:
         """Return ``(B, n)`` int64, the slot among the k that holds each of the n tokens now."""
         slots = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)

@@ -1,6 +1,5 @@
 """Rules that decide which tokens a Vision Transformer keeps."""
 
-from dynavit.functional import num_keep
 from dynavit.selectors.base import Selection, SelectionRequest, Selector
 from dynavit.selectors.baselines import Fixed, Random
 from dynavit.selectors.concrete import GumbelSigmoid, StraightThrough, ThresholdStraightThrough
@@ -27,6 +26,5 @@ __all__ = [
     "check_selector",
     "create_selector",
     "list_selectors",
-    "num_keep",
     "register_selector",
 ]

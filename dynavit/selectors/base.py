@@ -61,15 +61,6 @@ class Selection:
     log_prob: Tensor | None = None
     aux: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def indices(self, k: int) -> Tensor:
-        """Return the kept positions ``(B, k)`` int64, ascending.
-
-        ``k`` is the number kept in every row; a static number, so that the graph exports.
-        """
-        n = self.keep.shape[1]
-        position = torch.arange(n, device=self.keep.device)
-        return torch.where(self.keep, position, n).topk(k, dim=1, largest=False, sorted=True).indices
-
 
 class Selector(nn.Module):
     """Base class: a stateless rule that turns one logit per token into a decision.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dynavit.functional import indices_of
 from dynavit.selectors.base import Selection, Selector
 from dynavit.selectors.functional import hard_topk
 
@@ -211,7 +212,7 @@ def _best_in_eval(selector: Selector) -> str:
 def _order_agrees(selector: Selector) -> str:
     logits, alive = _logits(), torch.ones(_BATCH, _TOKENS, dtype=torch.bool)
     first = selector.order(logits, _K)[:, :_K].sort(dim=1).values
-    if not torch.equal(first, _run(selector, logits, alive, False).indices(_K)):
+    if not torch.equal(first, indices_of(_run(selector, logits, alive, False).keep, _K)):
         return "the first k of order() are not those that decide() keeps, so inference would differ from evaluation"
     return ""
 

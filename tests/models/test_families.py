@@ -21,7 +21,8 @@ import dynavit
 from dynavit import PrunedViT, Trace
 from dynavit.adapters import BackboneAdapter, create_adapter, register_adapter, registry
 from dynavit.errors import UnsupportedBackbone
-from dynavit.selectors import Fixed, num_keep
+from dynavit.functional import num_keep
+from dynavit.selectors import Fixed
 
 Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import dynavit
 from dynavit import InputError, PrunedViT, Trace
-from dynavit.functional import log_mask
-from dynavit.selectors import Fixed, create_selector, list_selectors, num_keep
+from dynavit.functional import log_mask, num_keep
+from dynavit.selectors import Fixed, create_selector, list_selectors
 
 Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]
@@ -473,7 +473,7 @@ def test_that_check_notices_big_negative_masks(
     model = model_of("vit").train()
     images = images_for(model)
     expected, norm = model(images), backbone_norm(model, images)
-    monkeypatch.setattr("dynavit.models.mask.log_mask", lambda mask: -(1 - mask) * big)
+    monkeypatch.setattr("dynavit.models.attention_bias.log_mask", lambda mask: -(1 - mask) * big)
     torch.testing.assert_close(model(images), expected, atol=1e-2, rtol=0)  # looks all right
     assert not backbone_norm(model, images) < 10 * norm  # or it has become NaN
 
@@ -505,7 +505,7 @@ def test_mask_gradient_is_the_multiplicative_one(
 
     assert relative_error() < 1e-3
     honest = torch.autograd.grad(loss(decision), decision)[0].norm()
-    monkeypatch.setattr("dynavit.models.mask.log_mask", lambda mask: -(1 - mask) * big)
+    monkeypatch.setattr("dynavit.models.attention_bias.log_mask", lambda mask: -(1 - mask) * big)
     inflated = torch.autograd.grad(loss(decision), decision)[0].norm()
     assert inflated > 100 * honest
 
@@ -692,7 +692,7 @@ def test_log_mask_is_what_the_model_uses(
         seen.append(log_mask(mask, eps))
         return seen[-1]
 
-    monkeypatch.setattr("dynavit.models.mask.log_mask", spy)
+    monkeypatch.setattr("dynavit.models.attention_bias.log_mask", spy)
     model = model_of(family).train()
     forward(model, images_for(model))
     assert len(seen) >= 3

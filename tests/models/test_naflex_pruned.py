@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import dynavit
 from dynavit import InputError, PrunedViT
-from dynavit.selectors import num_keep
+from dynavit.functional import num_keep
 from tests.adapters.test_naflex import GRIDS, batch_of, make
 from tests.conftest import randomise
 

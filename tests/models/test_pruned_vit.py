@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import dynavit
 from dynavit import InputError, PrunedViT
 from dynavit.adapters import VisionTransformerAdapter, create_adapter
+from dynavit.functional import num_keep
 from dynavit.models import BNNeck
-from dynavit.selectors import create_selector, list_selectors, num_keep
+from dynavit.selectors import create_selector, list_selectors
 
 Model = Callable[..., PrunedViT]
 Images = Callable[..., Tensor]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from torch.nn import functional as F
 import dynavit
 from dynavit import PrunedViT, Trace
 from dynavit.functional import log_mask
-from dynavit.losses import keep_ratio_loss
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.steps import SelectStep
 from dynavit.models.training_probes import Probes, weigh_gradient
@@ -24,7 +22,6 @@ from dynavit.scorers import AttentionReceived, LinearScorer, StageView
 from dynavit.selectors import Selector
 from tests.conftest import randomise
 
-COUNTS = [6, 4]
 LABELS = torch.tensor([0, 3])
 
 
@@ -49,6 +46,7 @@ class Case:
     reducer: str = "drop"
     selector: str = "topk"
     probes: int = 1
+    counts: tuple[int, int] = (6, 4)
 
     def model(self) -> PrunedViT:
         """Return a model of 9 patches that is exact to fp64."""
@@ -57,9 +55,8 @@ class Case:
             global_pool=self.pool, class_token=self.pool == "token",
         )  # fmt: skip
         scorer = "mlp" if self.scorer == "anchored" else self.scorer
-        model = dynavit.prune(
-            backbone, stages=(1, 2), placement=self.placement, reducer=self.reducer, selector=self.selector, scorer=scorer
-        )  # type: ignore[arg-type]
+        parts: dict[str, Any] = {"scorer": scorer, "selector": self.selector, "reducer": self.reducer}
+        model = dynavit.prune(backbone, stages=(1, 2), placement=self.placement, **parts)  # type: ignore[arg-type]
         if self.scorer == "anchored":
             model.predictors = nn.ModuleList(Anchored(12) for _ in range(2))
         randomise(model)
@@ -90,11 +87,11 @@ def images() -> Tensor:
 
 
 def gradients(
-    model: PrunedViT, inputs: Tensor, labels: Tensor, weight: Tensor, budget: bool = False
+    model: PrunedViT, inputs: Tensor, labels: Tensor, weight: Tensor, case: Case, budget: bool
 ) -> tuple[dict[str, Tensor], Trace]:
     """Return the gradients of predictors and backbone, each as one vector, for a weighted sum over images."""
     model.zero_grad(set_to_none=True)
-    logits, trace = model(inputs, return_trace=True, keep_counts=COUNTS)
+    logits, trace = model(inputs, return_trace=True, keep_counts=case.counts)
     loss = (F.cross_entropy(logits, labels, reduction="none") * weight).sum()
     if budget:
         for choice in trace.choices:
@@ -107,9 +104,7 @@ def gradients(
     }, trace
 
 
-def relative_errors(
-    case: Case, patch: pytest.MonkeyPatch, budget: bool = False, joint: bool = False
-) -> dict[str, float]:
+def relative_errors(case: Case, budget: bool = False, joint: bool = False) -> dict[str, float]:
     """Compare mask execution with the mean over all draws of gather execution: one batch, a draw an image.
 
     Args:
@@ -117,7 +112,7 @@ def relative_errors(
     """
     model, inputs = case.model(), images()
     model.execution = "mask"
-    expected, trace = gradients(model, inputs, LABELS, torch.ones(2), budget)
+    expected, trace = gradients(model, inputs, LABELS, torch.ones(2), case, budget)
     model.execution = "gather"
     draws: list[list[tuple[tuple[int, ...], ...]]] = []  # by image: ranks among its dropped tokens, by stage
     for image in range(2):
@@ -131,7 +126,7 @@ def relative_errors(
     every = [draw for of_image in draws for draw in of_image]
     of = torch.tensor([image for image in range(2) for _ in draws[image]])
     stage = itertools.count()
-    right, rand = Probes.draw, torch.rand
+    right = Probes.draw
 
     def draw(self: Probes, keep: Tensor, dropped: Tensor, k: int) -> tuple[Tensor, Tensor]:
         number, rank = next(stage), dropped.cumsum(dim=1) - 1
@@ -140,9 +135,10 @@ def relative_errors(
             patch.setattr(torch, "rand", lambda *args, **kwargs: torch.where(torch.tensor(chosen), 0.25, 0.75))
             return right(self, keep, dropped, k)
 
-    patch.setattr(Probes, "draw", draw)
     weight = 1 / torch.tensor([len(draws[image]) for image in of.tolist()], dtype=torch.float64)
-    found, gathered = gradients(model, inputs[of], LABELS[of], weight, budget)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Probes, "draw", draw)
+        found, gathered = gradients(model, inputs[of], LABELS[of], weight, case, budget)
     assert gathered.features.shape[1] < trace.features.shape[1]  # tokens were removed
     return {name: float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected}
 
@@ -174,6 +170,72 @@ def name_of(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in GRID)], ids=name_of)
-def test_the_mean_gradient_over_all_draws_is_that_of_masking(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    errors = relative_errors(case, monkeypatch)
+def test_the_mean_gradient_over_all_draws_is_that_of_masking(case: Case) -> None:
+    errors = relative_errors(case)
     assert max(errors.values()) < 1e-9, errors
+
+
+# What would be wrong, and is told by the same comparison
+
+
+def unweighted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("dynavit.models.gathered.weigh_gradient", lambda mask, weight: mask)
+
+
+def weighted_for_all(patch: pytest.MonkeyPatch) -> None:
+    """Weigh the selector's own mask, which the budget reads too."""
+    unweighted(patch)
+    right = GatheredTokens.select
+
+    def select(self: GatheredTokens, selection: Any, logits: Tensor, reducer: Any, k: Any, *args: Any) -> None:
+        *_, probes = args
+        drawn = probes.draw(selection.keep, self.candidates & ~selection.keep, int(selection.keep.sum(dim=1).max()))
+        weight = torch.ones_like(selection.mask).scatter(1, drawn[0], drawn[1].to(selection.mask))
+        object.__setattr__(selection, "mask", weigh_gradient(selection.mask, weight))
+        with pytest.MonkeyPatch.context() as same:
+            same.setattr(Probes, "draw", lambda *_: drawn)
+            right(self, selection, logits, reducer, k, *args)
+
+    patch.setattr(GatheredTokens, "select", select)
+
+
+def pooled_over_the_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(GatheredTokens, "weight", property(lambda self: self.mask * self.candidates))
+
+
+def gone_before_the_next_score(patch: pytest.MonkeyPatch) -> None:
+    right = SelectStep._logits
+
+    def logits(self: SelectStep, tokens: Any) -> Tensor:
+        if isinstance(tokens, GatheredTokens) and tokens.mask is not None:
+            tokens.set_mask(tokens.mask * tokens.candidates)
+        return right(self, tokens)
+
+    patch.setattr(SelectStep, "_logits", logits)
+
+
+WRONG = {
+    "no weight": (unweighted, CASES[0]),
+    "weight on the selector's mask": (weighted_for_all, CASES[4]),
+    "average pooling over the kept": (pooled_over_the_kept, CASES[1]),
+    "attention pooling over the kept": (pooled_over_the_kept, CASES[2]),
+    "gone before the next score": (gone_before_the_next_score, CASES[0]),
+    "gone before the next attention view": (gone_before_the_next_score, replace(CASES[4], form="key")),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_the_comparison_would_tell_a_mistake(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch, case = WRONG[mistake]
+    budget = patch is weighted_for_all
+    if budget:
+        assert max(relative_errors(case, budget=True).values()) < 1e-9
+    patch(monkeypatch)
+    assert relative_errors(case, budget=budget)["predictors"] > 1e-3
+
+
+def test_one_draw_for_both_stages_is_biased() -> None:
+    """Each draw by itself is uniform here: three tokens dropped at either stage."""
+    case = replace(CASES[0], counts=(6, 3))
+    assert max(relative_errors(case).values()) < 1e-9
+    assert relative_errors(case, joint=True)["predictors"] > 1e-3

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import dynavit
 from dynavit import PrunedViT, Selection, Selector
 from dynavit.losses import token_distillation
-from dynavit.models.mask import attention_mask
+from dynavit.models.attention_bias import attention_mask
 from dynavit.selectors import Fixed, SelectionRequest
 from dynavit.selectors.functional import straight_through
 

@@ -28,6 +28,10 @@ def merge(tokens: Tensor, metric: Tensor, size: Tensor, k: int) -> Merged:
     return Merge()(tokens, metric, size, k)
 
 
+def tokens_of(merged: Merged) -> Tensor:
+    return torch.cat(merged.parts, dim=1)
+
+
 @pytest.mark.parametrize("r", [5, 16, 40])
 def test_equals_the_published_matching(r: int, vectors: Path) -> None:
     """33 tokens with the class token first: ToMe protects it and puts it first; we never see it.
@@ -41,10 +45,10 @@ def test_equals_the_published_matching(r: int, vectors: Path) -> None:
     )  # rows of the patches
     expected, expected_size = stored[f"bsm_r{r}_x"], stored[f"bsm_r{r}_size"]
     assert torch.equal(expected[:, 0], stored["bsm_val"][:, 0])
-    torch.testing.assert_close(merged.tokens, expected[:, 1:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tokens_of(merged), expected[:, 1:], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(merged.size, expected_size[:, 1:, 0])
     # ToMe's inverse gives every patch the token that holds it
-    spread = merged.tokens.gather(1, merged.target().unsqueeze(2).expand(-1, -1, 6))
+    spread = tokens_of(merged).gather(1, merged.target().unsqueeze(2).expand(-1, -1, 6))
     torch.testing.assert_close(spread, stored[f"bsm_r{r}_unmerged"][:, 1:], rtol=1e-5, atol=1e-6)
 
 
@@ -73,7 +77,7 @@ def test_equals_enumeration(n: int, r: int) -> None:
             members = [place] + [a for a, b in partner.items() if b == place]
             total = sum(size[image, i] for i in members)
             mean = sum(size[image, i] * tokens[image, i] for i in members) / total
-            torch.testing.assert_close(merged.tokens[image, slot], mean)
+            torch.testing.assert_close(tokens_of(merged)[image, slot], mean)
             assert merged.size[image, slot] == total
             assert all(merged.target()[image, i] == slot for i in members)
 
@@ -87,7 +91,7 @@ def test_conserves_size_and_weighted_sum(n: int) -> None:
     while left > 1:
         left -= left // 2
         merged = merge(tokens, tokens, size, left)
-        tokens, size = merged.tokens, merged.size
+        tokens, size = tokens_of(merged), merged.size
         torch.testing.assert_close((tokens * size.unsqueeze(2)).sum(dim=1), mass, rtol=1e-5, atol=1e-5)
         assert torch.equal(size.sum(dim=1), total)
     torch.testing.assert_close(tokens[:, 0] * total.unsqueeze(1), mass, rtol=1e-5, atol=1e-5)
@@ -105,11 +109,11 @@ def test_target_and_index_agree(k: int) -> None:
     assert (held.sum(dim=2) > 0).all()
     torch.testing.assert_close((held @ size.unsqueeze(2)).squeeze(2), merged.size)
     mean = held @ (tokens * size.unsqueeze(2)) / merged.size.unsqueeze(2)
-    torch.testing.assert_close(merged.tokens, mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tokens_of(merged), mean, rtol=1e-5, atol=1e-6)
     slots = torch.arange(k).expand_as(merged.index)
     assert torch.equal(merged.target().gather(1, merged.index), slots)  # who lends its place is held there
     single = held.sum(dim=2) == 1
-    assert torch.equal(merged.tokens[single], _rows(tokens, merged.index)[single])  # exactly
+    assert torch.equal(tokens_of(merged)[single], _rows(tokens, merged.index)[single])  # exactly
     assert all(len(set(row)) == k for row in merged.index.tolist())
 
 
@@ -122,7 +126,7 @@ def test_keeping_all_changes_the_order_only(n: int) -> None:
     tokens, metric, size = inputs(n)
     merged = merge(tokens, metric, size, n)
     assert merged.index.tolist() == [[*range(1, n, 2), *range(0, n, 2)]] * 3
-    assert torch.equal(merged.tokens, _rows(tokens, merged.index))
+    assert torch.equal(tokens_of(merged), _rows(tokens, merged.index))
     assert torch.equal(merged.size, size.gather(1, merged.index))
     assert torch.equal(merged.target().gather(1, merged.index), torch.arange(n).expand(3, n))
 
@@ -141,7 +145,7 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert merged.index.tolist() == [[7, 9, 0, 2, 4, 6, 8]] * 3
     assert merged.target().tolist() == [[2, 2, 3, 2, 4, 2, 5, 0, 6, 1]] * 3
     again = merge(tokens, metric, size, 7)
-    assert torch.equal(again.tokens, merged.tokens)
+    assert torch.equal(tokens_of(again), tokens_of(merged))
 
 
 def test_images_do_not_mix() -> None:
@@ -149,7 +153,7 @@ def test_images_do_not_mix() -> None:
     together = merge(tokens, metric, size, 7)
     for i in range(3):
         alone = merge(tokens[i : i + 1], metric[i : i + 1], size[i : i + 1], 7)
-        torch.testing.assert_close(alone.tokens, together.tokens[i : i + 1])
+        torch.testing.assert_close(tokens_of(alone), tokens_of(together)[i : i + 1])
         assert torch.equal(alone.size, together.size[i : i + 1])
         assert torch.equal(alone.index, together.index[i : i + 1])
         assert torch.equal(alone.target(), together.target()[i : i + 1])
@@ -159,8 +163,8 @@ def test_gradients_reach_tokens_and_not_the_metric() -> None:
     tokens, metric, size = inputs(9, dtype=torch.float64)
     tokens.requires_grad_()
     metric.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: merge(x, metric, size, 6).tokens, tokens)
-    merge(tokens, metric, size, 6).tokens.sum().backward()
+    assert torch.autograd.gradcheck(lambda x: tokens_of(merge(x, metric, size, 6)), tokens)
+    tokens_of(merge(tokens, metric, size, 6)).sum().backward()
     assert metric.grad is None
     torch.testing.assert_close(tokens.grad.sum(dim=(1, 2)), torch.full((3,), 36.0, dtype=torch.float64))
 
@@ -170,14 +174,14 @@ def test_half_precision() -> None:
     tokens, metric, size = inputs(60)
     low = merge(tokens.bfloat16(), metric.bfloat16(), size, 40)
     full = merge(tokens.bfloat16().float(), metric.bfloat16().float(), size, 40)
-    assert low.tokens.dtype == torch.bfloat16
+    assert tokens_of(low).dtype == torch.bfloat16
     assert low.size.dtype == torch.float32
     assert torch.equal(low.target(), full.target())
-    torch.testing.assert_close(low.tokens.float(), full.tokens, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(tokens_of(low).float(), tokens_of(full), rtol=0.02, atol=0.02)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = merge(tokens, metric, size, 40)
     plain = merge(tokens, metric, size, 40)
-    assert torch.equal(mixed.tokens, plain.tokens)
+    assert torch.equal(tokens_of(mixed), tokens_of(plain))
     assert torch.equal(mixed.target(), plain.target())
 
 
@@ -199,7 +203,7 @@ def test_exports_with_a_dynamic_number_of_tokens() -> None:
         def forward(self, tokens: Tensor, metric: Tensor, size: Tensor) -> tuple[Tensor, ...]:
             n = tokens.shape[1]
             merged: Merged = self.reducer(tokens, metric, size, n * 700 // 1000)
-            return merged.tokens, merged.size, merged.index, merged.target()
+            return tokens_of(merged), merged.size, merged.index, merged.target()
 
     module = Halve()
     dynamic = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}

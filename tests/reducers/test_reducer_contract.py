@@ -39,7 +39,7 @@ class MergeAsTensors(nn.Module):
 
     def forward(self, tokens: Tensor, metric: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         merged: Merged = self.reducer(tokens, metric, size, self.k)
-        return merged.tokens, merged.size, merged.index, merged.target()
+        return torch.cat(merged.parts, dim=1), merged.size, merged.index, merged.target()
 
 
 def call(reducer: Reducer, kept: TokenSet, dropped: TokenSet) -> Reduced:

@@ -326,15 +326,6 @@ def test_gates_give_the_budget_a_gradient(name: str) -> None:
     assert (result[~alive] == 0).all()
 
 
-def test_indices_are_ascending_positions() -> None:
-    selection = run("topk", make_logits(), torch.ones(B, N, dtype=torch.bool), training=False)
-    indices = selection.indices(K)
-    assert indices.dtype == torch.int64
-    assert (indices.diff(dim=1) > 0).all()
-    found = torch.zeros(B, N, dtype=torch.bool).scatter(1, indices, True)
-    assert torch.equal(found, selection.keep)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_selectors_hold_no_state(name: str) -> None:
     selector = create(name)

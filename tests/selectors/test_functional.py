@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynavit.selectors import num_keep
+from dynavit.functional import indices_of, num_keep
 from dynavit.selectors.functional import gumbel_noise, hard_topk, logistic_noise, straight_through
 
 
@@ -28,6 +28,14 @@ def test_num_keep_is_monotone_and_between_one_and_all() -> None:
         assert counts == sorted(counts)
         assert counts[0] == max(1, tokens // 1000)
         assert counts[-1] == tokens
+
+
+def test_indices_are_ascending_and_those_chosen_come_first() -> None:
+    chosen = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)) > 0.5
+    indices = indices_of(chosen, 12)
+    assert indices.dtype == torch.int64
+    for row, found in zip(chosen, indices, strict=True):
+        assert torch.equal(found[: row.sum()], row.nonzero().flatten())
 
 
 def ks_distance(sample: Tensor, cdf: Callable[[Tensor], Tensor]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 from dynavit.errors import InputError, did_you_mean
 
 
-class Choice:
+class OneOf:
     """A class attribute that checks what instances are given.
 
     Args:
@@ -15,7 +15,7 @@ class Choice:
 
     Example:
         >>> class Model:
-        ...     execution = Choice("auto", "mask")
+        ...     execution = OneOf("auto", "mask")
         >>> model = Model()
         >>> model.execution = "mask"
         >>> model.execution
