@@ -17,7 +17,7 @@ from dynavit.functional import indices_of, take
 from dynavit.models.attention_bias import proportional_bias
 from dynavit.models.places import slots_of
 from dynavit.models.tokens import Tokens
-from dynavit.models.training_probes import Probes, weigh_gradient
+from dynavit.models.training_probes import Probes
 from dynavit.reducers import Merge, Reducer, TokenSet
 from dynavit.selectors import Selection
 
@@ -61,9 +61,8 @@ class GatheredTokens(Tokens):
         q = int(rest.sum(dim=1).max()) if ragged else n - k
         others, mask = indices_of(rest, q), None
         if probes is not None:
-            index, weight = probes.draw(keep, rest, k)
-            mask = selection.mask if self.mask is None else self.mask * selection.mask
-            mask = weigh_gradient(mask.gather(1, index), weight)
+            product = selection.mask if self.mask is None else self.mask * selection.mask
+            index, mask = probes.draw(product, keep, rest, k)
         else:
             index = indices_of(keep, k)
             if uneven and not (ragged and len(index) == 1):  # one image alone needs no padding

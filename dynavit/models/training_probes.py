@@ -34,25 +34,28 @@ class Probes:
     count: int
     generator: torch.Generator | None = None
 
-    def draw(self, keep: Tensor, dropped: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def draw(self, mask: Tensor, keep: Tensor, dropped: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Draw which tokens go on: those kept, ascending, then probes, then dead ones where there are too few.
 
         Args:
+            mask: ``(B, n)``, 1 for kept tokens and 0 for others, with its gradient.
             keep: ``(B, n)`` bool.
             dropped: ``(B, n)`` bool, the tokens that this stage drops. Others, beside those kept, are dead already.
             k: the largest number kept in any image.
 
         Returns:
-            Where they stand, ``(B, l)`` int64 with l = min(k + count, n), and by what the gradient of each one's mask
-            is to be multiplied, ``(B, l)`` fp32: 1 for kept tokens, dropped tokens per probe for probes, 0 for others.
+            Where they stand, ``(B, l)`` int64 with l = min(k + count, n), and their mask ``(B, l)``. Its gradient is
+            multiplied by 1 for kept tokens, by the number of dropped tokens over that of probes for probes, and by 0
+            for dead ones.
         """
         n = keep.shape[1]
         chance = torch.rand(keep.shape, generator=self.generator, device=keep.device)
         order = torch.where(keep, torch.arange(n, device=keep.device) - n, torch.where(dropped, chance, 2.0))
         index = order.topk(min(k + self.count, n), dim=1, largest=False, sorted=True).indices
         probes = dropped.gather(1, index)
-        weight = dropped.sum(dim=1, keepdim=True) / probes.sum(dim=1, keepdim=True).clamp(min=1)
-        return index, torch.where(probes, weight, keep.gather(1, index).float())
+        num_dropped, num_probes = (chosen.sum(dim=1, keepdim=True).to(mask.dtype) for chosen in (dropped, probes))
+        weight = torch.where(probes, num_dropped / num_probes.clamp(min=1), keep.gather(1, index).to(mask.dtype))
+        return index, weigh_gradient(mask.gather(1, index), weight)
 
 
 def weigh_gradient(mask: Tensor, weight: Tensor) -> Tensor:
