@@ -238,8 +238,8 @@ def test_training_on_gathered_tokens(tiny: Make) -> None:
     trainer = Trainer(tiny("model.execution=gather"))
     trainer.fit()
     assert dynavit.load(trainer.config.run_dir).execution == "auto"
-    with pytest.raises(dynavit.InputError, match="fixed number of"):
-        Trainer(tiny("model.execution=gather", "model.selector.name=ste", folder="other")).fit()
+    with pytest.raises(dynavit.InputError, match="GumbelSigmoid removes none"):
+        Trainer(tiny("model.execution=gather", "model.selector.name=gumbel_sigmoid", folder="other")).fit()
 
 
 @pytest.mark.slow
