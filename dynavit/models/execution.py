@@ -47,6 +47,17 @@ def learns_by_mask(model: Any) -> bool:
     return trained and model.selector.trains_predictor
 
 
+def gathers_in_training(model: Any) -> bool:
+    """Tell whether a model removes dropped tokens while it trains; otherwise it masks them.
+
+    ``"auto"`` removes them where as many go in every image and their scorer learns all the same.
+    """
+    if model.execution != "auto":
+        return bool(model.execution == "gather")
+    fixed = model.selector.budget == "k" and not model.selector.soft
+    return model.only_gathers or (fixed and (model.probes > 0 or not learns_by_mask(model)))
+
+
 def check_scorers(model: Any) -> None:
     """Refuse scorers that a backbone, or the place of a stage, leaves nothing to read or to learn.
 

@@ -16,7 +16,7 @@ from dynavit.adapters import BackboneAdapter, create_adapter
 from dynavit.errors import InputError
 from dynavit.models.conventions import TimmConventions
 from dynavit.models.counts import stage_counts
-from dynavit.models.execution import check_execution, check_scorers, learns_by_mask
+from dynavit.models.execution import check_execution, check_scorers, gathers_in_training, learns_by_mask
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.heads import BNNeck
 from dynavit.models.hub import HubMixin
@@ -57,8 +57,8 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         placement: "before" the block, or "inside" it, between its attention and its MLP.
         count_rule: what keep ratios are ratios of; see :data:`dynavit.models.counts.CountRule`.
         thresholds: one logit a stage above which tokens are kept in eval, whatever their number; or None.
-        execution: "mask" hides dropped tokens, "gather" removes them; "auto" masks while training
-            (unless the reducer cannot) and gathers in eval.
+        execution: "mask" hides dropped tokens, "gather" removes them; "auto" gathers, but masks while training where
+            selectors leave different numbers of tokens in each image, or all of them.
         probes: dropped tokens of each image and stage that stay hidden in gather execution while training, so that
             their masks receive a gradient; see :mod:`dynavit.models.training_probes`.
         mask_form: "key" or "identity"; see :func:`dynavit.models.attention_bias.attention_mask`.
@@ -351,9 +351,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
     @property
     def gathers(self) -> bool:
         """Whether a forward removes dropped tokens, as ``execution`` says; otherwise it masks them."""
-        if self.execution == "auto":
-            return not self.training or self.only_gathers
-        return self.execution == "gather"
+        return gathers_in_training(self) if self.training else self.execution != "mask"
 
     @property
     def only_gathers(self) -> bool:

@@ -399,7 +399,7 @@ def test_gradient_through_kept_and_dropped_tokens(
     model = model_of(family, selector=selector)
     images = images_for(model)
     centre(model, images).train()
-    model.mask_form = mask_form  # type: ignore[assignment]
+    model.execution, model.mask_form = "mask", mask_form  # type: ignore[assignment]
     logits, trace, scores = scores_of(model, images)
     F.cross_entropy(logits, LABELS).backward()
     alive = torch.ones_like(trace.stages[0].kept)

@@ -308,6 +308,15 @@ def test_half_precision_keeps_the_gradient_of_probes(dtype: torch.dtype, scale: 
     assert (probes == 0).float().mean() < 0.01
 
 
+def test_recomputed_blocks_see_the_same_probes() -> None:
+    model = practical(placement="inside")
+    model.execution = "gather"
+    expected, _ = predictor_gradient(model, torch.float32, 1.0)
+    model.set_grad_checkpointing(True)
+    found, _ = predictor_gradient(model, torch.float32, 1.0)
+    assert torch.equal(found, expected)
+
+
 def test_probes_are_drawn_uniformly_and_weigh_for_all_dropped() -> None:
     keep = torch.zeros(3000, 8, dtype=torch.bool)
     keep[:, [1, 6]] = True
