@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
+from dynavit.functional import uniform
 from dynavit.selectors.functional import straight_through
 
 DEFAULT_PROBES = 8
@@ -49,7 +50,7 @@ class Probes:
             for dead ones.
         """
         n = keep.shape[1]
-        chance = torch.rand(keep.shape, generator=self.generator, device=keep.device)
+        chance = uniform(keep, self.generator)
         order = torch.where(keep, torch.arange(n, device=keep.device) - n, torch.where(dropped, chance, 2.0))
         index = order.topk(min(k + self.count, n), dim=1, largest=False, sorted=True).indices
         probes = dropped.gather(1, index)

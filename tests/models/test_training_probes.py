@@ -134,7 +134,8 @@ def relative_errors(case: Case, budget: bool = False, joint: bool = False) -> di
         number, rank = next(stage), dropped.cumsum(dim=1) - 1
         chosen = [[int(place) in draw[number] for place in row] for draw, row in zip(every, rank, strict=True)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch, "rand", lambda *args, **kwargs: torch.where(torch.tensor(chosen), 0.25, 0.75))
+            chance = torch.where(torch.tensor(chosen), 0.25, 0.75)
+            patch.setattr("dynavit.models.training_probes.uniform", lambda like, generator: chance)
             return right(self, mask, keep, dropped, k)
 
     weight = 1 / torch.tensor([len(draws[image]) for image in of.tolist()], dtype=torch.float64)

@@ -102,7 +102,7 @@ def test_removing_tokens_is_one_graph_for_each_count(reducer: str) -> None:
     model, images = tiny("topk").train(), images_of()
     model.reducer, model.probes = dynavit.reducers.create_reducer(reducer, 16), 2
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    schedule = KeepCounts(16, model.keep_ratios, warmup_steps=40, moves=4)
+    schedule = KeepCounts(16, model.keep_ratios, warmup_steps=40, moves=2)
 
     def step(run: Any, number: int) -> Step:
         torch.manual_seed(number)  # the draw of probes
@@ -113,10 +113,10 @@ def test_removing_tokens_is_one_graph_for_each_count(reducer: str) -> None:
         assert trace.execution == "gather"
         return output.detach(), [stage.kept for stage in trace.stages], gradients
 
-    for number in range(0, 41, 10):
+    for number in (0, 20, 40):
         step(compiled, number)
         with torch.compiler.set_stance("fail_on_recompile"):
-            for later in (number, min(number + 9, 40)):
+            for later in (number, min(number + 19, 40)):
                 assert_same(step(compiled, later), step(model, later), rtol=1e-4, atol=1e-5)
 
 
