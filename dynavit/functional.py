@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 NEVER = -1e30
 """What stands for minus infinity: ``exp`` gives exactly 0, and no difference of two gives NaN."""
@@ -17,6 +18,17 @@ NEVER = -1e30
 def full_precision(tensor: Tensor) -> Tensor:
     """Return the tensor in fp32, or as it is in fp64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def linear_logits(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a linear layer with one output to ``(..., D)`` in fp32, and add its bias after: ``(...)``.
+
+    Half precision has few numbers near a large bias: in bf16 a score near 2 has a step of 1/64, more than what most
+    scores differ by.
+    """
+    assert isinstance(layer, nn.Linear)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(full_precision(x), full_precision(layer.weight)).squeeze(-1) + full_precision(layer.bias)
 
 
 def num_keep(num_tokens: Any, keep_ratio: float) -> Any:

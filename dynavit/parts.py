@@ -76,8 +76,8 @@ class Parts(Generic[_T]):
 
     def summaries(self) -> dict[str, str]:
         """Return every name with the first line of its documentation."""
-        found = sorted(self.classes.items())
-        return {name: (inspect.getdoc(cls) or "").partition("\n")[0] for name, cls in found}
+        classes = sorted(self.classes.items())
+        return {name: (inspect.getdoc(cls) or "").partition("\n")[0] for name, cls in classes}
 
     def config(self, name: str, part: _T) -> dict[str, Any]:
         """Return ``{"name": ..., option: value, ...}``, from which the part can be built again.

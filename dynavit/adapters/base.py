@@ -14,8 +14,8 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from dynavit.adapters.halves import add_mlp
+from dynavit.adapters.pooling import weighted_head
 from dynavit.errors import UnsupportedBackbone
-from dynavit.functional import log_mask, masked_mean
 
 if TYPE_CHECKING:
     from dynavit.adapters.attention import AttentionView
@@ -135,20 +135,9 @@ class BackboneAdapter(ABC):
         ``mask`` ``(B, N)`` weighs the patches: 0 for those dropped, and more than 1 for tokens merged of several. None
         means that all of them count alike.
         """
-        vit = self.backbone
-        if mask is None or vit.global_pool in ("token", ""):
-            return vit.forward_head(x, pre_logits=pre_logits)
-        if self.pools_prefix:
-            mask = nn.functional.pad(mask, (self.num_prefix_tokens, 0), value=1.0)
-        else:
-            x = x[:, self.num_prefix_tokens :]
-        if vit.global_pool == "map":
-            keys = mask[:, None, None, :]
-            pooled = vit.attn_pool(x, attn_mask=log_mask(keys) if training else keys.log().to(x.dtype))
-        else:
-            pooled = masked_mean(x, mask)
-        pooled = vit.head_drop(vit.fc_norm(pooled))
-        return pooled if pre_logits else vit.head(pooled)
+        if mask is None or self.backbone.global_pool in ("token", ""):
+            return self.backbone.forward_head(x, pre_logits=pre_logits)
+        return weighted_head(self, x, mask, training, pre_logits)
 
     def _recomputed(self, run: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Call ``run``, and in backward once more instead of storing it where the backbone asks for that."""

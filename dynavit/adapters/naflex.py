@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dynavit.adapters.images import check_images
 from dynavit.adapters.prenorm import PreNormAdapter
 from dynavit.adapters.registry import register_adapter
-from dynavit.adapters.rotary import MixedRotary, without_rotation
+from dynavit.adapters.rotary import MixedRotary, Rotary, extend_rotary, gather_rotary, rotary_of
 from dynavit.errors import InputError
 
 _KEYS = ("patches", "patch_coord", "patch_valid")
@@ -36,7 +36,7 @@ class NaFlexContext:
         valid: ``(B, n)`` bool, False where an image is padded; None for images of one size.
     """
 
-    rope: Tensor | MixedRotary | None
+    rope: Rotary
     valid: Tensor | None
 
 
@@ -120,7 +120,7 @@ class NaFlexVitAdapter(PreNormAdapter):
             assert valid is not None
             rope = _mixed(rope, valid, x.dtype)
         elif rope is not None and vit.rope_is_mixed:
-            rope = MixedRotary((rope,), torch.zeros(1, dtype=torch.long, device=x.device), None)
+            rope = MixedRotary.shared(rope)
         return x, NaFlexContext(rope, valid)
 
     def valid(self, context: NaFlexContext) -> Tensor | None:
@@ -128,28 +128,15 @@ class NaFlexVitAdapter(PreNormAdapter):
         return context.valid
 
     def gather(self, context: NaFlexContext, index: Tensor) -> NaFlexContext:
-        rope, valid = context.rope, context.valid
-        if isinstance(rope, MixedRotary):
-            rope = rope.gather(index)
-        elif rope is not None and rope.ndim == 2:
-            rope = rope[index].unsqueeze(1)
-        elif rope is not None:
-            rope = rope.gather(2, index[:, None, :, None].expand(-1, -1, -1, rope.shape[-1]))
-        return NaFlexContext(rope, None if valid is None else valid.gather(1, index))
+        valid = context.valid
+        return NaFlexContext(gather_rotary(context.rope, index), None if valid is None else valid.gather(1, index))
 
     def extend(self, context: NaFlexContext, count: int) -> NaFlexContext:
-        rope, valid = context.rope, context.valid
-        if isinstance(rope, MixedRotary):
-            rope = rope.extend(count)
-        elif rope is not None:
-            rope = without_rotation(rope, count)
-        return NaFlexContext(rope, None if valid is None else nn.functional.pad(valid, (0, count), value=True))
+        valid = None if context.valid is None else nn.functional.pad(context.valid, (0, count), value=True)
+        return NaFlexContext(extend_rotary(context.rope, count), valid)
 
     def _options(self, number: int, context: NaFlexContext) -> dict[str, Tensor]:
-        rope = context.rope
-        if rope is None:
-            return {}
-        return {"rope": rope.of(number) if isinstance(rope, MixedRotary) else rope}
+        return rotary_of(context.rope, number)
 
     def _mask(self, context: NaFlexContext, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Hide padding for good: the mask of a training step would only make it faint."""

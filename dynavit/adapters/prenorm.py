@@ -39,33 +39,30 @@ class PreNormAdapter(BackboneAdapter):
                     f"{name}.blocks[{number}] is a {type(block).__name__}, which dynavit does not drive; the supported "
                     f"block is {supported} (pre-norm)."
                 )
-        if not isinstance(self.backbone.patch_drop, nn.Identity | None):
+        if not isinstance(getattr(self.backbone, "patch_drop", None), nn.Identity | None):
             raise UnsupportedBackbone(f"{name} drops patches at random (patch_drop_rate); create it without.")
         pool = self.backbone.global_pool
-        if pool not in _POOLS or not isinstance(self.backbone.attn_pool, AttentionPoolLatent | None):
+        if pool not in _POOLS or not isinstance(getattr(self.backbone, "attn_pool", None), AttentionPoolLatent | None):
             raise UnsupportedBackbone(
                 f"{name}(global_pool={pool!r}) cannot leave out dropped tokens; supported: "
                 f"{', '.join(map(repr, _POOLS))}. Pass global_pool= when creating it."
             )
 
     def block(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> Tensor:
-        block, options = self.backbone.blocks[number], self._options(number, context)
+        block = self.backbone.blocks[number]
 
         def run(x: Tensor, mask: Tensor | None) -> Tensor:
-            with backend_for(x, mask):  # inside, so that a recomputation has it too
-                return block(x, attn_mask=mask, **options)
+            return self._call(block, number, x, context, mask)
 
-        return self._recomputed(run, x, self._mask(context, attention_mask, x.dtype))
+        return self._recomputed(run, x, attention_mask)
 
     def attention(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> Tensor:
-        block, options = self.backbone.blocks[number], self._options(number, context)
+        block = self.backbone.blocks[number]
 
         def run(x: Tensor, mask: Tensor | None) -> Tensor:
-            with backend_for(x, mask):
-                attended = block.attn(block.norm1(x), attn_mask=mask, **options)
-            return add_attention(block, x, attended)
+            return add_attention(block, x, self._call(block.attn, number, block.norm1(x), context, mask))
 
-        return self._recomputed(run, x, self._mask(context, attention_mask, x.dtype))
+        return self._recomputed(run, x, attention_mask)
 
     def view(self, number: int, x: Tensor, context: Any, attention_mask: Tensor | None) -> AttentionView:
         block = self.backbone.blocks[number]
@@ -79,8 +76,14 @@ class PreNormAdapter(BackboneAdapter):
             **self._options(number, context),
         )
 
+    def _call(self, module: nn.Module, number: int, x: Tensor, context: Any, mask: Tensor | None) -> Tensor:
+        """Run block ``number`` or its attention on its input; in backward once more, where blocks are recomputed."""
+        mask = self._mask(context, mask, x.dtype)
+        with backend_for(x, mask):
+            return module(x, attn_mask=mask, **self._options(number, context))
+
     def _options(self, number: int, context: Any) -> dict[str, Tensor]:
-        """Return what block ``number`` and its attention are given beside the mask."""
+        """Return what block ``number`` and its attention are told of places, beside the mask."""
         return {}
 
     def _mask(self, context: Any, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -27,7 +27,12 @@ class MixedRotary:
 
     tables: tuple[Tensor, ...]
     size: Tensor
-    positions: Tensor | None
+    positions: Tensor | None = None
+
+    @classmethod
+    def shared(cls, table: Tensor) -> MixedRotary:
+        """Return embeddings ``(depth, H, N, d)`` of images of one size, all patches in order."""
+        return cls((table,), torch.zeros(1, dtype=torch.long, device=table.device))
 
     def gather(self, index: Tensor) -> MixedRotary:
         """Keep the patches at ``index`` ``(B, k)``."""
@@ -49,6 +54,35 @@ class MixedRotary:
         rows = 1 + max(table.shape[2] for table in self.tables)  # the last one, at -1, turns nothing
         padded = [without_rotation(table[number], rows - table.shape[2]) for table in self.tables]
         return torch.stack(padded)[self.size[:, None], :, self.positions].transpose(1, 2)
+
+
+Rotary = Tensor | MixedRotary | None
+"""Axial embeddings, the same in every block: ``(N, d)``, and ``(B, 1, n, d)`` once images differ; mixed ones; none."""
+
+
+def gather_rotary(rope: Rotary, index: Tensor) -> Rotary:
+    """Keep the embeddings of the patches at ``index`` ``(B, k)``."""
+    if rope is None:
+        return None
+    if isinstance(rope, MixedRotary):
+        return rope.gather(index)
+    if rope.ndim == 2:
+        return rope[index].unsqueeze(1)
+    return rope.gather(2, index[:, None, :, None].expand(-1, -1, -1, rope.shape[-1]))
+
+
+def extend_rotary(rope: Rotary, count: int) -> Rotary:
+    """Append embeddings of tokens that stand at no place."""
+    if rope is None:
+        return None
+    return rope.extend(count) if isinstance(rope, MixedRotary) else without_rotation(rope, count)
+
+
+def rotary_of(rope: Rotary, number: int) -> dict[str, Tensor]:
+    """Return what block ``number`` is given: ``rope``, broadcast against queries ``(B, H, n, d)``; or nothing."""
+    if rope is None:
+        return {}
+    return {"rope": rope.of(number) if isinstance(rope, MixedRotary) else rope}
 
 
 def without_rotation(rope: Tensor, count: int) -> Tensor:

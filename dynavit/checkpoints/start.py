@@ -15,7 +15,7 @@ from dynavit.checkpoints.matching import load_matching
 from dynavit.checkpoints.state_dicts import check_numbers, read_state
 from dynavit.errors import InputError
 from dynavit.models.backbone import RATES, create_backbone
-from dynavit.models.factory import load
+from dynavit.models.loading import load
 from dynavit.models.pruned_vit import PrunedViT
 from dynavit.text import first_line
 

@@ -15,6 +15,7 @@ from torchvision.transforms import Compose
 
 from dynavit.data.policies import check_policy
 from dynavit.errors import InputError, did_you_mean
+from dynavit.numbers import is_finite_number
 
 _ToBits = Callable[[float, Mapping[str, Any]], tuple[int]]
 _PROBABILITIES = ("hflip", "vflip", "grayscale_prob", "gaussian_blur_prob", "random_erasing")
@@ -54,7 +55,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in _PROBABILITIES:
             value = getattr(self, name)
-            if not (is_number(value) and 0 <= value <= 1):
+            if not (is_finite_number(value) and 0 <= value <= 1):
                 raise InputError(f"data.augmentation.{name} is a probability in 0..1, got {value!r}.")
         for name, (low, high) in _PAIRS.items():
             pair = getattr(self, name)
@@ -162,9 +163,4 @@ class _Enlarge:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, Sequence) and all(map(is_number, values))
-
-
-def is_number(value: object) -> bool:
-    """Find out whether a setting is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(values, Sequence) and all(map(is_finite_number, values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from dynavit.data.labelled import LabelledFiles, read_class_folders, split_off, 
 from dynavit.data.sources import LAYOUT, check_options, given_root
 from dynavit.data.tables import Table, read_table
 from dynavit.errors import InputError, did_you_mean
+from dynavit.numbers import is_finite_number
 from dynavit.text import listed
 
 OPTIONS = ("validation_fraction", "labels", "validation_labels", "images", "image_column", "label_column")
@@ -138,8 +138,7 @@ def _fraction(options: Mapping[str, Any]) -> float | None:
     fraction = options.get("validation_fraction")
     if fraction is None:
         return None
-    is_number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
-    if not is_number or not math.isfinite(fraction) or not 0 < fraction < 1:
+    if not is_finite_number(fraction) or not 0 < fraction < 1:
         raise InputError(f"data.options.validation_fraction={fraction}: a number between 0 and 1, such as 0.2.")
     return float(fraction)
 

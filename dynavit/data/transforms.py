@@ -12,9 +12,10 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import v2
 
-from dynavit.data.augmentation import create_augmentation, is_number
+from dynavit.data.augmentation import create_augmentation
 from dynavit.data.pictures import MODES
 from dynavit.errors import InputError, did_you_mean
+from dynavit.numbers import is_finite_number
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -75,7 +76,7 @@ def create_transforms(
     height, width = _checked(image_size, mean, std, interpolation)
     if crop_mode not in _CROP_MODES:
         raise InputError(f"crop_mode is one of {', '.join(_CROP_MODES)}, got {crop_mode!r}.")
-    if not (is_number(crop_pct) and _SMALLEST_CROP <= crop_pct <= 1):
+    if not (is_finite_number(crop_pct) and _SMALLEST_CROP <= crop_pct <= 1):
         raise InputError(f"crop_pct is a fraction from {_SMALLEST_CROP} to 1, got {crop_pct!r}.")
     common: dict[str, Any] = {
         "input_size": (len(mean), height, width),
@@ -126,12 +127,12 @@ def create_reid_transforms(
     """
     height, width = _checked(image_size, mean, std, interpolation)
     for name, value in (("flip", flip), ("erase", erase)):
-        if not (is_number(value) and 0 <= value <= 1):
+        if not (is_finite_number(value) and 0 <= value <= 1):
             raise InputError(f"data.augmentation.{name} is a probability in 0..1, got {value!r}.")
     if pad is None:
         pad = round(height * 10 / 256)
     most = max(height, width)
-    if not (is_number(pad) and isinstance(pad, int) and 0 <= pad <= most):
+    if not (is_finite_number(pad) and isinstance(pad, int) and 0 <= pad <= most):
         raise InputError(f"data.augmentation.pad is a whole number of pixels from 0 to {most}, got {pad!r}.")
     resize = v2.Resize((height, width), v2.InterpolationMode(interpolation))
     to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
@@ -173,14 +174,14 @@ def _checked(
         InputError: a value that cannot work.
     """
     size = [image_size, image_size] if isinstance(image_size, int) else image_size
-    whole = isinstance(size, Sequence) and all(is_number(edge) and edge >= 1 and edge % 1 == 0 for edge in size)
+    whole = isinstance(size, Sequence) and all(is_finite_number(edge) and edge >= 1 and edge % 1 == 0 for edge in size)
     if not (whole and len(size) == 2 and max(size) <= _LONGEST_EDGE):
         raise InputError(
             f"image_size is height and width in whole pixels, up to {_LONGEST_EDGE:,}, or one number for both, got "
             f"{image_size!r}."
         )
     for name, values in (("mean", mean), ("std", std)):
-        if not (isinstance(values, Sequence) and all(map(is_number, values)) and len(values) in MODES):
+        if not (isinstance(values, Sequence) and all(map(is_finite_number, values)) and len(values) in MODES):
             raise InputError(f"{name} is 1, 3 or 4 numbers, one for each channel of the pictures, got {values!r}.")
     if len(std) != len(mean) or min(std) <= 0:
         raise InputError(f"std is {len(mean)} numbers above 0, as many as mean has, got {std!r}.")

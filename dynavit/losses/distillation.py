@@ -42,7 +42,7 @@ def token_distillation(student_features: Tensor, teacher_features: Tensor, posit
         student_features: ``(B, n, D)``, ``trace.features``.
         teacher_features: ``(B, N, D)``, the features of the unpruned model.
         positions: ``(B, n)`` int64, ``trace.positions``: the original patch of each student token; -1 for
-            tokens made of several, which are left out.
+            tokens that stand at no place, which are left out.
         kept: ``(B, N)`` bool, ``trace.stages[-1].kept``.
 
     Returns:

@@ -11,7 +11,7 @@ from torch import nn
 
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models.patches import OverlappingPatchEmbed
-from dynavit.models.ratios import checked_whole, is_number
+from dynavit.numbers import checked_whole, is_number
 from dynavit.text import first_line
 
 RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from dynavit.adapters.attention import check_attention
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.reducers import Merge
 
 
-def check_execution(model: Any, execution: Literal["mask", "gather"]) -> None:
+def check_execution(model: Any) -> None:
     """Refuse an execution that the parts of a model do not allow, in the mode that it is in.
 
     Raises:
@@ -17,6 +17,7 @@ def check_execution(model: Any, execution: Literal["mask", "gather"]) -> None:
     """
     if not model.stages:
         return
+    execution = "gather" if model.gathers else "mask"
     reducer, selector = type(model.reducer).__name__, type(model.selector).__name__
     if execution == "mask" and model.only_gathers:
         raise InputError(f"reducer {reducer} removes tokens, it cannot mask them: use execution='auto'.")
@@ -81,3 +82,22 @@ def check_scorers(model: Any) -> None:
                 f"class token is read, so the stage there saves little and its scorer {scorer.name!r} would never "
                 f"learn: leave it out."
             )
+
+
+def check_pooling(model: Any) -> None:
+    """Refuse to pool without a weight where tokens do not all count alike.
+
+    Raises:
+        InputError: saying where the weight is.
+    """
+    # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
+    adaptive = model.thresholds is not None and not model.training
+    prunes = bool(model.stages) if model.training else any(ratio < 1 for ratio in model.keep_ratios)
+    hides = not model.gathers or (model.training and learns_by_mask(model))
+    differ = adaptive or (prunes and (hides or isinstance(model.reducer, Merge)))
+    if differ and model.backbone.global_pool not in ("token", ""):
+        raise InputError(
+            "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "
+            "execution='mask', shorter images are padded, merged tokens are several), so pooling needs to know: "
+            "use forward_features(images, return_trace=True) and forward_head(x, weight=trace.weight)."
+        )

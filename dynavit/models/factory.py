@@ -1,12 +1,10 @@
-"""Making pruned models: from a timm name, around a model, or from a saved folder."""
+"""Making pruned models: from a timm name, or around a model."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -17,9 +15,9 @@ from dynavit.models.backbone import create_backbone
 from dynavit.models.heads import BNNeck, EmbeddingPlace
 from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.pruning import PRUNING, Pruning
-from dynavit.models.ratios import is_number
 from dynavit.models.rebuild import find_origin
 from dynavit.models.side import SideEmbedding
+from dynavit.numbers import is_finite_number
 from dynavit.text import first_line
 
 
@@ -118,26 +116,6 @@ def prune(
     return model.train(backbone.training)
 
 
-def load(path: str | Path, **kwargs: Any) -> PrunedViT:
-    """Load a model saved with ``save_pretrained``: a folder, or a repository of the Hugging Face Hub.
-
-    Args:
-        path: folder or Hub repository id.
-        kwargs: replace saved settings (``keep_ratio=0.5``), or go to huggingface_hub; with ``img_size``, position
-            embeddings are resampled.
-
-    Returns:
-        The model in eval mode.
-
-    Raises:
-        InputError: no such folder or repository, or files that are missing, damaged or of another
-            model.
-    """
-    if not isinstance(path, str | Path) or not str(path):
-        raise InputError(f"load({path!r}): give a folder, or a repository of the Hugging Face Hub.")
-    return PrunedViT.from_pretrained(path, **kwargs)
-
-
 def _tell_unused_pixels(backbone: Any) -> None:
     unused = getattr(getattr(backbone, "patch_embed", None), "unused", None)
     if unused is not None and any(unused):
@@ -167,7 +145,7 @@ def _created_side(backbone: Any, options: Mapping[str, Any] | None) -> SideEmbed
     if not isinstance(options, Mapping) or "cameras" not in options or not options.keys() <= set(known):
         raise InputError(f"side={options!r}: give a mapping with 'cameras', and perhaps 'views' and 'scale'.")
     views, scale = options.get("views", 1), options.get("scale", 3.0)
-    if not is_number(scale) or not math.isfinite(scale):
+    if not is_finite_number(scale):
         raise InputError(f"side={dict(options)}: scale is a finite number.")
     try:
         return SideEmbedding(options["cameras"], views, backbone.embed_dim, scale)

@@ -1,34 +1,31 @@
-"""Saving and loading: ``model.safetensors`` and ``config.json``, locally or on the Hugging Face Hub."""
+"""Saving a model as ``model.safetensors`` and ``config.json``, in a folder or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import Any, Protocol, cast
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynavit.errors import InputError
 from dynavit.files import replacing, require_folder, write_text
 from dynavit.models.probe import check_own_code
 from dynavit.models.rebuild import Origin, describes_a_source, find_origin, structure
-from dynavit.models.saved import checked_size, load_weights, read_config, usable_device
 from dynavit.parts import with_module
 from dynavit.reducers import reducer_config
 from dynavit.scorers import scorer_config
 from dynavit.selectors.registry import selector_config
 
+if TYPE_CHECKING:
+    from dynavit.models.pruned_vit import PrunedViT
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_THRESHOLDS_ARE_OF = {
-    *("keep_ratio", "keep_ratios", "stages", "scorer", "selector", "reducer", "placement", "count_rule"),
-}
-
-
 _CARD = """---
 library_name: dynavit
 pipeline_tag: {task}
@@ -40,179 +37,90 @@ Load with `dynavit.load("FOLDER_OR_HUB_NAME")`; any keep ratio: `dynavit.load(..
 """
 
 
-class _Savable(Protocol):
-    """What saving reads of a model."""
+def save_pretrained(
+    model: PrunedViT,
+    save_directory: str | Path,
+    *,
+    repo_id: str | None = None,
+    push_to_hub: bool = False,
+    **push_to_hub_kwargs: Any,
+) -> str | None:
+    """Write a model into a folder, after making sure that the folder will rebuild it.
 
-    backbone: Any
-    adapter: Any
-    stages: tuple[int, ...]
-    keep_ratios: tuple[float, ...]
-    selector: Any
-    predictors: Any
-    scorer: dict[str, Any]
-    reducer: Any
-    placement: Any
-    count_rule: Any
-    thresholds: tuple[float, ...] | None
-    neck: Any
-    side: Any
-    architecture: str | None
-    model_kwargs: dict[str, Any]
-    metadata: dict[str, Any]
-    _origin: tuple[Any, Origin] | None
+    The folder needs no other file: arguments that say where weights came from are not written. What an earlier
+    save left there stays whole until replaced.
 
+    Args:
+        model: to save.
+        save_directory: made if missing.
+        repo_id: Hub repository to push to; the folder's name if None.
+        push_to_hub: push it there as well.
+        push_to_hub_kwargs: passed to :func:`push_to_hub`.
 
-class HubMixin(PyTorchModelHubMixin, library_name="dynavit", tags=["image-classification"]):
-    """Adds ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``.
+    Returns:
+        Where it was pushed to, or None.
 
-    Attributes:
-        architecture: timm name from which the backbone can be rebuilt; None if unknown.
-        scorer: what :func:`dynavit.create_model` was asked for, for models that have no predictors at present.
-        model_kwargs: what timm needs beside it.
-        metadata: plain data saved along: class names, preprocessing, whatever else serves users.
+    Raises:
+        InputError: the backbone cannot be rebuilt, and how it differs from timm's; an option is not plain data;
+            or the folder cannot be written.
     """
-
-    architecture: str | None = None
-    scorer: dict[str, Any]
-    model_kwargs: dict[str, Any]
-    metadata: dict[str, Any]
-    _origin: tuple[Any, Origin] | None = None
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        config: Any = None,
-        repo_id: str | None = None,
-        push_to_hub: bool = False,
-        **push_to_hub_kwargs: Any,
-    ) -> str | None:
-        """Write the model into a folder, after making sure that the folder will rebuild it.
-
-        The folder needs no other file: arguments that say where weights came from are not written. What an earlier
-        save left there stays whole until replaced.
-
-        Args:
-            save_directory: made if missing.
-            config: ignored: the model describes itself.
-            repo_id: Hub repository to push to; the folder's name if None.
-            push_to_hub: push it there as well.
-            push_to_hub_kwargs: passed to ``push_to_hub``.
-
-        Returns:
-            Where it was pushed to, or None.
-
-        Raises:
-            InputError: the backbone cannot be rebuilt, and how it differs from timm's; an option is not plain data;
-                or the folder cannot be written.
-        """
-        # not huggingface_hub's, which deletes config.json before anything else
-        if not isinstance(save_directory, str | Path) or not str(save_directory):
-            raise InputError(f"save_pretrained({save_directory!r}): give a folder.")
-        folder = Path(save_directory)
-        require_folder(folder)
-        self._save_pretrained(folder)
-        if not push_to_hub:
-            return None
-        return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        config = model_config(cast(_Savable, self))
-        # tied weights are written for each name: the folder rebuilds them untied, and equal
-        state: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, value in cast(nn.Module, self).state_dict().items():
-            state[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
-            seen.add(value.data_ptr())
-        with replacing(save_directory / WEIGHTS) as partial:
-            save_file(state, partial, metadata={"format": "pt"})
-        write_text(save_directory / CONFIG, json.dumps(config, indent=2) + "\n")
-        if not (save_directory / "README.md").exists():
-            task = "image-classification" if cast(_Savable, self).neck is None else "image-feature-extraction"
-            write_text(save_directory / "README.md", _CARD.format(architecture=config["architecture"], task=task))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        map_location: str = "cpu",
-        strict: bool = True,
-        **overrides: Any,
-    ) -> Any:
-        """Load what ``save_pretrained`` wrote; see :func:`dynavit.load`."""
-        # not huggingface_hub's, which reads config.json itself and knows no InputError
-        from dynavit.models.factory import create_model  # the factory builds this class
-
-        folder = Path(pretrained_model_name_or_path)
-
-        def locate(name: str) -> Path:
-            if folder.is_dir():
-                return folder / name
-            try:
-                if folder.exists() or str(folder).count("/") != 1:
-                    raise HFValidationError
-                return Path(
-                    hf_hub_download(
-                        str(pretrained_model_name_or_path),
-                        name,
-                        revision=revision,
-                        cache_dir=cache_dir,
-                        force_download=force_download,
-                        local_files_only=local_files_only,
-                        token=token,
-                    )
-                )
-            except HFValidationError:
-                reason = "and no name of a Hugging Face Hub repository"
-            except OSError as error:
-                reason = f"and the Hugging Face Hub did not give its {name} ({str(error).splitlines()[0]})"
-            raise InputError(
-                f"{folder} is no folder, {reason}; give the folder that a training run or save_pretrained wrote."
-            )
-
-        torch_device = usable_device(map_location)
-        where = locate(CONFIG)
-        config = read_config(where)
-        metadata = config.pop("metadata", {})
-        kwargs = {key: value for key, value in config.pop("model_kwargs").items() if not describes_a_source(key)}
-        pool, thresholds = config.pop("global_pool", None), config.pop("thresholds", None)
-        look, size = config.pop("preprocessing", {}), overrides.pop("img_size", None)
-        if "keep_ratio" in overrides:
-            del config["keep_ratios"]
-        try:
-            model = create_model(config.pop("architecture"), **{**config, **kwargs, **overrides})
-            if pool != model.backbone.global_pool and "global_pool" not in overrides and pool is not None:
-                model.reset_classifier(model.num_classes, pool)  # as was done to the saved one
-            if thresholds is not None and not overrides.keys() & _THRESHOLDS_ARE_OF:
-                model.set_thresholds([float(threshold) for threshold in thresholds])
-        except InputError as error:
-            if overrides:
-                raise
-            raise type(error)(f"{where}: {error}") from error
-        except Exception as error:  # values that nobody wrote on purpose fail anywhere
-            if overrides:
-                raise
-            raise InputError(
-                f"{where} describes no model that can be built ({error}): save the model again."
-            ) from error
-        if look:
-            model.backbone.pretrained_cfg = model.backbone.default_cfg = {**model.backbone.pretrained_cfg, **look}
-        model.metadata = metadata
-        load_weights(model, locate(WEIGHTS), torch_device, strict)
-        if size is not None:
-            pixels = checked_size(size, model)
-            model.set_input_size(img_size=pixels)
-            model.model_kwargs["img_size"] = list(pixels)
-        return model.eval()
+    if not isinstance(save_directory, str | Path) or not str(save_directory):
+        raise InputError(f"save_pretrained({save_directory!r}): give a folder.")
+    folder = Path(save_directory)
+    require_folder(folder)
+    config = model_config(model)
+    # tied weights are written for each name: the folder rebuilds them untied, and equal
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in model.state_dict().items():
+        state[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
+        seen.add(value.data_ptr())
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(state, partial, metadata={"format": "pt"})
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    if not (folder / "README.md").exists():
+        task = "image-classification" if model.neck is None else "image-feature-extraction"
+        write_text(folder / "README.md", _CARD.format(architecture=config["architecture"], task=task))
+    return model.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
 
 
-def model_config(model: _Savable) -> dict[str, Any]:
+def push_to_hub(
+    model: PrunedViT,
+    repo_id: str,
+    *,
+    commit_message: str = "Push model using huggingface_hub.",
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    **upload: Any,
+) -> str:
+    """Save a model to a repository of the Hugging Face Hub, which is made if missing.
+
+    Args:
+        model: to save.
+        repo_id: "user/name", or a name alone, of the user's own.
+        commit_message: of the one commit.
+        private: who sees a repository that is made; the owner's setting if None.
+        token: the one of ``hf auth login`` if None.
+        branch: to push to; "main" if None.
+        upload: passed to ``HfApi.upload_folder``, such as ``create_pr`` or ``delete_patterns``.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: as :func:`save_pretrained`, before anything is sent.
+    """
+    api = HfApi(token=token)
+    with TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        return api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=branch, **upload
+        )
+
+
+def model_config(model: PrunedViT) -> dict[str, Any]:
     """Return what rebuilds the model, as plain data, after rebuilding its backbone.
 
     Raises:
@@ -248,13 +156,14 @@ def model_config(model: _Savable) -> dict[str, Any]:
     return config
 
 
-def _scorer_config(model: _Savable) -> dict[str, Any]:
+def _scorer_config(model: PrunedViT) -> dict[str, Any]:
     if not model.predictors:
         return model.scorer
-    return with_module(scorer_config(model.predictors[0]), model.predictors[0])
+    scorer: Any = model.predictors[0]
+    return with_module(scorer_config(scorer), scorer)
 
 
-def _origin(model: _Savable) -> Origin:
+def _origin(model: PrunedViT) -> Origin:
     """Return how the backbone is made, found out once for each structure that it has."""
     if model.adapter.backbone is not model.backbone:
         raise InputError("model.backbone was replaced, but the model runs the old one: wrap the new one.")
@@ -265,9 +174,9 @@ def _origin(model: _Savable) -> Origin:
     plain = {key: value for key, value in model.model_kwargs.items() if not describes_a_source(key)}
     _require_plain(plain)
     key = (model.architecture, json.dumps(plain), structure(model.backbone))
-    if model._origin is None or model._origin[0] != key:
-        model._origin = (key, find_origin(model.adapter, model.architecture, plain))
-    return model._origin[1]
+    if model.origin is None or model.origin[0] != key:
+        model.origin = (key, find_origin(model.adapter, model.architecture, plain))
+    return model.origin[1]
 
 
 def _require_plain(config: dict[str, Any]) -> None:

@@ -28,11 +28,8 @@ class OneOf:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else instance.__dict__[f"_{self.name}"]
-
     def __set__(self, instance: Any, value: Any) -> None:
         if value not in self.choices:
             known = ", ".join(map(repr, self.choices))
             raise InputError(f"{self.name}={value!r}: one of {known}.{did_you_mean(str(value), self.choices)}")
-        instance.__dict__[f"_{self.name}"] = value
+        instance.__dict__[self.name] = value  # where attributes are read, as there is no __get__

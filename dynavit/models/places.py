@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynavit.functional import take
+from dynavit.models.trace import StageTrace
 
 
 class Places:
@@ -21,12 +22,14 @@ class Places:
         kept: ``(B, N)`` bool: kept by every stage so far, in a token of its own. Where soft selections, which remove
             nothing, said no, the token is present all the same.
         source: ``(B, N)`` the token that holds each patch now, 0 to n - 1; -1: it was dropped.
+        stages: what each stage so far left.
     """
 
     def __init__(self, valid: Tensor) -> None:
         self.kept = valid
         slots = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
         self.source = slots.masked_fill(~valid, -1)
+        self.stages: list[StageTrace] = []
         self._last: Tensor | None = None
 
     def remember(self, patches: Tensor) -> None:

@@ -26,12 +26,12 @@ def probe_images(adapter: BackboneAdapter) -> Tensor:
     return images.to(first.device, first.dtype)
 
 
-def close(mine: Any, other: Any) -> bool:
+def close(output: Any, other: Any) -> bool:
     """Whether two outputs are the same but for rounding."""
-    if not isinstance(mine, Tensor) or not isinstance(other, Tensor) or mine.shape != other.shape:
+    if not isinstance(output, Tensor) or not isinstance(other, Tensor) or output.shape != other.shape:
         return False
-    scale = float(mine.abs().nan_to_num().max()) if mine.numel() else 0.0
-    return torch.allclose(mine, other, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)
+    scale = float(output.abs().nan_to_num().max()) if output.numel() else 0.0
+    return torch.allclose(output, other, rtol=0, atol=_TOLERANCE * scale, equal_nan=True)
 
 
 @contextmanager

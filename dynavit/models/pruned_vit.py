@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +15,20 @@ from torch import Tensor, nn
 
 from dynavit.adapters import BackboneAdapter, create_adapter
 from dynavit.errors import InputError
-from dynavit.models.conventions import TimmConventions
+from dynavit.models import conventions, hub
 from dynavit.models.counts import stage_counts
-from dynavit.models.execution import check_execution, check_scorers, gathers_in_training, learns_by_mask
+from dynavit.models.execution import check_execution, check_pooling, check_scorers, gathers_in_training, learns_by_mask
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.heads import BNNeck
-from dynavit.models.hub import HubMixin
-from dynavit.models.intermediates import Intermediates
+from dynavit.models.intermediates import forward_intermediates
 from dynavit.models.masked import MaskedTokens
 from dynavit.models.merging import MergeStep
 from dynavit.models.one_of import OneOf
 from dynavit.models.places import Places
 from dynavit.models.pruning import Pruning
 from dynavit.models.ratios import checked_ratios, checked_rule, checked_stages, checked_thresholds
-from dynavit.models.side import SideEmbedding
+from dynavit.models.rebuild import Origin
+from dynavit.models.side import SideEmbedding, add_side
 from dynavit.models.steps import ForwardRequest, SelectStep
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageTrace, Trace
@@ -37,7 +38,7 @@ from dynavit.reducers import Drop, Merge
 _DROP = Drop()
 
 
-class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
+class PrunedViT(nn.Module):
     """Runs a backbone's own blocks and prunes its patch tokens at some of them.
 
     Build it with :func:`dynavit.create_model` or :func:`dynavit.prune`. The backbone is held as it
@@ -62,11 +63,15 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         probes: dropped tokens of each image and stage that stay hidden in gather execution while training, so that
             their masks receive a gradient; see :mod:`dynavit.models.training_probes`.
         mask_form: "key" or "identity"; see :func:`dynavit.models.attention_bias.attention_mask`.
+        architecture: timm name from which the backbone can be rebuilt; None if unknown.
+        model_kwargs: what timm needs beside it.
+        scorer: what :func:`dynavit.create_model` was asked for, for models that have no predictors at present.
+        metadata: plain data saved along: class names, preprocessing, whatever else serves users.
     """
 
-    execution = OneOf("auto", "mask", "gather")
-    mask_form = OneOf("key", "identity")
-    placement = OneOf("before", "inside")
+    execution: Any = OneOf("auto", "mask", "gather")
+    mask_form: Any = OneOf("key", "identity")
+    placement: Any = OneOf("before", "inside")
 
     def __init__(
         self,
@@ -89,10 +94,12 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         self.predictors = nn.ModuleList(pruning.create_scorer(self.embed_dim) for _ in scored)
         self.neck = neck
         self.side = side
-        self._check_head()
+        conventions.check_neck(self)
         check_scorers(self)
         self.scorer = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
+        self.architecture: str | None = None
         self.model_kwargs: dict[str, Any] = {}
+        self.origin: tuple[Any, Origin] | None = None
         self.metadata: dict[str, Any] = {}
         self.execution = "auto"
         self.mask_form = "key"
@@ -152,14 +159,7 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         Raises:
             InputError: another number than of stages, no number, or a model that chooses without logits.
         """
-        if thresholds is None:
-            self.thresholds = None
-            return
-        found = checked_thresholds(thresholds, len(self.stages))
-        if not self.predictors or not self.selector.needs_scores:
-            chooser = self.selector if self.predictors else self.reducer
-            raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
-        self.thresholds = found
+        self.thresholds = None if thresholds is None else checked_thresholds(thresholds, self)
 
     def forward(
         self,
@@ -195,11 +195,11 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 needed, or not; one image alone for a neck in training; a reducer that this execution or selector
                 cannot be used with.
         """
-        tokens = self._embed(images, cameras, views, follow=return_trace)
-        stages = self._run(tokens, self._request(tokens, keep_counts, temperature, generator))
+        tokens = self.embed(images, cameras, views, follow=return_trace)
+        self.run(tokens, self.request(tokens, keep_counts, temperature=temperature, generator=generator))
         x = self.adapter.norm(tokens.x)
         output = self._head(x, tokens.weight)
-        return (output, self._trace(x, tokens, stages)) if return_trace else output
+        return (output, self._trace(x, tokens)) if return_trace else output
 
     def unknown_cameras(self, batch: int) -> dict[str, Tensor]:
         """Return what else to call the model with for B images of which no camera is known; mostly nothing."""
@@ -216,10 +216,10 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
 
         Where tokens do not all count alike, pooling has to know: pass ``trace.weight`` on to :meth:`forward_head`.
         """
-        tokens = self._embed(images, cameras, views, follow=return_trace)
-        stages = self._run(tokens, self._request(tokens))
+        tokens = self.embed(images, cameras, views, follow=return_trace)
+        self.run(tokens, self.request(tokens))
         x = self.adapter.norm(tokens.x)
-        return (x, self._trace(x, tokens, stages)) if return_trace else x
+        return (x, self._trace(x, tokens)) if return_trace else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, weight: Tensor | None = None) -> Any:
         """Pool tokens and classify or embed them, as timm's method does.
@@ -233,39 +233,24 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
         Raises:
             InputError: no weight is given, the model pools over tokens, and they do not all count alike.
         """
-        # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
-        adaptive = self.thresholds is not None and not self.training
-        prunes = bool(self.stages) if self.training else any(ratio < 1 for ratio in self.keep_ratios)
-        hides = not self.gathers or (self.training and learns_by_mask(self))
-        differ = adaptive or (prunes and (hides or isinstance(self.reducer, Merge)))
-        if weight is None and differ and self.backbone.global_pool not in ("token", ""):
-            raise InputError(
-                "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "
-                "execution='mask', shorter images are padded, merged tokens are several), so pooling needs to know: "
-                "use forward_features(images, return_trace=True) and forward_head(x, weight=trace.weight)."
-            )
+        if weight is None:
+            check_pooling(self)
         return self._head(x, weight, pre_logits)
 
     def _head(self, x: Tensor, weight: Tensor | None, pre_logits: bool = False) -> Any:
-        if self.neck is None or pre_logits:
-            return self.adapter.head(x, weight, self.training, pre_logits)
-        return self.neck(self.adapter.head(x, weight, self.training, pre_logits=True))
+        neck = None if pre_logits else self.neck
+        pooled = self.adapter.head(x, weight, self.training, pre_logits or neck is not None)
+        return pooled if neck is None else neck(pooled)
 
-    def _run(
-        self, tokens: Tokens, request: ForwardRequest, after: Callable[[int, Tokens], None] | None = None
-    ) -> list[StageTrace]:
+    def run(self, tokens: Tokens, request: ForwardRequest, after: Callable[[int, Tokens], None] | None = None) -> None:
         """Run the blocks, and shorten the tokens at the stages.
 
         Args:
             tokens: embedded; changed.
             request: what is asked of the stages.
             after: called with the number and the tokens after each block.
-
-        Returns:
-            What each stage left, if patches are followed.
         """
         steps = self.steps()
-        stages: list[StageTrace] = []
         for number in range(self.adapter.depth):
             step, choice = steps.get(number), None
             if step is None or step.idle(request):
@@ -278,10 +263,9 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
                 choice = step(tokens, request)
                 tokens.block(number)
             if step is not None and tokens.places is not None:
-                stages.append(StageTrace(tokens.places.kept, tokens.candidates.sum(dim=1), choice))
+                tokens.places.stages.append(StageTrace(tokens.places.kept, tokens.candidates.sum(dim=1), choice))
             if after is not None:
                 after(number, tokens)
-        return stages
 
     def steps(self) -> dict[int, SelectStep | MergeStep]:
         """Return what happens at each stage, by the block that it is at."""
@@ -296,13 +280,10 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             steps[block] = SelectStep(stage, block, ratio, scorers[stage], selector, _DROP if early else reducer)
         return steps
 
-    def _request(
-        self,
-        tokens: Tokens,
-        keep_counts: Sequence[int | Tensor] | None = None,
-        temperature: float | Tensor = 1.0,
-        generator: torch.Generator | None = None,
+    def request(
+        self, tokens: Tokens, keep_counts: Sequence[int | Tensor] | None = None, **sampling: Any
     ) -> ForwardRequest:
+        """Return what a forward asks of its stages; ``sampling`` is the temperature and the generator."""
         if keep_counts is not None and len(keep_counts) != len(self.stages):
             raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
         return ForwardRequest(
@@ -310,30 +291,26 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
             training=self.training,
             skips_full=not self.training and keep_counts is None and self.thresholds is None,
             thresholds=None if self.training or keep_counts is not None else self.thresholds,
-            temperature=temperature,
-            generator=generator,
             probes=self.probes if self.training and learns_by_mask(self) else None,
+            **sampling,
         )
 
-    def _trace(self, x: Tensor, tokens: Tokens, stages: list[StageTrace]) -> Trace:
+    def _trace(self, x: Tensor, tokens: Tokens) -> Trace:
         assert tokens.places is not None
         features = x[:, self.adapter.num_prefix_tokens :]
-        return Trace(tokens.execution, features, tokens.positions, tokens.places.source, tokens.weight, stages)
+        return Trace(
+            tokens.execution, features, tokens.positions, tokens.places.source, tokens.weight, tokens.places.stages
+        )
 
-    def _embed(self, images: Any, cameras: Tensor | None, views: Tensor | None, follow: bool) -> Tokens:
+    def embed(self, images: Any, cameras: Tensor | None, views: Tensor | None, follow: bool) -> Tokens:
+        """Turn images into the tokens of this forward's execution; ``follow`` every patch, for a trace."""
         x, context = self.adapter.embed(images)
-        if self.side is not None:
-            x = x + self.side(cameras, views, x.shape[0]).to(x.dtype)
-        elif cameras is not None or views is not None:
-            raise InputError(
-                "this model has no side embedding: call it without cameras and views, or create it with "
-                "side={'cameras': ...}."
-            )
-        gathers = self.gathers
-        if self.training or not gathers:
-            check_execution(self, "gather" if gathers else "mask")
-        kind = GatheredTokens if gathers else MaskedTokens
+        if self.side is not None or cameras is not None or views is not None:
+            x = add_side(self.side, x, cameras, views)
+        kind = GatheredTokens if self.gathers else MaskedTokens
         tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
+        if self.training or not self.gathers:
+            check_execution(self)
         tokens.places = Places(tokens.candidates) if follow else None
         return tokens
 
@@ -357,3 +334,26 @@ class PrunedViT(nn.Module, TimmConventions, Intermediates, HubMixin):
     def only_gathers(self) -> bool:
         """Whether tokens can be removed but not masked."""
         return not self.reducer.masks
+
+    # what users of timm and of the Hugging Face Hub expect; each function documents itself
+    num_classes = property(conventions.num_classes)
+    num_features = property(conventions.num_features)
+    num_prefix_tokens = property(conventions.num_prefix_tokens)
+    embed_dim = property(conventions.embed_dim)
+    pretrained_cfg = default_cfg = property(conventions.pretrained_cfg)
+    get_classifier = conventions.get_classifier
+    reset_classifier = conventions.reset_classifier
+    set_input_size = conventions.set_input_size
+    set_grad_checkpointing = conventions.set_grad_checkpointing
+    no_weight_decay = conventions.no_weight_decay
+    group_matcher = conventions.group_matcher
+    forward_intermediates = forward_intermediates
+    save_pretrained = hub.save_pretrained
+    push_to_hub = hub.push_to_hub
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> PrunedViT:
+        """Load what ``save_pretrained`` wrote; see :func:`dynavit.load`."""
+        from dynavit.models.loading import load  # which builds this class
+
+        return load(pretrained_model_name_or_path, **kwargs)

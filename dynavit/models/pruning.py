@@ -57,9 +57,15 @@ class Pruning:
         return DEFAULT_KEEP_RATIO if self.keep_ratio is None else self.keep_ratio
 
     def stages_of(self, depth: int) -> Sequence[int]:
-        """Return the stages in a backbone of this many blocks: (3, 6, 9) of 12 by default."""
+        """Return the stages in a backbone of this many blocks: (3, 6, 9) of 12 by default.
+
+        Raises:
+            InputError: a single block has no quarters, and no stages are given.
+        """
         if self.stages is not None:
             return self.stages
+        if depth < 2:
+            raise InputError(f"a backbone of {depth} block has no default stages: give stages=(0,), or () for none.")
         return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0}))
 
     def create_selector(self) -> Selector:

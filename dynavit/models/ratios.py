@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynavit.errors import InputError
 from dynavit.models.counts import CountRule
+from dynavit.numbers import checked_whole, is_number
+
+if TYPE_CHECKING:
+    from dynavit.models.pruned_vit import PrunedViT
 
 
 def checked_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
@@ -71,18 +74,22 @@ def checked_ratios(keep_ratio: float | Sequence[float], num_stages: int, rule: C
     return tuple(max(round(ratio, 3), 0.001) for ratio in ratios)
 
 
-def checked_thresholds(thresholds: Sequence[float], num_stages: int) -> tuple[float, ...]:
+def checked_thresholds(thresholds: Sequence[float], model: PrunedViT) -> tuple[float, ...]:
     """Return one threshold a stage.
 
     Raises:
-        InputError: another number than of stages, or no numbers.
+        InputError: another number than of stages, no numbers, or a model that chooses without logits.
     """
+    num_stages = len(model.stages)
     if not isinstance(thresholds, Sequence) or not all(is_number(threshold) for threshold in thresholds):
         raise InputError(f"thresholds={thresholds!r}: give a list of numbers, one a stage.")
     if len(thresholds) != num_stages or not num_stages:
         raise InputError(f"{len(thresholds)} thresholds for {num_stages} stages; give one a stage.")
     if any(math.isnan(threshold) for threshold in thresholds):
         raise InputError(f"thresholds={list(thresholds)}: NaN is no threshold.")
+    if not model.predictors or not model.selector.needs_scores:
+        chooser = model.selector if model.predictors else model.reducer
+        raise InputError(f"thresholds compare logits, which {type(chooser).__name__} does not read.")
     return tuple(float(threshold) for threshold in thresholds)
 
 
@@ -115,23 +122,3 @@ def ratios_removing(removed: int, num_patches: int, num_stages: int) -> tuple[fl
     if left[-1] < 1:
         raise InputError(f"removing {removed} of {num_patches} patches {num_stages} times leaves none.")
     return tuple(-(-1000 * count // num_patches) / 1000 for count in left)
-
-
-def checked_whole(name: str, value: Any, least: int) -> int:
-    """Return a whole number.
-
-    Raises:
-        InputError: it is none, or too small.
-    """
-    try:
-        whole = least - 1 if isinstance(value, bool) else index(value)
-    except TypeError:
-        whole = least - 1
-    if whole < least:
-        raise InputError(f"{name}={value!r}: a whole number, at least {least}.")
-    return whole
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a real number; True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)

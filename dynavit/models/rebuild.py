@@ -159,28 +159,28 @@ def _build(architecture: str, kwargs: Mapping[str, Any], like: Any) -> Any:
 
 def _differences(backbone: nn.Module, rebuilt: nn.Module, name: str) -> list[str]:
     ours, theirs = backbone.state_dict(), rebuilt.state_dict()
-    found = [
+    differences = [
         f"backbone.{key} is {tuple(value.shape)}, {name} has {tuple(theirs[key].shape)}"
         for key, value in ours.items()
         if key in theirs and theirs[key].shape != value.shape
     ]
     for keys, where in ((ours.keys() - theirs.keys(), "the backbone"), (theirs.keys() - ours.keys(), name)):
         if keys:
-            found.append(f"only {where} has {listed(sorted(keys), 3)}")
-    if found:
-        return found
-    mine, others = dict(backbone.named_modules()), dict(rebuilt.named_modules())
-    for key in mine.keys() | others.keys():
-        module, other = mine.get(key, _INERT[0]()), others.get(key, _INERT[0]())
+            differences.append(f"only {where} has {listed(sorted(keys), 3)}")
+    if differences:
+        return differences
+    modules, others = dict(backbone.named_modules()), dict(rebuilt.named_modules())
+    for key in modules.keys() | others.keys():
+        module, other = modules.get(key, _INERT[0]()), others.get(key, _INERT[0]())
         inert = isinstance(module, _INERT) and isinstance(other, _INERT)
         place = f"backbone.{key}" if key else "backbone"
         if type(module) is not type(other) and not inert:
-            found.append(f"{place} is a {type(module).__name__}, that of {name} a {type(other).__name__}")
+            differences.append(f"{place} is a {type(module).__name__}, that of {name} a {type(other).__name__}")
         settings = _settings(other)
         for setting, value in _settings(module).items():
             if setting in settings and settings[setting] != value:
-                found.append(f"{place}.{setting} is {value}, that of {name} {settings[setting]}")
-    return sorted(found)
+                differences.append(f"{place}.{setting} is {value}, that of {name} {settings[setting]}")
+    return sorted(differences)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
@@ -201,16 +201,16 @@ def _is_plain(value: Any) -> bool:
 
 def _read_off(adapter: BackboneAdapter, rebuilt: Any) -> dict[str, Any]:
     """Return timm's arguments by which a backbone seems to differ from another."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for key, read in _READERS.items():
         value = _read(read, adapter.backbone)
         if value is not None and value != _read(read, rebuilt):
-            found[key] = value
-    if {"class_token", "fc_norm"} & found.keys():  # which the default of pooling depends on
-        found["global_pool"] = adapter.backbone.global_pool
+            arguments[key] = value
+    if {"class_token", "fc_norm"} & arguments.keys():  # which the default of pooling depends on
+        arguments["global_pool"] = adapter.backbone.global_pool
     if adapter.in_chans != type(adapter)(rebuilt).in_chans:
-        found["in_chans"] = adapter.in_chans
-    return found
+        arguments["in_chans"] = adapter.in_chans
+    return arguments
 
 
 def _read(read: Callable[[Any], Any], backbone: Any) -> Any:
@@ -229,10 +229,10 @@ def _same_outputs(adapter: BackboneAdapter, rebuilt: nn.Module) -> bool:
     rebuilt.load_state_dict(backbone.state_dict(), assign=True)
     with evaluating(backbone), torch.autocast(first.device.type, enabled=False):
         try:
-            mine = _outputs(backbone, images)
+            outputs = _outputs(backbone, images)
         except (RuntimeError, NotImplementedError):  # half precision that this device cannot compute in
             return True
-        return all(map(close, mine, _outputs(rebuilt, images)))
+        return all(map(close, outputs, _outputs(rebuilt, images)))
 
 
 def _outputs(backbone: Any, images: Tensor) -> list[Tensor]:
@@ -241,9 +241,9 @@ def _outputs(backbone: Any, images: Tensor) -> list[Tensor]:
 
 
 def _preprocessing(backbone: Any, rebuilt: Any) -> dict[str, Any]:
-    mine, other = (getattr(each, "pretrained_cfg", None) or {} for each in (backbone, rebuilt))
-    found = {key: mine[key] for key in _LOOK if key in mine and mine[key] != other.get(key)}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+    ours, theirs = (getattr(each, "pretrained_cfg", None) or {} for each in (backbone, rebuilt))
+    differing = {key: ours[key] for key in _LOOK if key in ours and ours[key] != theirs.get(key)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in differing.items()}
 
 
 def _refuse(name: str, kwargs: Mapping[str, Any], different: list[str]) -> NoReturn:

@@ -131,14 +131,14 @@ def load_weights(model: Any, path: Path, device: str, strict: bool = True) -> No
         except RuntimeError as error:
             raise InputError(f"{path} cannot be loaded into {model.architecture}: {first_line(error)}.") from None
         return
-    told = [
+    differences = [
         f"size mismatch for {name}, {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model"
         for name in shapes[:2]
     ]
-    told += [f"missing: {listed(missing, 3)}"] if missing else []
-    told += [f"unknown: {listed(unknown, 3)}"] if unknown else []
+    differences += [f"missing: {listed(missing, 3)}"] if missing else []
+    differences += [f"unknown: {listed(unknown, 3)}"] if unknown else []
     raise InputError(
-        f"{path} cannot be loaded into {model.architecture}: {'; '.join(told)}. {_why(missing, unknown, shapes)}"
+        f"{path} cannot be loaded into {model.architecture}: {'; '.join(differences)}. {_why(missing, unknown, shapes)}"
     )
 
 

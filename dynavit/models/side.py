@@ -91,3 +91,17 @@ class SideEmbedding(nn.Module):
                 )
         numbers = numbers.to(self.table.device, torch.int64)
         return torch.where(numbers == -1, count, numbers)
+
+
+def add_side(side: SideEmbedding | None, x: Tensor, cameras: Tensor | None, views: Tensor | None) -> Tensor:
+    """Add what is known of camera and view to tokens ``(B, L, D)``.
+
+    Raises:
+        InputError: nothing in the model could be told.
+    """
+    if side is None:
+        raise InputError(
+            "this model has no side embedding: call it without cameras and views, or create it with "
+            "side={'cameras': ...}."
+        )
+    return x + side(cameras, views, x.shape[0]).to(x.dtype)

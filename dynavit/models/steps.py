@@ -105,22 +105,11 @@ class SelectStep(Step):
         if tokens.places is None:
             return None
         probs, mask = selection.probs, selection.mask
-        originals = positions >= 0  # what a reducer made is no patch
         if soft:
             tokens.probs = probs = probs if tokens.probs is None else tokens.probs * probs
         if before is not None:
             mask = before * mask
-        return StageChoice(
-            candidates=alive,
-            positions=positions,
-            logits=logits,
-            probs=probs,
-            expected=(probs * originals).sum(dim=1) / total,
-            decided=(mask * originals).sum(dim=1) / total,
-            num_kept=selection.keep.sum(dim=1),
-            log_prob=selection.log_prob,
-            aux=selection.aux,
-        )
+        return StageChoice.of(selection, logits, alive, probs, mask, positions, total)
 
     def macs(self, n: int, k: int, adapter: BackboneAdapter) -> tuple[int, int]:
         """Return the multiply-accumulates, for one image, of choosing k of n tokens and of reducing the others."""

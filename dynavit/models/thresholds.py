@@ -54,18 +54,18 @@ def calibrate(
     model.eval()
     before = model.keep_ratios, model.thresholds
     num_stages = len(model.stages)
-    found: list[float] = []
+    thresholds: list[float] = []
     try:
         if keep_ratios is not None:
             model.set_keep_ratio(keep_ratios)
         for _ in range(num_stages):
-            model.set_thresholds([*found, *[_KEEP_ALL] * (num_stages - len(found))])
-            found.append(_calibrated(model, len(found), again()))
-        model.set_thresholds(found)
+            model.set_thresholds([*thresholds, *[_KEEP_ALL] * (num_stages - len(thresholds))])
+            thresholds.append(_calibrated(model, len(thresholds), again()))
+        model.set_thresholds(thresholds)
     except BaseException:  # an interruption, too, leaves the model as it was
         model.keep_ratios, model.thresholds = before
         raise
-    return tuple(found)
+    return tuple(thresholds)
 
 
 def kept_counts(trace: Trace) -> Tensor:
@@ -128,14 +128,14 @@ def _parts(batch: Any) -> tuple[Any, Mapping[str, Any] | None]:
     """Return images, and cameras and views if they are told."""
     images, rest = (batch[0], batch[1:]) if isinstance(batch, tuple | list) and len(batch) else (batch, ())
     if not (isinstance(images, Mapping) or (isinstance(images, Tensor) and images.ndim == 4)):
-        found = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        got = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise InputError(
             f"calibrate: a batch is a tensor (B, C, H, W), what a NaFlexVit takes, or a tuple that begins with one of "
-            f"these, got {found}."
+            f"these, got {got}."
         )
     if isinstance(images, Mapping) and not isinstance(images.get("patches"), Tensor):
-        found = listed(map(str, images))
-        raise InputError(f"calibrate: a batch that is a mapping lacks 'patches'; it has {found}.")
+        got = listed(map(str, images))
+        raise InputError(f"calibrate: a batch that is a mapping lacks 'patches'; it has {got}.")
     if len(rest) != 1 or not isinstance(rest[0], Mapping):
         return images, None
     unknown = [str(key) for key in rest[0] if key not in ("cameras", "views")]

@@ -40,7 +40,8 @@ class Tokens(ABC):
         execution: which of the two.
         x: ``(B, P + n, D)``.
         num_patches: N; ``(B,)`` int64 where images differ.
-        positions: ``(B, n)`` original patch index of each token; -1 for one that a reducer made of several.
+        positions: ``(B, n)`` original patch index of each token, of a merged one that of one of its patches; -1 for a
+            token that a reducer appended or mixed, which stands at no place.
         alive: ``(B, n)`` bool: neither removed by an earlier stage nor padding; None: all are.
         mask: ``(B, n)`` fp32: the product of the stages' masks; None where nothing is masked.
         size: ``(B, n)`` fp32: how many patches each token was merged from; None while nothing was merged.

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dynavit.selectors import Selection
+
 
 @dataclass(frozen=True)
 class StageChoice:
@@ -41,13 +43,46 @@ class StageChoice:
     log_prob: Tensor | None
     aux: Mapping[str, Tensor]
 
+    @classmethod
+    def of(
+        cls,
+        selection: Selection,
+        logits: Tensor,
+        candidates: Tensor,
+        probs: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        num_patches: int | Tensor,
+    ) -> StageChoice:
+        """Record a selection.
+
+        Args:
+            selection, logits, candidates: the stage's.
+            probs, mask: ``(B, n)``, of all stages so far where selections are soft.
+            positions: ``(B, n)`` original patch of each token, -1 for what a reducer made, which is no patch.
+            num_patches: N, or ``(B,)`` where images differ.
+        """
+        originals = positions >= 0
+        return cls(
+            candidates=candidates,
+            positions=positions,
+            logits=logits,
+            probs=probs,
+            expected=(probs * originals).sum(dim=1) / num_patches,
+            decided=(mask * originals).sum(dim=1) / num_patches,
+            num_kept=selection.keep.sum(dim=1),
+            log_prob=selection.log_prob,
+            aux=selection.aux,
+        )
+
 
 @dataclass(frozen=True)
 class StageTrace:
     """What is left after a stage.
 
     Attributes:
-        kept: ``(B, N)`` bool: which original patches still have a token of their own.
+        kept: ``(B, N)`` bool: original patches chosen by every stage so far; of merged ones, those whose index their
+            token carries. Where ``aggregate`` mixes the chosen ones, they are chosen all the same.
         length: ``(B,)`` int64: tokens alive beside the prefix.
         choice: None where nothing was chosen: in eval at ratio 1.0, and where tokens merge.
     """
@@ -65,7 +100,8 @@ class Trace:
         stages: what each stage left.
         execution: "mask" or "gather": whether dropped tokens were hidden or removed.
         features: ``(B, n, D)`` tokens after the last norm, without the prefix.
-        positions: ``(B, n)`` their original patch indices; -1 for tokens that a reducer made of several.
+        positions: ``(B, n)`` their original patch indices, of a merged token that of one of its patches; -1 for tokens
+            that a reducer appended or mixed.
         source: ``(B, N)`` for each original patch the row of ``features`` that holds it: its own, or the one it was
             fused, squeezed or merged into; -1 where it was dropped, or went into all the mixtures of ``aggregate``.
         weight: ``(B, n)`` how much each counts in pooling: its final mask, or the number of patches merged into it;
@@ -86,7 +122,7 @@ class Trace:
 
     @property
     def counts(self) -> list[Tensor]:
-        """Number of patches with a token of their own after each stage: S tensors ``(B,)`` int64."""
+        """Number of patches kept after each stage: S tensors ``(B,)`` int64."""
         return [stage.kept.sum(dim=1) for stage in self.stages]
 
     @property
@@ -100,8 +136,8 @@ class Trace:
     @property
     def log_prob(self) -> Tensor | None:
         """Log-probability ``(B,)`` of all decisions together; None where the selector gives none."""
-        found = [choice.log_prob for choice in self.choices if choice.log_prob is not None]
-        return sum(found[1:], found[0]) if found else None
+        log_probs = [choice.log_prob for choice in self.choices if choice.log_prob is not None]
+        return sum(log_probs[1:], log_probs[0]) if log_probs else None
 
     @property
     def aux(self) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from dynavit.scorers.base import (
     scorer_config,
 )
 from dynavit.scorers.key_norm import KeyNorm
-from dynavit.scorers.predictor import LinearScorer, ScorePredictor
+from dynavit.scorers.linear import LinearScorer
+from dynavit.scorers.predictor import ScorePredictor
 from dynavit.scorers.random import RandomScorer
 
 __all__ = [

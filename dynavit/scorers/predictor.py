@@ -1,12 +1,11 @@
-"""Learned scorers, which look at the tokens alone."""
+"""The learned scorer of DynamicViT, which looks at the tokens alone."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dynavit.functional import full_precision, masked_mean
+from dynavit.functional import linear_logits, masked_mean
 from dynavit.scorers.base import Scorer, StageView, register_scorer
 
 
@@ -49,46 +48,8 @@ class ScorePredictor(Scorer):
         *hidden, last = self.score
         for layer in hidden:
             x = layer(x)
-        return _logits(last, x)
+        return linear_logits(last, x)
 
     def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
         half, quarter = dim // 2, dim // 4
         return n * (dim * dim + dim * half + half * quarter + quarter)
-
-
-@register_scorer
-class LinearScorer(Scorer):
-    """Score each patch token by itself: LayerNorm and one linear layer.
-
-    The least that can be learned, to compare a predictor with.
-
-    Args:
-        dim: token width D.
-        initial_logit: as in :class:`ScorePredictor`.
-    """
-
-    name = "linear"
-    learned = True
-
-    def __init__(self, dim: int, initial_logit: float = 2.0) -> None:
-        super().__init__()
-        self.initial_logit = initial_logit
-        self.norm = nn.LayerNorm(dim)
-        self.score = nn.Linear(dim, 1)
-        nn.init.constant_(self.score.bias, initial_logit)
-
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
-        return _logits(self.score, self.norm(tokens))
-
-    def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
-        return n * dim
-
-
-def _logits(last: nn.Module, x: Tensor) -> Tensor:
-    """Apply the last layer in fp32, and add its bias after: half precision has few numbers near a large bias.
-
-    In bf16 a score near 2 has a step of 1/64, more than what most scores differ by.
-    """
-    assert isinstance(last, nn.Linear)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(full_precision(x), full_precision(last.weight)).squeeze(-1) + full_precision(last.bias)

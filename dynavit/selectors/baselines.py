@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.selectors.base import Selection, SelectionRequest, Selector
+from dynavit.selectors.base import Selector
 from dynavit.selectors.functional import hard_topk, random_rank
 from dynavit.selectors.registry import register_selector
+from dynavit.selectors.selection import Selection, SelectionRequest
 
 
 class _NotLearned(Selector):
@@ -87,8 +88,8 @@ class Fixed(_NotLearned):
                 f"selector 'fixed': the decisions of stage {stage} have shape "
                 f"{tuple(decision.shape)}, which does not cover a batch of {positions.shape[0]}."
             )
-        mine = decision.gather(1, positions.clamp(min=0)) * (positions >= 0)
-        return _Replayed(mine).train(self.training)
+        decisions = decision.gather(1, positions.clamp(min=0)) * (positions >= 0)
+        return _Replayed(decisions).train(self.training)
 
     def sample(self, logits: Tensor, request: SelectionRequest) -> Selection:
         return self.at(0, _in_order(logits)).sample(logits, request)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.selectors.base import Selection, SelectionRequest, Selector
+from dynavit.selectors.base import Selector
 from dynavit.selectors.functional import hard_topk, logistic_noise, straight_through
 from dynavit.selectors.registry import register_selector
+from dynavit.selectors.selection import Selection, SelectionRequest
 
 _BACKWARDS = ("concrete", "bernoulli", "reinmax")
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from dynavit.functional import indices_of
-from dynavit.selectors.base import Selection, Selector
+from dynavit.selectors.base import Selector
 from dynavit.selectors.functional import hard_topk
+from dynavit.selectors.selection import Selection
 
 _BATCH, _TOKENS, _K = 4, 12, 5
 
@@ -104,8 +105,8 @@ def _dead_logits_ignored(selector: Selector) -> str:
         expected = _run(selector, _logits(), alive, training)
         for value in (1e4, -1e4):
             changed = torch.where(alive, _logits(), value)
-            found = _run(selector, changed, alive, training)
-            if not torch.equal(found.keep, expected.keep) or not torch.equal(found.mask, expected.mask):
+            selection = _run(selector, changed, alive, training)
+            if not torch.equal(selection.keep, expected.keep) or not torch.equal(selection.mask, expected.mask):
                 return f"the logits of dropped tokens change the selection (tried {value:g})"
     return ""
 

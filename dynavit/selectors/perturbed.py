@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.selectors.base import Selection, SelectionRequest, Selector
+from dynavit.selectors.base import Selector
 from dynavit.selectors.functional import hard_topk
 from dynavit.selectors.registry import register_selector
+from dynavit.selectors.selection import Selection, SelectionRequest
 
 
 @register_selector("perturbed_topk")

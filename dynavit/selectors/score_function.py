@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from dynavit.errors import InputError
 from dynavit.functional import NEVER
-from dynavit.selectors.base import Selection, SelectionRequest, Selector
+from dynavit.selectors.base import Selector
 from dynavit.selectors.functional import gumbel_noise, logistic_noise
 from dynavit.selectors.registry import register_selector
+from dynavit.selectors.selection import Selection, SelectionRequest
 
 _DISTRIBUTIONS = ("plackett_luce", "bernoulli")
 

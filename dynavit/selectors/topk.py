@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.selectors.base import Selection, SelectionRequest, Selector
+from dynavit.selectors.base import Selector
 from dynavit.selectors.functional import gumbel_noise, hard_topk, soft_topk, straight_through
 from dynavit.selectors.registry import register_selector
+from dynavit.selectors.selection import Selection, SelectionRequest
 
 _GRADIENTS = ("soft_topk", "gate", "none")
 

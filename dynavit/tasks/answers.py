@@ -119,7 +119,8 @@ def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None
     Returns:
         ``foreground_recall``, the share of foreground patches that the first pruning stage keeps, if there are masks;
         for selectors that a keep-ratio loss trains ``expected_minus_ratio``, the mean keep probability of the first
-        stage that prunes minus its keep ratio, unless thresholds decide. A model that merges chooses no tokens.
+        stage that prunes minus the share of patches that it keeps, unless thresholds decide. A model that merges
+        chooses no tokens.
     """
     metrics: dict[str, float] = {}
     if answers.kept is None or answers.expected is None:
@@ -129,6 +130,8 @@ def selection_metrics(model: PrunedViT, answers: Answers, foreground: Any = None
         recall = foreground_recall(answers.kept, torch.from_numpy(np.stack(masks)))
         metrics["foreground_recall"] = float(recall.nanmean())
     if model.selector.budget == "expected" and model.thresholds is None:
-        ratio = next(ratio for ratio in model.keep_ratios if ratio < 1)
-        metrics["expected_minus_ratio"] = float(answers.expected[:, 0].double().mean()) - ratio
+        # of the count, which the count rule makes of the ratio
+        metrics["expected_minus_ratio"] = float(
+            (answers.expected[:, 0].double() - answers.kept.double().mean(1)).mean()
+        )
     return metrics

@@ -58,9 +58,9 @@ def test_stride_of_the_patch_size_is_the_plain_embedding(model_of: Model, images
 
 def test_the_sizes_of_the_literature() -> None:
     with pytest.warns(UserWarning, match=r"\(16, 16\) pixels every \(12, 12\) leave the last 0 rows and 4 columns of"):
-        model = dynavit.create_model("vit_tiny_patch16_224", img_size=(256, 128), patch_stride=12, **TINY)
+        model = dynavit.create_model("vit_tiny_patch16_224", img_size=(256, 128), patch_stride=12, stages=(), **TINY)
     assert model.adapter.grid_size == (21, 10)
-    plain = dynavit.create_model("vit_tiny_patch16_224", img_size=(256, 128), **TINY)
+    plain = dynavit.create_model("vit_tiny_patch16_224", img_size=(256, 128), stages=(), **TINY)
     assert plain.adapter.grid_size == (16, 8)
     images = torch.randn(1, 3, 256, 128)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_positions_are_resampled_to_oblong_grids(
     torch.nn.init.normal_(plain.pos_embed)
     options = {"img_size": (256, 128), **options}
     if route == "folder":
-        dynavit.prune(plain, architecture=name, model_kwargs=TINY).save_pretrained(tmp_path)
+        dynavit.prune(plain, stages=(), architecture=name, model_kwargs=TINY).save_pretrained(tmp_path)
         backbone: Any = load_reid_start(tmp_path, None, None, **options).backbone
     else:
         save_file(plain.state_dict(), tmp_path / "plain.safetensors")
@@ -104,7 +104,7 @@ def test_positions_are_resampled_to_oblong_grids(
             backbone = load_reid_start(tmp_path / "plain.safetensors", name, None, **TINY, **options).backbone
         else:
             source = {"file": str(tmp_path / "plain.safetensors"), "num_classes": 0, "custom_load": False}
-            model = dynavit.create_model(name, True, pretrained_cfg_overlay=source, **TINY, **options)
+            model = dynavit.create_model(name, True, pretrained_cfg_overlay=source, stages=(), **TINY, **options)
             backbone = model.backbone
     grid = (21, 10) if "patch_stride" in options else (16, 8)
     assert backbone.patch_embed.grid_size == grid
@@ -121,7 +121,7 @@ def test_positions_are_resampled_to_oblong_grids(
 @pytest.mark.filterwarnings("ignore:.*unused.*:UserWarning")
 def test_from_one_overlapping_grid_to_another(tmp_path: Path) -> None:
     """The grid of a folder is known, so it need not be guessed from a number of tokens that fits a square."""
-    saved = dynavit.create_model("vit_tiny_patch16_224", img_size=(448, 112), **TINY)  # 28 x 7 = 14 x 14
+    saved = dynavit.create_model("vit_tiny_patch16_224", img_size=(448, 112), stages=(), **TINY)  # 28 x 7 = 14 x 14
     torch.nn.init.normal_(saved.backbone.pos_embed)
     saved.save_pretrained(tmp_path)
     backbone: Any = load_reid_start(tmp_path, None, None, img_size=(448, 112), patch_stride=12).backbone
@@ -192,13 +192,15 @@ def test_dynamic_image_sizes() -> None:
 )
 def test_strides_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        dynavit.create_model("vit_tiny_patch16_224", **TINY, **options)
+        dynavit.create_model("vit_tiny_patch16_224", stages=(), **TINY, **options)
 
 
 def test_plain_patches_still_need_multiples() -> None:
     with pytest.raises(InputError, match=r"img_size=\(30, 30\) is no multiple of the patch size"):
-        dynavit.create_model("vit_tiny_patch16_224", img_size=30, **TINY)
-    assert dynavit.create_model("vit_tiny_patch16_224", img_size=32, patch_stride=None, **TINY).adapter.grid_size == (
+        dynavit.create_model("vit_tiny_patch16_224", img_size=30, stages=(), **TINY)
+    assert dynavit.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_stride=None, stages=(), **TINY
+    ).adapter.grid_size == (
         2,
         2,
     )

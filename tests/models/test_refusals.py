@@ -109,6 +109,12 @@ def test_another_head_that_cannot_be(number: Any) -> None:
     assert model.metadata == {"class_names": ["a", "b"]}
 
 
+def test_one_block_has_no_default_stages() -> None:
+    with pytest.raises(InputError, match=r"1 block has no default stages: give stages=\(0,\), or \(\) for none"):
+        dynavit.create_model("test_vit", depth=1)
+    assert dynavit.create_model("test_vit", depth=1, stages=()).stages == ()
+
+
 @pytest.mark.parametrize("stages", [3, "36", [1.0], [True], [None], ["x"], [[1]], [2**70], (4, 2)])
 def test_stages_that_are_no_blocks(stages: Any) -> None:
     refuse("stages=", dynavit.create_model, "test_vit", stages=stages, **SIZE)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 import dynavit
 from dynavit import InputError, PrunedViT
-from dynavit.models import hub
+from dynavit.models import hub, loading
 from dynavit.selectors import Random, StraightThrough, TopK
 
 Model = Callable[..., PrunedViT]
@@ -149,7 +151,7 @@ def test_readme_of_the_user_is_kept(folder: Path, model_of: Model) -> None:
 @pytest.mark.parametrize("path", ["missing", "runs/of/mine", "/no/where", "./x", "pyproject.toml", "a/b c"])
 def test_no_such_folder(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said at once, without asking the Hub for something that cannot be there."""
-    monkeypatch.setattr(hub, "hf_hub_download", validating_download)
+    monkeypatch.setattr(loading, "hf_hub_download", validating_download)
     with pytest.raises(InputError, match=r"is no folder, and no name of a Hugging Face Hub repository"):
         dynavit.load(path)
 
@@ -162,7 +164,7 @@ def validating_download(repo_id: str, name: str, **kwargs: Any) -> str:
 
 
 def test_repository_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "hf_hub_download", validating_download)
+    monkeypatch.setattr(loading, "hf_hub_download", validating_download)
     with pytest.raises(InputError, match=r"me/model is no folder, .* config\.json \(cannot reach the Hub\)"):
         dynavit.load("me/model")
 
@@ -176,11 +178,34 @@ def test_repository_of_the_hub(
         asked.append((repo_id, name, kwargs["revision"]))
         return str(folder / name)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(loading, "hf_hub_download", download)
     model = dynavit.load("me/model", revision="v1")
     assert asked == [("me/model", "config.json", "v1"), ("me/model", "model.safetensors", "v1")]
     images = images_for(model)
     assert torch.equal(model(images), model_of("vit")(images))
+
+
+def test_push_to_the_hub(monkeypatch: pytest.MonkeyPatch, images_for: Images, model_of: Model, tmp_path: Path) -> None:
+    class Api:
+        def __init__(self, token: str | None) -> None:
+            self.token = token
+
+        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> Any:
+            assert (self.token, private, exist_ok) == ("secret", True, True)
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_folder(self, repo_id: str, folder_path: str, **options: Any) -> str:
+            assert options == {"commit_message": "First", "revision": "trial", "create_pr": True}
+            shutil.copytree(folder_path, tmp_path / repo_id)
+            return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    model, images = model_of("vit"), images_for(model_of("vit"))
+    options = {"commit_message": "First", "branch": "trial", "private": True, "token": "secret", "create_pr": True}
+    assert model.push_to_hub("pruned", **options) == "https://huggingface.co/me/pruned"
+    assert torch.equal(dynavit.load(tmp_path / "me/pruned")(images), model(images))
+    where = model.save_pretrained(tmp_path / "local", push_to_hub=True, **options)
+    assert where == "https://huggingface.co/me/local"
 
 
 def test_missing_files(folder: Path) -> None:
