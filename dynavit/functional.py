@@ -67,6 +67,14 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
     return tokens.view(batch * count, width).index_select(0, (index + rows * count).flatten()).view(*index.shape, width)
 
 
+def uniform(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw numbers in [0, 1), fp32, in the shape and on the device of ``like``.
+
+    Those of ``torch.rand``, which torch.compile cannot be given a generator for where shapes are symbolic.
+    """
+    return torch.empty(like.shape, dtype=torch.float32, device=like.device).uniform_(generator=generator)
+
+
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """Return the mean ``(B, D)`` of tokens ``(B, N, D)`` by their mask ``(B, N)``, which may be fractional.
 

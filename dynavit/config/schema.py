@@ -47,7 +47,9 @@ class ModelConfig:
     side: dict[str, Any] | None = setting(None, task="reid")
     """Re-identification: camera and view embedding, such as {scale: 3.0}; needs cameras in the data."""
     execution: str = setting("auto", choices=("auto", "mask", "gather"))
-    """auto, mask or gather while training; see the README."""
+    """While training, gather removes dropped tokens and mask hides them; auto gathers where their number is fixed."""
+    probes: int = setting(8, within="[0, inf)")
+    """Dropped tokens of each image and stage that stay hidden where training gathers, so that scorers learn of them."""
     mask_form: str = setting("key", choices=("key", "identity"))
     """key or identity: how the mask enters attention while training."""
 

@@ -151,8 +151,10 @@ def _training(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dty
     for number, model in enumerate(models):
         calls[f"oracle {number}"] = partial(step, model, partial(oracle, model.train()))
         if not model.only_gathers:
-            calls[f"training, mask {number}"] = partial(step, model, model)
-        if model.selector.fixed_k:
+            masks = copy(model)
+            masks.execution = "mask"
+            calls[f"training, mask {number}"] = partial(step, masks, masks)
+        if not model.selector.soft:
             gathers = copy(model)
             gathers.execution = "gather"
             calls[f"training, gather {number}"] = partial(step, gathers, gathers)

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from dynavit.adapters.attention import check_attention
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.reducers import Merge
 
 
-def check_execution(model: Any, num_patches: int | Tensor) -> None:
+def check_execution(model: Any) -> None:
     """Refuse an execution that the parts of a model do not allow, in the mode that it is in.
-
-    Args:
-        model: about to run.
-        num_patches: N, or ``(B,)`` where images differ.
 
     Raises:
         InputError: naming the part in the way, and what to choose instead.
@@ -33,17 +27,36 @@ def check_execution(model: Any, num_patches: int | Tensor) -> None:
                 f"selector {selector} drops no token while training, so reducer {reducer} has nothing to work on: "
                 f"choose a selector that decides, such as 'topk', or reducer='drop'."
             )
-        way = "execution='mask' or 'auto'" if model.reducer.masks else f"another one: {reducer} cannot mask tokens"
-        if execution == "gather" and (not model.selector.fixed_k or model.selector.soft):
+        if execution == "gather" and model.selector.soft:
             raise InputError(
-                f"execution='gather' in training needs a selector that removes a fixed number of tokens; "
-                f"{selector} does not. Use {way}."
+                f"execution='gather' in training needs a selector that removes tokens; {selector} removes none. Use "
+                f"execution='mask' or 'auto'."
             )
-    if execution == "gather" and model.training and isinstance(num_patches, Tensor):
-        way = f"reducer {model.reducer.name!r} cannot mask them" if model.only_gathers else "use execution='mask'"
-        raise InputError(
-            f"images of different sizes keep different numbers of tokens; none can be removed in training: {way}."
-        )
+        if execution == "gather" and not model.probes and learns_by_mask(model) and not model.reducer.makes:
+            raise InputError(
+                f"execution='gather', probes=0: scorer {model.scorers[0].name!r} learns by the masks of dropped "
+                f"tokens, of which none would be left. Give a number of probes, such as 8, or use execution='mask'."
+            )
+
+
+def learns_by_mask(model: Any) -> bool:
+    """Tell whether gradients of the masks train a scorer.
+
+    They train none that is frozen or has nothing to learn, nor one that a selector teaches by a reward.
+    """
+    trained = any(parameter.requires_grad for parameter in model.scorers.parameters())
+    return trained and model.selector.trains_scorer
+
+
+def gathers_in_training(model: Any) -> bool:
+    """Tell whether a model removes dropped tokens while it trains; otherwise it masks them.
+
+    ``"auto"`` removes them where as many go in every image and their scorer learns all the same.
+    """
+    if model.execution != "auto":
+        return bool(model.execution == "gather")
+    fixed = model.selector.fixed_k and not model.selector.soft
+    return model.only_gathers or (fixed and (model.probes > 0 or not learns_by_mask(model)))
 
 
 def check_scorers(model: Any) -> None:
@@ -80,7 +93,8 @@ def check_pooling(model: Any) -> None:
     # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
     adaptive = model.thresholds is not None and not model.training
     prunes = bool(model.stages) if model.training else any(ratio < 1 for ratio in model.keep_ratios)
-    differ = adaptive or (prunes and (not model.gathers or model.reducer.tracks_sizes))
+    hides = not model.gathers or (model.training and learns_by_mask(model))
+    differ = adaptive or (prunes and (hides or model.reducer.tracks_sizes))
     if differ and model.backbone.global_pool not in ("token", ""):
         raise InputError(
             "forward_head: tokens do not all count alike here (dropped ones are masked in training and with "

@@ -1,12 +1,14 @@
 """Gather execution: dropped tokens are removed, so the following blocks are cheaper.
 
 Where counts differ between images the shorter ones are padded, and the padding is hidden as dropped tokens are in mask
-execution.
+execution. So are the probes that stay behind in training: dropped tokens which the next stage removes for good.
 
 Shapes: B batch, P prefix tokens, n tokens present beside the prefix, k of them kept, q of them not, D width.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from dynavit.functional import indices_of, take
 from dynavit.models.places import slots_of
 from dynavit.models.tokens import Tokens
+from dynavit.models.training_probes import Probes
 from dynavit.reducers import Merge, Reducer, TokenSet
 from dynavit.selectors import Selection
 
@@ -21,8 +24,10 @@ from dynavit.selectors import Selection
 class GatheredTokens(Tokens):
     """Only the tokens still there.
 
-    In training the kept tokens' mask has the value 1 and carries the gradient; in eval it is None, or hides padding.
+    The mask is None, or hides padding; where scorers learn by it, it hides probes and carries the gradient.
     """
+
+    execution: ClassVar[Literal["mask", "gather"]] = "gather"
 
     def shorten(self, order: Tensor, k: int, logits: Tensor, reducer: Reducer) -> None:
         """Keep the first ``k`` of every row, with neither mask nor record.
@@ -38,29 +43,46 @@ class GatheredTokens(Tokens):
         any_dropped = order.new_zeros(len(order), 1, dtype=torch.bool) if k >= order.shape[1] else None
         self._replace(index, others, logits, reducer, any_dropped=any_dropped)
 
-    def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
+    def select(
+        self,
+        selection: Selection,
+        logits: Tensor,
+        reducer: Reducer,
+        k: int | None,
+        soft: bool,
+        probes: Probes | None = None,
+    ) -> None:
         ragged = k is None
         uneven = ragged or self.mask is not None  # rows may hold tokens that are dead already
-        keep, rest = selection.keep, self.candidates & ~selection.keep
+        keep, dropped = selection.keep, self.candidates & ~selection.keep
+        # where sizes carry gradients, so do the sizes of dead probes, which are 0
+        rest = ~keep if probes is not None and reducer.tracks_sizes else dropped
         n = keep.shape[1]
         k = int(keep.sum(dim=1).max()) if k is None else min(k, n)
         q = int(rest.sum(dim=1).max()) if ragged else n - k
-        index, others = indices_of(keep, k), indices_of(rest, q)
-        mask = None
-        if self.training:
-            mask = selection.mask.gather(1, index)
-            mask = mask if self.mask is None else self.mask.gather(1, index) * mask
-        elif ragged and len(index) > 1:  # one image alone needs no padding
-            mask = keep.gather(1, index).float()
+        others = indices_of(rest, q)
+        dropped_mask = rest.gather(1, others).float() if uneven else None
+        mask: Tensor | None = None
+        kept_mask: Tensor | None
+        if probes is not None:
+            index, learned = probes.draw(selection.mask, keep, dropped, k)
+            kept_mask = learned.gather(1, index)
+            mask = kept_mask if self.mask is None else self.mask.gather(1, index) * kept_mask
+            if reducer.tracks_sizes:  # the share of a token that its mask keeps is not merged
+                dropped_mask = (1 - learned).where(rest, 0.0).gather(1, others)
+            else:
+                kept_mask = mask
+        else:
+            index = indices_of(keep, k)
+            if uneven and not (ragged and len(index) == 1):  # one image alone needs no padding
+                mask = keep.gather(1, index).float()
+            kept_mask = mask
         if self.places is not None:
             self.places.before_change(self.patches)
-        self.alive = keep.gather(1, index) if uneven and mask is not None else None
+        self.alive = None if mask is None else keep.gather(1, index)
         positions = self.positions.gather(1, index)
-        dropped_mask = rest.gather(1, others).float() if uneven else None
         any_dropped = rest.any(dim=1, keepdim=True) if uneven or not q else None
-        # sizes have the masks of earlier stages in them
-        stage_mask = selection.mask.gather(1, index) if self.training and reducer.tracks_sizes else mask
-        target = self._replace(index, others, logits, reducer, mask, stage_mask, dropped_mask, any_dropped)
+        target = self._replace(index, others, logits, reducer, mask, kept_mask, dropped_mask, any_dropped)
         if self.places is not None:
             destination = slots_of(index, n).masked_fill(~keep, -1)
             if target is not None and q:
@@ -78,7 +100,7 @@ class GatheredTokens(Tokens):
         logits: Tensor,
         reducer: Reducer,
         mask: Tensor | None = None,
-        stage_mask: Tensor | None = None,
+        kept_mask: Tensor | None = None,
         dropped_mask: Tensor | None = None,
         any_dropped: Tensor | None = None,
     ) -> Tensor | None:
@@ -88,7 +110,7 @@ class GatheredTokens(Tokens):
             index, others: ascending.
             logits, reducer: as in :meth:`select`.
             mask: ``(B, k)`` of those that go on; None: all count.
-            stage_mask: ``(B, k)`` likewise, as the reducer is told.
+            kept_mask: ``(B, k)`` likewise, as the reducer is told.
             dropped_mask: ``(B, q)`` which of the others count; None: all do.
             any_dropped: ``(B, 1)`` bool, images in which there are others; None: all.
 
@@ -108,7 +130,7 @@ class GatheredTokens(Tokens):
             size = None if sizes is None else sizes.gather(1, index)
             return TokenSet(take(self.x, index + num_prefix), logits.gather(1, index), counts, size)
 
-        reduced = reducer(rows(index, stage_mask), rows(others, dropped_mask))
+        reduced = reducer(rows(index, kept_mask), rows(others, dropped_mask))
         self.size = reduced.size
         if reducer.keeps_places:
             self.x = torch.cat([prefix, reduced.tokens.to(self.x.dtype)], dim=1)

@@ -7,10 +7,13 @@ Shapes: B batch, P prefix tokens, N original patches, n of them and of tokens ma
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor
 
 from dynavit.models.tokens import Tokens
+from dynavit.models.training_probes import Probes
 from dynavit.reducers import Reducer, TokenSet
 from dynavit.selectors import Selection
 
@@ -18,7 +21,17 @@ from dynavit.selectors import Selection
 class MaskedTokens(Tokens):
     """All tokens, with a mask that hides those dropped; n is N and the tokens made since."""
 
-    def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
+    execution: ClassVar[Literal["mask", "gather"]] = "mask"
+
+    def select(
+        self,
+        selection: Selection,
+        logits: Tensor,
+        reducer: Reducer,
+        k: int | None,
+        soft: bool,
+        probes: Probes | None = None,
+    ) -> None:
         keep, alive = selection.keep, self.candidates
         if self.places is not None:
             self.places.before_change(self.patches)

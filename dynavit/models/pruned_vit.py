@@ -17,7 +17,7 @@ from dynavit.adapters import BackboneAdapter, create_adapter
 from dynavit.errors import InputError
 from dynavit.models import conventions, hub
 from dynavit.models.counts import stage_counts
-from dynavit.models.execution import check_execution, check_pooling, check_scorers
+from dynavit.models.execution import check_execution, check_pooling, check_scorers, gathers_in_training, learns_by_mask
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.heads import BNNeck
 from dynavit.models.intermediates import forward_intermediates
@@ -32,6 +32,7 @@ from dynavit.models.side import SideEmbedding, add_side
 from dynavit.models.steps import ForwardRequest, SelectStep
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageTrace, Trace
+from dynavit.models.training_probes import DEFAULT_PROBES, checked_probes
 from dynavit.reducers import Drop, Merge
 
 _DROP = Drop()
@@ -57,8 +58,10 @@ class PrunedViT(nn.Module):
         placement: "before" the block, or "inside" it, between its attention and its MLP.
         count_rule: what keep ratios are ratios of; see :data:`dynavit.models.counts.CountRule`.
         thresholds: one logit a stage above which tokens are kept in eval, whatever their number; or None.
-        execution: "mask" hides dropped tokens, "gather" removes them; "auto" masks while training
-            (unless the reducer cannot) and gathers in eval.
+        execution: "mask" hides dropped tokens, "gather" removes them; "auto" gathers, but masks while training where
+            selectors leave different numbers of tokens in each image, or all of them.
+        probes: dropped tokens of each image and stage that stay hidden in gather execution while training, so that
+            their masks receive a gradient; see :mod:`dynavit.models.training_probes`.
         mask_form: "key" or "identity"; see :func:`dynavit.models.attention_bias.attention_mask`.
         architecture: timm name from which the backbone can be rebuilt; None if unknown.
         model_kwargs: what timm needs beside it.
@@ -100,6 +103,7 @@ class PrunedViT(nn.Module):
         self.metadata: dict[str, Any] = {}
         self.execution = "auto"
         self.mask_form = "key"
+        self.probes = DEFAULT_PROBES
 
     def set_keep_ratio(self, keep_ratio: float | Sequence[float]) -> None:
         """Set which fraction of the patches remains; any time, no reload. Thresholds are given up.
@@ -115,6 +119,15 @@ class PrunedViT(nn.Module):
         """
         self.keep_ratios = checked_ratios(keep_ratio, len(self.stages), self.count_rule)
         self.thresholds = None
+
+    @property
+    def probes(self) -> int:
+        """Dropped tokens of each image and stage that stay hidden in gather execution while training."""
+        return self._probes
+
+    @probes.setter
+    def probes(self, probes: int) -> None:
+        self._probes = checked_probes(probes)
 
     def at_ratio(self, keep_ratio: float | Sequence[float]) -> PrunedViT:
         """Return a copy of the model at another keep ratio; this one keeps its own.
@@ -169,18 +182,18 @@ class PrunedViT(nn.Module):
             return_trace: also return what happened to the tokens.
             temperature: passed to the selector; training only.
             keep_counts: tokens to keep at each stage, in place of the keep ratios. Tensors let a
-                schedule move them without recompiling (not where tokens are merged); in mask execution, and in
-                eval, ``(B,)`` ones differ by image. Thresholds give way to them.
-            generator: source of the selector's noise; training only.
+                schedule move them without recompiling (in mask execution only); ``(B,)`` ones differ by image (not
+                where tokens are merged). Thresholds give way to them.
+            generator: source of the selector's noise and of the draw of probes; training only.
 
         Returns:
             Logits ``(B, num_classes)``; with a neck :class:`~dynavit.models.heads.Embedding` in
             training, and in eval embeddings ``(B, D)`` of length 1. Or that and a Trace.
 
         Raises:
-            InputError: no batch of images; ``keep_counts`` of another length than the stages, or of shape ``(B,)`` in
-                gather execution while training; cameras or views that are needed, or not; one image alone for
-                a neck in training; a reducer that this execution or selector cannot be used with.
+            InputError: no batch of images; ``keep_counts`` of another length than the stages; cameras or views that are
+                needed, or not; one image alone for a neck in training; a reducer that this execution or selector
+                cannot be used with.
         """
         tokens = self.embed(images, cameras, views, follow=return_trace)
         self.run(tokens, self.request(tokens, keep_counts, temperature=temperature, generator=generator))
@@ -278,13 +291,16 @@ class PrunedViT(nn.Module):
             training=self.training,
             skips_full=not self.training and keep_counts is None and self.thresholds is None,
             thresholds=None if self.training or keep_counts is not None else self.thresholds,
+            probes=self.probes if self.training and learns_by_mask(self) else None,
             **sampling,
         )
 
     def _trace(self, x: Tensor, tokens: Tokens) -> Trace:
         assert tokens.places is not None
         features = x[:, self.adapter.num_prefix_tokens :]
-        return Trace(features, tokens.positions, tokens.places.source, tokens.weight, tokens.places.stages)
+        return Trace(
+            tokens.execution, features, tokens.positions, tokens.places.source, tokens.weight, tokens.places.stages
+        )
 
     def embed(self, images: Any, cameras: Tensor | None, views: Tensor | None, follow: bool) -> Tokens:
         """Turn images into the tokens of this forward's execution; ``follow`` every patch, for a trace."""
@@ -294,7 +310,7 @@ class PrunedViT(nn.Module):
         kind = GatheredTokens if self.gathers else MaskedTokens
         tokens = kind(x, context, self.adapter, training=self.training, form=self.mask_form)
         if self.training or not self.gathers:
-            check_execution(self, tokens.num_patches)
+            check_execution(self)
         tokens.places = Places(tokens.candidates) if follow else None
         return tokens
 
@@ -312,9 +328,7 @@ class PrunedViT(nn.Module):
     @property
     def gathers(self) -> bool:
         """Whether a forward removes dropped tokens, as ``execution`` says; otherwise it masks them."""
-        if self.execution == "auto":
-            return not self.training or self.only_gathers
-        return self.execution == "gather"
+        return gathers_in_training(self) if self.training else self.execution != "mask"
 
     @property
     def only_gathers(self) -> bool:

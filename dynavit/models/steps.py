@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dynavit.adapters import BackboneAdapter
 from dynavit.adapters.attention import normalises_keys
-from dynavit.errors import InputError
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageChoice
+from dynavit.models.training_probes import Probes
 from dynavit.reducers import Reducer
 from dynavit.scorers import Scorer, StageView
 from dynavit.selectors import Selection, Selector
@@ -32,7 +32,9 @@ class ForwardRequest:
         training: whether the model trains.
         skips_full: leave out stages at keep ratio 1.0, which change nothing.
         thresholds: one logit a stage above which tokens are kept, in place of counts; or None.
-        temperature, generator: for the selector.
+        temperature, generator: for the selector; probes are drawn by the generator, too.
+        probes: dropped tokens that each stage keeps hidden in gather execution, so that their masks receive a gradient;
+            None: masks carry none.
     """
 
     counts: Sequence[int | Tensor]
@@ -41,6 +43,7 @@ class ForwardRequest:
     thresholds: Sequence[float] | None = None
     temperature: float | Tensor = 1.0
     generator: torch.Generator | None = None
+    probes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,6 @@ class SelectStep(Step):
         Returns:
             What was chosen, if patches are followed.
 
-        Raises:
-            InputError: images keep different numbers of tokens, which this execution or reducer cannot.
         """
         logits, k = self._logits(tokens), request.counts[self.stage]
         selector = self.selector.at(self.stage, tokens.positions)
@@ -100,13 +101,13 @@ class SelectStep(Step):
             keep = above(logits, alive, request.thresholds[self.stage])
             selection = Selection(keep, keep.float(), keep.float())
         soft = request.training and selector.soft
-        tokens.select(selection, logits, self.reducer, common, soft)
+        tokens.select(selection, logits, self.reducer, common, soft, self._probes(request))
         if tokens.places is None:
             return None
         probs, mask = selection.probs, selection.mask
         if soft:
             tokens.probs = probs = probs if tokens.probs is None else tokens.probs * probs
-        if before is not None and not isinstance(tokens, GatheredTokens):
+        if before is not None:
             mask = before * mask
         return StageChoice.of(selection, logits, alive, probs, mask, positions, total)
 
@@ -131,13 +132,18 @@ class SelectStep(Step):
         return logits
 
     def _common_count(self, tokens: GatheredTokens, request: ForwardRequest, k: int | Tensor) -> int | None:
-        """Return the number of tokens that all images keep; None where images differ, which they may in eval."""
+        """Return the number of tokens that all images keep; None where images differ."""
         differ = isinstance(k, Tensor) and k.numel() != 1
-        if request.training and differ:
-            raise InputError(
-                "keep_counts that differ by image leave no rectangular batch to train on: use execution='mask'."
-            )
-        uneven = request.thresholds is not None or tokens.mask is not None
-        if differ or (uneven and not request.training):
+        if request.training:
+            differ = differ or not self.selector.fixed_k
+        else:
+            differ = differ or request.thresholds is not None or tokens.mask is not None
+        if differ:
             return None
         return int(k) if isinstance(k, Tensor) else k
+
+    def _probes(self, request: ForwardRequest) -> Probes | None:
+        if request.probes is None:
+            return None
+        # where the kept tokens are mixed, nothing can stay beside them
+        return Probes(request.probes if self.reducer.keeps_places else 0, request.generator)

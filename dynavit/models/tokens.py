@@ -11,7 +11,7 @@ Shapes: B batch, P prefix tokens, N original patches, n tokens present beside th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from dynavit.adapters.attention import AttentionView
 from dynavit.functional import full_precision
 from dynavit.models.attention_bias import MaskForm, attention_mask, proportional_bias
 from dynavit.models.places import Places
+from dynavit.models.training_probes import Probes
 from dynavit.reducers import Reducer
 from dynavit.selectors import Selection
 
@@ -37,6 +38,7 @@ class Tokens(ABC):
         form: how masks enter attention in training.
 
     Attributes:
+        execution: which of the two.
         x: ``(B, P + n, D)``.
         num_patches: N; ``(B,)`` int64 where images differ.
         positions: ``(B, n)`` original patch index of each token, of a merged one that of one of its patches; -1 for a
@@ -48,6 +50,8 @@ class Tokens(ABC):
         probs: ``(B, n)`` fp32: product of the probabilities of soft selections so far; None before the first.
         places: follows the original patches; None unless somebody wants to know.
     """
+
+    execution: ClassVar[Literal["mask", "gather"]]
 
     def __init__(self, x: Tensor, context: Any, adapter: BackboneAdapter, *, training: bool, form: MaskForm) -> None:
         self.x, self.context, self.adapter = x, context, adapter
@@ -107,7 +111,15 @@ class Tokens(ABC):
         return self.adapter.view(number, entered, self.context, self._bias)
 
     @abstractmethod
-    def select(self, selection: Selection, logits: Tensor, reducer: Reducer, k: int | None, soft: bool) -> None:
+    def select(
+        self,
+        selection: Selection,
+        logits: Tensor,
+        reducer: Reducer,
+        k: int | None,
+        soft: bool,
+        probes: Probes | None = None,
+    ) -> None:
         """Carry out what a stage decided.
 
         Args:
@@ -116,6 +128,7 @@ class Tokens(ABC):
             reducer: what becomes of the others.
             k: tokens that it keeps in every row, for gather execution; None where counts differ.
             soft: it hides in part and removes nothing.
+            probes: what carries the gradient of dropped tokens' masks, for gather execution; None: masks carry none.
         """
 
     def set_mask(self, mask: Tensor | None, size: Tensor | None = None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class StageChoice:
 
     Attributes:
         candidates: ``(B, n)`` bool: the tokens that there were to choose from.
+        positions: ``(B, n)`` original patch index of each; -1 for one that a reducer made of several.
         logits: ``(B, n)`` the scorer's; zeros for selectors that read none.
         probs: ``(B, n)`` fp32: probability of each token to be kept, by the last stage where that removes tokens, by
             all stages so far where selections are soft.
@@ -32,6 +34,7 @@ class StageChoice:
     """
 
     candidates: Tensor
+    positions: Tensor
     logits: Tensor
     probs: Tensor
     expected: Tensor
@@ -62,6 +65,7 @@ class StageChoice:
         originals = positions >= 0
         return cls(
             candidates=candidates,
+            positions=positions,
             logits=logits,
             probs=probs,
             expected=(probs * originals).sum(dim=1) / num_patches,
@@ -94,6 +98,7 @@ class Trace:
 
     Attributes:
         stages: what each stage left.
+        execution: "mask" or "gather": whether dropped tokens were hidden or removed.
         features: ``(B, n, D)`` tokens after the last norm, without the prefix.
         positions: ``(B, n)`` their original patch indices, of a merged token that of one of its patches; -1 for tokens
             that a reducer appended or mixed.
@@ -103,6 +108,7 @@ class Trace:
             None where all count alike.
     """
 
+    execution: Literal["mask", "gather"]
     features: Tensor
     positions: Tensor
     source: Tensor

@@ -174,6 +174,7 @@ def _pruned(config: Config, backbone: nn.Module, architecture: str, kwargs: dict
         raise type(error)(f"model.{message}" if message.partition("=")[0] in OWN else message) from error
     model.architecture, model.model_kwargs = architecture, kwargs  # which did make it: nothing to find out
     model.execution = settings.execution
+    model.probes = settings.probes
     model.mask_form = settings.mask_form
     return model
 

@@ -15,8 +15,8 @@ class LightPredictor(Scorer):
     """Score each patch token by a narrow layer, and by its mean over the tokens still alive.
 
     Of :class:`~dynavit.scorers.predictor.ScorePredictor` it keeps what decides, each token beside the mean of all, at
-    an eleventh of its cost: about ``D^2 / 8`` multiply-accumulates a token. The mean enters before the nonlinearity, where it can change the
-    order of the tokens.
+    an eleventh of its cost: about ``D^2 / 8`` multiply-accumulates a token. The mean enters before the nonlinearity,
+    where it can change the order of the tokens.
 
     Args:
         dim: token width D.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynavit.functional import NEVER
+from dynavit.functional import NEVER, uniform
 
 _BISECTIONS = {torch.float32: 30, torch.float64: 64}  # which exhaust their digits
 
@@ -28,8 +28,8 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
 
 
 def _open_uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform on the open interval (0, 1): ``torch.rand`` alone may return 0."""
-    u = torch.rand(like.shape, dtype=torch.float32, device=like.device, generator=generator)
+    """Uniform on the open interval (0, 1), without the 0 that may be drawn."""
+    u = uniform(like, generator)
     edge = 2.0**-24
     return u * (1 - 2 * edge) + edge
 

@@ -18,6 +18,7 @@ from dynavit.errors import InputError
 from dynavit.files import write_text
 from dynavit.losses import keep_ratio_loss, latency_loss
 from dynavit.models import PrunedViT, Trace
+from dynavit.models.trace import StageChoice
 
 
 class CountLoss:
@@ -44,10 +45,17 @@ class CountLoss:
         num_patches = trace.source.shape[1]
         if self.kind == "latency":
             assert self.table is not None
-            probs = [choice.probs[:, :num_patches] for choice in trace.choices]  # made tokens are behind the patches
+            probs = [_on_patches(choice, num_patches) for choice in trace.choices]
             return latency_loss(probs, counts, self.table)
         found = [choice.decided if self.kind == "decisions" else choice.expected for choice in trace.choices]
         return keep_ratio_loss(found, [count / num_patches for count in counts])
+
+
+def _on_patches(choice: StageChoice, num_patches: int) -> Tensor:
+    """Return the probabilities of a stage by original patch, ``(B, N)``: 0 for those gone before."""
+    place = torch.where(choice.positions < 0, num_patches, choice.positions)  # made tokens are no patches
+    probs = choice.probs.new_zeros(len(place), num_patches + 1).scatter(1, place, choice.probs)
+    return probs[:, :num_patches]
 
 
 def measured_table(model: PrunedViT, path: Path, batch_size: int, accelerator: Accelerator) -> Tensor:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from dynavit.config import Config
 from dynavit.models import PrunedViT, Trace
+from dynavit.models.execution import gathers_in_training, learns_by_mask
 from dynavit.selectors.registry import selector_config
 from dynavit.training.setup import Setup
 
@@ -37,6 +38,8 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
         f"{config.train.epochs} epochs of {setup.batches.length} batches x {size} images x "
         f"{accelerator.num_processes} process(es) on {accelerator.device}; writing {config.run_dir}"
     )
+    if model.scorers:
+        log(_execution(model))
     if model.stages and config.loss.keep_ratio_weight and (not model.scorers or model.selector.fixed_k):
         log("The number of tokens is fixed: the keep-ratio loss would have nothing to do and is left out.")
     if setup.objective.reward is not None:
@@ -46,6 +49,18 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
         )
     if state is not None:
         log(f"Resuming from {state} at step {step} of {setup.schedules.total_steps}.")
+
+
+def _execution(model: PrunedViT) -> str:
+    """Say what training does with dropped tokens."""
+    if not gathers_in_training(model):
+        return "Training hides the dropped tokens (model.execution=mask)."
+    if not learns_by_mask(model):
+        return "Training removes the dropped tokens (model.execution=gather)."
+    return (
+        f"Training removes the dropped tokens (model.execution=gather), all but model.probes={model.probes} that each "
+        f"image and stage hides to learn from."
+    )
 
 
 def _choice(model: PrunedViT) -> str:

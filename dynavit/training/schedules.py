@@ -51,14 +51,18 @@ class KeepCounts:
 
     Attributes:
         count: the model's rule, from a number of patches and ratios to counts.
+        moves: how often they change during the warm-up, where each change costs a compilation; None: at every step.
     """
 
     num_patches: int
     keep_ratios: Sequence[float]
     warmup_steps: int = 0
     count: Callable[[int, Sequence[float]], list[int]] = stage_counts
+    moves: int | None = None
 
     def __call__(self, step: int) -> list[int]:
         """Return the counts at a step, warm-up included."""
         progress = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        if self.moves is not None:
+            progress = math.floor(progress * self.moves) / self.moves
         return self.count(self.num_patches, [1 + (ratio - 1) * progress for ratio in self.keep_ratios])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dynavit.config import Config, TrainConfig
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
+from dynavit.models.execution import gathers_in_training
 from dynavit.models.hub import model_config
 from dynavit.runs.build import StartingModel, build_probe, build_start, build_teacher, resolve_preprocessing
 from dynavit.runs.loading import TrainingBatches, first_images, make_loader, prepare_loader
@@ -24,6 +25,8 @@ from dynavit.tasks.rewards import check_reward
 from dynavit.training.data_check import check_before_training
 from dynavit.training.optimization import create_optimizer
 from dynavit.training.schedules import KeepCounts, LearningRate, anneal
+
+_COUNT_MOVES = 4  # torch compiles a function eight times at most
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,9 @@ class Schedules:
         counts: list[Any] = self.keep_counts(step)
         temperature: float | Tensor = self.temperature(step)
         if self.config.train.compile:  # tensors can move without recompiling
-            counts = [torch.tensor(count, device=device) for count in counts]
             temperature = torch.tensor(temperature, device=device)
+            if self.keep_counts.moves is None:
+                counts = [torch.tensor(count, device=device) for count in counts]
         return Scheduled(temperature, counts)
 
 
@@ -176,7 +180,9 @@ def _schedules(config: Config, model: PrunedViT, steps_per_epoch: int) -> Schedu
     lr = LearningRate(warmup_steps, total_steps, config.optimizer.final_lr_scale)
     keep_warmup_steps = round(config.schedule.keep_ratio_warmup_epochs * steps_per_epoch)
     num_patches = math.prod(model.adapter.grid_size)
-    counts = KeepCounts(num_patches, model.keep_ratios, keep_warmup_steps, model.stage_counts)
+    # where tokens are removed, their number is the shape of what is compiled
+    moves = _COUNT_MOVES if config.train.compile and gathers_in_training(model) else None
+    counts = KeepCounts(num_patches, model.keep_ratios, keep_warmup_steps, model.stage_counts, moves)
     return Schedules(config, total_steps, lr, counts)
 
 

@@ -375,7 +375,7 @@ def test_gradients_reach_all_scorers(name: str, mask_form: str, small: Model, im
         return selection
 
     model.selector.forward = record  # type: ignore[method-assign]
-    logits, trace = forward(model, images_for(model))
+    logits, trace = forward(model, images_for(model), "mask")
     F.cross_entropy(logits, LABELS).backward()
     for predictor in model.scorers:
         assert gradient_norm(predictor) > 1e-6

@@ -98,8 +98,6 @@ def test_what_stands_in_the_padding_does_not_matter(kind: str) -> None:
 @each_method
 @each_kind
 def test_training_reaches_every_predictor(kind: str, method: str) -> None:
-    if method == "aggregate":
-        pytest.skip("it removes tokens while training, and images that keep different numbers cannot")
     model, batch = pruned(kind, method).train(), batch_of()
     logits, trace = model(batch, return_trace=True)
     assert trace.counts[0].tolist() == [int(count) for count in model.stage_counts(torch.tensor(LENGTHS))[0]]
@@ -115,13 +113,10 @@ def test_training_reaches_every_predictor(kind: str, method: str) -> None:
 def test_what_needs_equal_images_says_so() -> None:
     with pytest.raises(InputError, match="needs images of one size"), torch.no_grad():
         pruned("gap", reducer="merge")(batch_of())
-    with pytest.raises(InputError, match=r"images of different sizes.*'aggregate' cannot mask them"):
-        pruned("gap", "aggregate").train()(batch_of())
     with pytest.raises(InputError, match="on no common grid"):
         pruned("gap").forward_intermediates(batch_of())
     grids = ((3, 4), (4, 3))
     assert pruned("gap", reducer="merge")(batch_of(grids)).shape == (2, 7)  # as many patches
-    pruned("gap", "aggregate").train()(batch_of(grids))
 
 
 @torch.no_grad()

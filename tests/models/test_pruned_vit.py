@@ -31,12 +31,15 @@ def test_features_and_head_make_the_forward(
     model = model_of(family).train(training)
     model.execution = execution  # type: ignore[assignment]
     images = images_for(model)
+    torch.manual_seed(0)  # probes are drawn
     x, trace = model.forward_features(images, return_trace=True)
-    assert torch.equal(model.forward_head(x, weight=trace.weight), model(images))
+    torch.manual_seed(0)
+    logits = model(images)
+    assert torch.equal(model.forward_head(x, weight=trace.weight), logits)
     pooled = model.forward_head(x, pre_logits=True, weight=trace.weight)
     assert pooled.shape == (3, model.num_features)
     if family != "deit_distilled":  # whose two heads are averaged
-        assert torch.equal(model.backbone.head(pooled), model(images))
+        assert torch.equal(model.backbone.head(pooled), logits)
 
 
 def test_head_refuses_masked_tokens_without_their_mask(family: str, model_of: Model, images_for: Images) -> None:
@@ -46,7 +49,9 @@ def test_head_refuses_masked_tokens_without_their_mask(family: str, model_of: Mo
     for training, execution in ((True, "auto"), (False, "mask")):
         model.train(training)
         model.execution = execution  # type: ignore[assignment]
+        torch.manual_seed(0)  # probes are drawn
         x = model.forward_features(images)
+        torch.manual_seed(0)
         if pools:
             with pytest.raises(InputError, match=r"forward_head\(x, weight=trace.weight\)"):
                 model.forward_head(x)
@@ -223,7 +228,7 @@ def test_keep_counts_replace_the_ratios(
     expected, trace = model(images, return_trace=True, keep_counts=[15, 9, 4])
     assert [count.tolist() for count in trace.counts] == [[15] * 3, [9] * 3, [4] * 3]
     tensors = [torch.tensor(k) for k in (15, 9, 4)]
-    assert torch.equal(model(images, keep_counts=tensors), expected)
+    torch.testing.assert_close(model(images, keep_counts=tensors), expected, rtol=1e-5, atol=1e-4)  # other probes
     # no stage brings tokens back
     _, trace = model(images, return_trace=True, keep_counts=[9, 15, 4])
     assert [count.tolist() for count in trace.counts] == [[9] * 3, [9] * 3, [4] * 3]
@@ -235,9 +240,11 @@ def test_keep_counts_by_image(model_of: Model, images_for: Images) -> None:
     images = images_for(model)
     counts = [torch.tensor([20, 10, 5]), torch.tensor([10, 5, 2]), torch.tensor([5, 2, 1])]
     model.train().execution = "gather"
-    with pytest.raises(InputError, match="execution='mask'"):
-        model(images, keep_counts=counts)
-    model.eval()
+    trained, trace = model(images, return_trace=True, keep_counts=counts)
+    assert all(map(torch.equal, trace.counts, counts))
+    model.execution = "mask"
+    torch.testing.assert_close(trained, model(images, keep_counts=counts), atol=2e-3, rtol=0)
+    model.eval().execution = "gather"
     padded, other = model(images, return_trace=True, keep_counts=counts)
     model.execution = "mask"
     logits, trace = model(images, return_trace=True, keep_counts=counts)

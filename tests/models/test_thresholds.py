@@ -302,6 +302,7 @@ def test_tokens_above_the_threshold_are_those_kept(model_of: Model, images_for: 
 def test_training_does_not_read_thresholds(model_of: Model, images_for: Images) -> None:
     model = model_of("vit").train()
     images = images_for(model)
+    model.execution = "mask"
     expected = model(images)
     model.set_thresholds([INF] * 3)
     assert torch.equal(model(images), expected)

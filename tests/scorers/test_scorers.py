@@ -336,7 +336,7 @@ def test_light_ones_cost_an_eighth_of_a_square() -> None:
     n, dim = 196, 384
     light = create_scorer("light", dim).macs(n, 1, 6, dim)
     assert light < 1.01 * n * dim * dim / 8
-    assert create_scorer("mlp", dim).macs(n, 1, 6, dim) > 12 * light
+    assert create_scorer("mlp", dim).macs(n, 1, 6, dim) > 10 * light
     free = create_scorer("mean_attention", dim).macs(n, 1, 6, dim)
     assert free == create_scorer("class_attention", dim).macs(n, 1, 6, dim) < light / 4
     assert create_scorer("anchored", dim).macs(n, 1, 6, dim) == light + free

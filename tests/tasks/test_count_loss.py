@@ -21,7 +21,7 @@ from dynavit.training.trainer import Trainer
 Make = Callable[..., Config]
 
 
-def forward(selector: str, reducer: str = "drop", **options: object) -> dynavit.Trace:
+def forward(selector: str, reducer: str = "drop", execution: str = "auto", **options: object) -> dynavit.Trace:
     torch.manual_seed(0)
     model = dynavit.create_model(
         "vit_tiny_patch16_224", num_classes=3, img_size=64, depth=4, stages=(1, 2), keep_ratio=0.5,
@@ -29,6 +29,7 @@ def forward(selector: str, reducer: str = "drop", **options: object) -> dynavit.
     ).train()  # fmt: skip
     for predictor in model.scorers:
         nn.init.normal_(predictor.score[-1].weight)
+    model.execution = execution
     return model(torch.randn(6, 3, 64, 64), return_trace=True)[1]
 
 
@@ -72,6 +73,14 @@ def test_tokens_made_are_no_patches() -> None:
     # where latency is a straight line, the expected one is that of the expected number
     expected = sum(((c.expected - k / 16) ** 2).mean() for c, k in zip(trace.choices, (8, 4), strict=True)) / 2
     torch.testing.assert_close(CountLoss("latency", torch.arange(17.0))(trace, [8, 4]), expected)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "decisions", "latency"])
+def test_removed_tokens_count_as_hidden_ones(kind: str) -> None:
+    """Probes, and tokens that fill up shorter images, are no tokens that were kept."""
+    budget = CountLoss(kind, torch.arange(17.0) ** 2)
+    losses = [budget(forward("threshold_ste", "fuse", way), [8, 4]) for way in ("mask", "gather")]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["probabilities", "decisions", "latency"])

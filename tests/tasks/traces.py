@@ -14,5 +14,5 @@ def trace_of(probs: Tensor, log_prob: Tensor | None = None) -> Trace:
     kept = probs > 0.5
     places = torch.arange(probs.shape[1]).expand(probs.shape)
     fraction, count = probs.mean(dim=1), kept.sum(dim=1)
-    choice = StageChoice(torch.ones_like(kept), probs.logit(), probs, fraction, fraction, count, log_prob, {})
-    return Trace(probs.unsqueeze(-1), places, places, None, [StageTrace(kept, count, choice)])
+    choice = StageChoice(torch.ones_like(kept), places, probs.logit(), probs, fraction, fraction, count, log_prob, {})
+    return Trace("mask", probs.unsqueeze(-1), places, places, None, [StageTrace(kept, count, choice)])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import dynavit
+from dynavit.training.schedules import KeepCounts
 
 SCHEDULE = [(1.0, (16, 16)), (0.9, (13, 11)), (0.5, (8, 4)), (0.5, (1, 1))]  # of 16 patches
 Step = tuple[Tensor, list[Tensor], list[Tensor]]
@@ -58,6 +59,7 @@ def check_training(
     model: dynavit.PrunedViT, images: Tensor, backend: str, rtol: float = 1e-4, atol: float = 1e-5
 ) -> None:
     """Compile once, then follow the schedule: the numbers of eager, and nothing compiled again."""
+    model.execution = "mask"
     compiled = torch.compile(model.train(), fullgraph=True, backend=backend)
     train_step(compiled, model, images, 0)
     for number in range(len(SCHEDULE)):
@@ -91,6 +93,31 @@ def test_numbers_in_place_of_tensors_would_compile_again() -> None:
         compiled(images, temperature=0.9)
         with pytest.raises(RuntimeError, match="recompile"):
             compiled(images, temperature=0.8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reducer", ["drop", "squeeze"])
+def test_removing_tokens_is_one_graph_for_each_count(reducer: str) -> None:
+    """Its shapes are those of k + m tokens, so counts are numbers, and few."""
+    model, images = tiny("topk").train(), images_of()
+    model.reducer, model.probes = dynavit.reducers.create_reducer(reducer, 16), 2
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    schedule = KeepCounts(16, model.keep_ratios, warmup_steps=40, moves=2)
+
+    def step(run: Any, number: int) -> Step:
+        torch.manual_seed(number)  # the draw of probes
+        model.zero_grad()
+        output, trace = run(images, return_trace=True, temperature=torch.tensor(0.9), keep_counts=schedule(number))
+        output.square().sum().backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+        assert trace.execution == "gather"
+        return output.detach(), [stage.kept for stage in trace.stages], gradients
+
+    for number in (0, 20, 40):
+        step(compiled, number)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for later in (number, min(number + 19, 40)):
+                assert_same(step(compiled, later), step(model, later), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

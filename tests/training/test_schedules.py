@@ -38,6 +38,9 @@ def test_keep_counts_fall_from_all_to_the_target() -> None:
     assert counts(5) == [166, 146]
     assert counts(10) == counts(1000) == [137, 96]
     assert KeepCounts(196, (0.7, 0.49))(0) == [137, 96]
+    coarse = KeepCounts(196, (0.7, 0.49), warmup_steps=1000, moves=4)
+    assert [coarse(step) for step in (0, 249, 250, 999, 1000)] == [[196, 196]] * 2 + [[181, 170], [151, 120], [137, 96]]
+    assert len({tuple(coarse(step)) for step in range(1001)}) == 5
 
 
 def test_only_optimiser_steps_move_schedules(tiny: Callable[..., Config]) -> None:

@@ -1,5 +1,6 @@
 """The training loop: what it learns, what it writes, and that it is a function of its configuration."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -236,12 +237,46 @@ def test_mixup_trains_on_probabilities(tiny: Make) -> None:
     trainer.fit()
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], "removes the dropped tokens (model.execution=gather), all but model.probes=8 that"),
+        pytest.param(
+            ["model.execution=mask"], "hides the dropped tokens (model.execution=mask)", marks=pytest.mark.slow
+        ),
+        (["model.scorer.name=class_attention"], "removes the dropped tokens (model.execution=gather).\n"),
+    ],
+)
+def test_a_run_says_what_becomes_of_dropped_tokens(
+    settings: list[str], said: str, tiny: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Trainer(tiny("train.epochs=1", *settings)).fit()
+    assert f"Training {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("selector", ["topk", pytest.param("ste", marks=pytest.mark.slow)])
+def test_training_by_removal_with_everything_else(selector: str, tiny: Make) -> None:
+    config = tiny(
+        "model.execution=gather", "model.probes=2", f"model.selector.name={selector}", "model.reducer.name=squeeze",
+        "loss.logit_distillation_weight=0.5", "loss.token_distillation_weight=0.5", "train.ema_decay=0.9",
+        "data.batch_size=4", "train.accumulation_steps=2", "train.grad_checkpointing=true", "schedule.keep_ratio_warmup_epochs=1",
+        "schedule.temperature_end=0.5",
+    )  # fmt: skip
+    config.model.checkpoint = str(train(tiny("model.stages=[]", "train.epochs=1", folder="dense")))
+    config.model.architecture, config.model.kwargs = None, {}
+    trainer = Trainer(config)
+    before = {name: weight.clone() for name, weight in trainer.model.scorers.named_parameters()}
+    trainer.fit()
+    assert all(not torch.equal(weight, before[name]) for name, weight in trainer.model.scorers.named_parameters())
+    assert all(math.isfinite(value) for row in trainer.metrics.rows() for value in row.values())
+
+
 def test_training_on_gathered_tokens(tiny: Make) -> None:
     trainer = Trainer(tiny("model.execution=gather"))
     trainer.fit()
     assert dynavit.load(trainer.config.run_dir).execution == "auto"
-    with pytest.raises(dynavit.InputError, match="fixed number of"):
-        Trainer(tiny("model.execution=gather", "model.selector.name=ste", folder="other")).fit()
+    with pytest.raises(dynavit.InputError, match="GumbelSigmoid removes none"):
+        Trainer(tiny("model.execution=gather", "model.selector.name=gumbel_sigmoid", folder="other")).fit()
 
 
 @pytest.mark.slow
