@@ -259,8 +259,8 @@ def test_training_by_removal_with_everything_else(selector: str, tiny: Make) -> 
     config = tiny(
         "model.execution=gather", "model.probes=2", f"model.selector.name={selector}", "model.reducer.name=squeeze",
         "loss.logit_distillation_weight=0.5", "loss.token_distillation_weight=0.5", "train.ema_decay=0.9",
-        "data.batch_size=4", "train.accumulation_steps=2", "train.grad_checkpointing=true", "schedule.keep_ratio_warmup_epochs=1",
-        "schedule.temperature_end=0.5",
+        "data.batch_size=4", "train.accumulation_steps=2", "train.grad_checkpointing=true",
+        "schedule.keep_ratio_warmup_epochs=1", "schedule.temperature_end=0.5",
     )  # fmt: skip
     config.model.checkpoint = str(train(tiny("model.stages=[]", "train.epochs=1", folder="dense")))
     config.model.architecture, config.model.kwargs = None, {}
