@@ -17,14 +17,16 @@ class AnchoredScorer(Scorer):
 
     Before training the scale is 1 and the addition 0, so it chooses exactly as its anchor does, which plain top-k of
     a random predictor does not. The scorers on attention give logarithms: there the scale is an exponent, and the
-    addition the logarithm of a factor. Nothing shifts the logits at the start, so it suits selectors with a fixed
-    count; those with an expected one would begin far from it.
+    addition the logarithm of a factor.
 
     Args:
         dim: token width D.
         anchor: name of the scorer to start from: ``class_attention``, without a class token ``mean_attention``, or
             another that learns nothing.
         reduction: of the predictor, as in :class:`~dynavit.scorers.LightPredictor`.
+        initial_logit: added to all logits at the start, and learned from there. Selectors with a fixed count do not
+            notice it; those with an expected one start near the dense model when it makes most logits positive: of N
+            tokens, ``log(N) + 2`` with an anchor on attention, whose logits are near ``-log(N)``.
 
     Raises:
         InputError: ``anchor`` is no scorer, or learns itself; an impossible ``reduction``.
@@ -33,16 +35,16 @@ class AnchoredScorer(Scorer):
     name = "anchored"
     learned = True
 
-    def __init__(self, dim: int, anchor: str = "class_attention", reduction: int = 8) -> None:
+    def __init__(self, dim: int, anchor: str = "class_attention", reduction: int = 8, initial_logit: float = 0.0) -> None:
         super().__init__()
         free = create_scorer(anchor, dim)
         if free.learned:
             raise InputError(f"scorer 'anchored': anchor={anchor!r} learns itself; choose 'class_attention' or alike.")
-        self.anchor, self.reduction = anchor, reduction
+        self.anchor, self.reduction, self.initial_logit = anchor, reduction, initial_logit
         self.needs_attention, self.needs_class_token = free.needs_attention, free.needs_class_token
         self.free = free
         self.scale = nn.Parameter(torch.ones(1))
-        self.residual = LightPredictor(dim, reduction, initial_logit=0.0)
+        self.residual = LightPredictor(dim, reduction, initial_logit)
         nn.init.zeros_(self.residual.score.weight)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:

@@ -319,6 +319,13 @@ def test_anchored_learns_its_scale_and_every_layer(stage_of: Make) -> None:
     assert all(not torch.equal(before, after) for before, after in zip(start, scorer.parameters(), strict=True))
 
 
+@torch.no_grad()
+def test_anchored_may_start_with_other_logits_in_the_same_order(stage_of: Make) -> None:
+    stage, free = stage_of("vit"), create_scorer("class_attention", DIM)
+    logits = stage.score(create_scorer("anchored", DIM, initial_logit=5.0))
+    torch.testing.assert_close(logits, stage.score(free) + 5.0)
+
+
 @pytest.mark.parametrize("anchor", ["mlp", "anchored"])
 def test_an_anchor_learns_nothing(anchor: str) -> None:
     with pytest.raises(InputError, match=f"'anchored': anchor='{anchor}' learns itself"):
@@ -456,7 +463,7 @@ def test_register_create_and_configure() -> None:
     assert scorer_config(scorer) == {"name": "mine", "sign": -1.0, "label": None}
     with_options = (
         create_scorer("mlp", DIM, initial_logit=0.5),
-        create_scorer("anchored", DIM, anchor="key_norm", reduction=6),
+        create_scorer("anchored", DIM, anchor="key_norm", reduction=6, initial_logit=1.0),
         create_scorer("random", DIM, seed=7),
         KeyNorm(),
     )
