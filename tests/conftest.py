@@ -113,7 +113,17 @@ def images_for() -> Callable[..., Tensor]:
     return make_images
 
 
-@pytest.fixture(params=[family for family in FAMILIES if family != "hybrid"])  # its stem leaves images alike
+SLOW_FAMILIES = ("deit3", "clip", "gap_registers", "perception", "beitv2")
+"""Families whose every part is in another one, too."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(family, marks=[pytest.mark.slow] if family in SLOW_FAMILIES else [])
+        for family in FAMILIES
+        if family != "hybrid"  # its stem leaves images alike
+    ]
+)
 def family(request: pytest.FixtureRequest) -> str:
     """Return every supported family in turn."""
     return request.param

@@ -47,6 +47,7 @@ def command_lines() -> list[str]:
     return [line for line in (line.partition("  #")[0].strip() for line in lines) if line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", blocks("python"))
 def test_python_examples_run(source: str) -> None:
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", source], cwd=ROOT, check=True, timeout=120)

@@ -52,7 +52,9 @@ class Method:
         return model.to(next(dense.parameters()).device).eval()
 
     def stages_in(self, depth: int) -> tuple[int, ...] | None:
-        """Return the stages in a backbone of another depth: at the same part of it, or again at every block.
+        """Return the stages in a backbone of another depth: at the same part of it.
+
+        Stages at every block of some part stay that.
 
         Raises:
             InputError: two of them would fall on one block.
@@ -61,13 +63,16 @@ class Method:
             >>> Method("evit", (3, 6, 9), 12, {}).stages_in(24)
             (6, 12, 18)
         """
-        if self.stages is None or self.depth in (None, depth):
+        if not self.stages or self.depth in (None, depth):
             return self.stages
         assert self.depth is not None
-        if self.stages == tuple(range(self.depth)):
-            return tuple(range(depth))
-        scaled = tuple(sorted({stage * depth // self.depth for stage in self.stages}))
-        if len(scaled) < len(self.stages):
+        first, end = self.stages[0], self.stages[-1] + 1
+        every_block = len(self.stages) > 1 and self.stages == tuple(range(first, end))
+        if every_block:
+            scaled = tuple(range(first * depth // self.depth, end * depth // self.depth))
+        else:
+            scaled = tuple(sorted({stage * depth // self.depth for stage in self.stages}))
+        if not scaled or (len(scaled) < len(self.stages) and not every_block):
             raise InputError(f"its stages {list(self.stages)} of {self.depth} blocks are too many for {depth} blocks.")
         return scaled
 

@@ -35,7 +35,9 @@ class AnchoredScorer(Scorer):
     name = "anchored"
     learned = True
 
-    def __init__(self, dim: int, anchor: str = "class_attention", reduction: int = 8, initial_logit: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, anchor: str = "class_attention", reduction: int = 8, initial_logit: float = 0.0
+    ) -> None:
         super().__init__()
         free = create_scorer(anchor, dim)
         if free.learned:

@@ -141,7 +141,11 @@ def test_all_that_is_compared_runs_in_the_same_precision(
 
 @pytest.mark.parametrize(
     ("selector", "runs"),
-    [("topk", ["training, mask", "training, gather"]), ("ste", ["training, mask"])],
+    [
+        ("topk", ["training, mask", "training, gather"]),
+        ("ste", ["training, mask", "training, gather"]),
+        ("gumbel_sigmoid", ["training, mask"]),  # removes none
+    ],
 )
 def test_training_steps(selector: str, runs: list[str], clock: dict[str, list[float]]) -> None:
     clock["training, mask 0"] = [1.25, 1.25]

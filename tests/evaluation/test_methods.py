@@ -37,7 +37,7 @@ from dynavit.evaluation.methods import Method, read_methods
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "configs/methods").glob("*.yaml"))
-LEARNED = {"dtps", "dynamicvit", "predictor_topk"}
+LEARNED = {"anchored", "dtps", "dynamicvit", "predictor_topk"}
 FREE = sorted({path.stem for path in PATHS} - LEARNED)
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}  # 64 patches
@@ -151,6 +151,7 @@ def test_thresholds_meet_the_budget_on_average(methods: dict[str, Method], deep:
 
 def test_stages_go_with_the_depth() -> None:
     assert Method("all", tuple(range(12)), 12, {}).stages_in(24) == tuple(range(24))
+    assert Method("early", tuple(range(9)), 12, {}).stages_in(4) == (0, 1, 2)
     assert Method("some", (3, 6, 9), 12, {}).stages_in(6) == (1, 3, 4)
     assert Method("unknown", (3, 6, 9), None, {}).stages_in(24) == (3, 6, 9)
     assert Method("default", None, None, {}).stages_in(24) is None
@@ -174,7 +175,7 @@ def test_a_configuration_is_read_for_its_tokens_alone(tmp_path: Path, deep: dyna
 
 def test_what_has_to_be_trained_is_left_out(methods: dict[str, Method], deep: dynavit.PrunedViT) -> None:
     for name in LEARNED:
-        with pytest.raises(InputError, match="scorer, mlp, has to be trained"):
+        with pytest.raises(InputError, match="scorer, (mlp|anchored), has to be trained"):
             methods[name].apply(deep)
     aggregate = Method("aggregate", None, None, {"scorer": "key_norm", "reducer": {"name": "aggregate", "tokens": 4}})
     with pytest.raises(InputError, match="reducer, aggregate, has to be trained"):

@@ -116,7 +116,7 @@ def test_equal_configurations_give_equal_weights_for_any_number_of_workers(tiny:
 
 
 @pytest.mark.parametrize("selector", ["topk", "ste"])
-@pytest.mark.parametrize("step", [2, 3, 5])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes_to_the_same_result(tiny: Make, step: int, selector: str) -> None:
     extra = [
         "train.checkpoint_steps=1", "train.ema_decay=0.9", f"model.selector.name={selector}",
