@@ -1,4 +1,4 @@
-"""The README is true: its Python runs, its commands run in the order given, its links lead somewhere."""
+"""README and docs are true: their Python runs, their commands run in the order given, their links lead somewhere."""
 
 import os
 import re
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/training.md")}
 
 # the same commands, made short: two steps of small batches, one timing round
 SHORT = [
@@ -39,7 +39,8 @@ SHORT_FOR = {
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    text = "".join(PAGES.values())
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def command_lines() -> list[str]:
@@ -53,11 +54,12 @@ def test_python_examples_run(source: str) -> None:
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", source], cwd=ROOT, check=True, timeout=120)
 
 
-def test_links_lead_to_files() -> None:
-    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
-    targets += re.findall(r'src="(?!https?:)([^"]+)"', README)
-    assert targets
-    assert not [target for target in targets if not (ROOT / target).exists()]
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", PAGES[page])
+    targets += re.findall(r'src="(?!https?:)([^"]+)"', PAGES[page])
+    assert targets or page != "README.md"
+    assert not [target for target in targets if not ((ROOT / page).parent / target).exists()]
 
 
 @pytest.fixture

@@ -129,15 +129,15 @@ class BackboneAdapter(ABC):
         normalised: Tensor = self.backbone.norm(x)
         return normalised
 
-    def head(self, x: Tensor, mask: Tensor | None, training: bool, pre_logits: bool) -> Any:
+    def head(self, x: Tensor, weight: Tensor | None, training: bool, pre_logits: bool) -> Any:
         """Pool and classify normalised tokens ``(B, L, D)``.
 
-        ``mask`` ``(B, N)`` weighs the patches: 0 for those dropped, and more than 1 for tokens merged of several. None
+        ``weight`` ``(B, N)`` is of the patches: 0 for those dropped, and more than 1 for tokens merged of several. None
         means that all of them count alike.
         """
-        if mask is None or self.backbone.global_pool in ("token", ""):
+        if weight is None or self.backbone.global_pool in ("token", ""):
             return self.backbone.forward_head(x, pre_logits=pre_logits)
-        return weighted_head(self, x, mask, training, pre_logits)
+        return weighted_head(self, x, weight, training, pre_logits)
 
     def _recomputed(self, run: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Call ``run``, and in backward once more instead of storing it where the backbone asks for that."""

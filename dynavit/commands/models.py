@@ -53,7 +53,7 @@ def evaluate(
 
     Args:
         run_dir: folder of the model, with a ``config.yaml`` or ``overrides`` that name data.
-        keep_ratios: r keeps r, r^2, r^3 ... over the stages; the configuration's if None.
+        keep_ratios: r keeps r, r^2, r^3 ... over the stages, or as the count rule says; the configuration's if None.
         batch_sizes: at which speed is measured; the configuration's if None, none if empty.
         adaptive: also let every image keep as many tokens as it needs; the configuration's choice if None.
         overrides: settings of data and evaluation, as ``{"data.root": "my_images"}`` or ``["data.root=my_images"]``.

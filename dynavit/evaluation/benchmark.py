@@ -50,8 +50,8 @@ def benchmark_models(
     """Time pruned models against the dense timm model and against the oracle.
 
     The oracle is what pruning could save at best: the same blocks on a sequence that is cut to the same
-    lengths, without scoring or gathering. Inference has weights and images in the given precision; a
-    training step is a forward and a backward, under autocast where the precision is not float32.
+    lengths before each stage's block, without scoring or gathering. Inference has weights and images in the given
+    precision; a training step is a forward and a backward, under autocast where the precision is not float32.
 
     Args:
         backbone: timm model name.
@@ -73,11 +73,16 @@ def benchmark_models(
         the model is with that stage.
 
     Raises:
-        InputError: an unknown name or impossible value.
+        InputError: an unknown name, an impossible value, or a method that needs images.
     """
     unknown = [name for name in dtypes if name not in _DTYPES]
     if unknown:
         raise InputError(f"dtype {unknown[0]}: choose from {', '.join(_DTYPES)}.")
+    if calibrated := [one.name for one in methods if one.adaptive]:
+        raise InputError(
+            f"{calibrated[0]} keeps tokens by thresholds, which are set on images; there are none here. Compare it "
+            f"with `dynavit methods`, or leave it out."
+        )
     dense = create_model(backbone, stages=(), **(model_kwargs or {})).to(device)
     named = [(one.name, {**one.parts, "stages": one.stages_in(dense.adapter.depth)}) for one in methods]
     named = named or [(selector, {"selector": selector})]
@@ -95,8 +100,9 @@ def benchmark_models(
             seconds = measure(calls, rounds=rounds)
         for number, model in enumerate(models):
             for run in (run for run in _RUNS if f"{run} {number}" in seconds):
+                method, _, ratio = cases[number]
                 row = _row(dense, model, run, number, batch_size, seconds)
-                rows.append({"method": cases[number][0], "dtype": name, "batch_size": batch_size, **row})
+                rows.append({"method": method, "dtype": name, "batch_size": batch_size, "keep_ratio": ratio, **row})
     return rows
 
 
@@ -167,7 +173,6 @@ def _row(
     dense_times, times, oracle_times = (seconds[name] for name in ("dense", f"{run} {number}", f"oracle {number}"))
     row: Row = {
         "run": run,
-        "keep_ratio": model.keep_ratios[0],
         "tokens": tokens_per_stage(model),
         "macs_ratio": closed_form_macs(dense) / closed_form_macs(model),
         "ms": {

@@ -18,7 +18,7 @@ from dynavit.config import Config, DataConfig, ModelConfig
 from dynavit.errors import InputError, did_you_mean
 from dynavit.evaluation.linear_head import dense_features, fit_linear_head, set_linear_head
 from dynavit.models import PrunedViT, load
-from dynavit.runs.build import build_probe, build_start, resolve_preprocessing
+from dynavit.runs.build import build_outline, build_start, resolve_preprocessing
 from dynavit.runs.loading import make_loader, random_subset
 from dynavit.runs.open import open_run
 from dynavit.tasks.classification import ClassificationTask
@@ -77,7 +77,7 @@ def open_dense_classifier(
         raise InputError(f"--limit {limit}: at least 2 images.")
     config, preprocessing = _describe(checkpoint, architecture, root, img_size)
     if preprocessing is None:
-        preprocessing = resolve_preprocessing(config.data, build_probe(config).backbone)
+        preprocessing = resolve_preprocessing(config.data, build_outline(config).backbone)
     task = ClassificationTask(config)
     data = task.open_data(preprocessing)
     for note in data.notes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from statistics import median_high
+from statistics import median
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def time_models(
             times = seconds[str(number)]
             speedup, low, high = median_ratio(seconds["0"], times)
             throughput[str(size)] = {
-                "images_per_second": len(order) / median_high(times),
+                "images_per_second": len(order) / median(times),
                 "speedup": speedup,
                 "speedup_range": [low, high],
             }

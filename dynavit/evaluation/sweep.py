@@ -92,7 +92,7 @@ def evaluate_run(
 
     Args:
         run: an opened run with a configuration.
-        keep_ratios: r keeps r, r^2, r^3 ... over the stages; the configuration's if None.
+        keep_ratios: r keeps r, r^2, r^3 ... over the stages, or as the count rule says; the configuration's if None.
         batch_sizes: at which speed is measured; an empty list measures none.
         output: where ``evaluation.json``, ``evaluation.csv``, ``pareto.png``, ``kept_tokens.png``,
             ``token_counts.png``, ``ranked_lists.png`` and ``report.html`` go; the run's folder if None.

@@ -93,7 +93,7 @@ def check_pooling(model: Any) -> None:
     # in eval a stage at ratio 1.0 does nothing, and then all tokens count alike
     adaptive = model.thresholds is not None and not model.training
     prunes = bool(model.stages) if model.training else any(ratio < 1 for ratio in model.keep_ratios)
-    hides = not model.gathers or (model.training and learns_by_mask(model))
+    hides = not model.gathers or (model.training and (learns_by_mask(model) or not model.selector.fixed_k))
     differ = adaptive or (prunes and (hides or model.reducer.tracks_sizes))
     if differ and model.backbone.global_pool not in ("token", ""):
         raise InputError(

@@ -30,7 +30,7 @@ class GatheredTokens(Tokens):
     execution: ClassVar[Literal["mask", "gather"]] = "gather"
 
     def shorten(self, order: Tensor, k: int, logits: Tensor, reducer: Reducer) -> None:
-        """Keep the first ``k`` of every row, with neither mask nor record.
+        """Keep the first ``k`` of every row, the short way of evaluation: equal counts, no mask, no trace.
 
         Args:
             order: ``(B, n)`` all tokens, those to keep first.
@@ -55,7 +55,7 @@ class GatheredTokens(Tokens):
         ragged = k is None
         uneven = ragged or self.mask is not None  # rows may hold tokens that are dead already
         keep, dropped = selection.keep, self.candidates & ~selection.keep
-        # where sizes carry gradients, so do the sizes of dead probes, which are 0
+        # a reducer that counts sizes gets dead probes, too: their size is 0, but has a gradient
         rest = ~keep if probes is not None and reducer.tracks_sizes else dropped
         n = keep.shape[1]
         k = int(keep.sum(dim=1).max()) if k is None else min(k, n)
@@ -65,11 +65,11 @@ class GatheredTokens(Tokens):
         mask: Tensor | None = None
         kept_mask: Tensor | None
         if probes is not None:
-            index, learned = probes.draw(selection.mask, keep, dropped, k)
-            kept_mask = learned.gather(1, index)
+            index, weighted = probes.draw(selection.mask, keep, dropped, k)
+            kept_mask = weighted.gather(1, index)
             mask = kept_mask if self.mask is None else self.mask.gather(1, index) * kept_mask
             if reducer.tracks_sizes:  # the share of a token that its mask keeps is not merged
-                dropped_mask = (1 - learned).where(rest, 0.0).gather(1, others)
+                dropped_mask = (1 - weighted).where(rest, 0.0).gather(1, others)
             else:
                 kept_mask = mask
         else:

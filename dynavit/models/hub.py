@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dynavit.errors import InputError
 from dynavit.files import replacing, require_folder, write_text
-from dynavit.models.probe import check_own_code
 from dynavit.models.rebuild import Origin, describes_a_source, find_origin, structure
+from dynavit.models.same_outputs import check_own_code
 from dynavit.parts import with_module
 from dynavit.reducers import reducer_config
 from dynavit.scorers import scorer_config
@@ -125,7 +125,7 @@ def model_config(model: PrunedViT) -> dict[str, Any]:
 
     Raises:
         InputError: the backbone cannot be rebuilt, an argument is not plain data, or hooks change the outputs; see
-            :func:`~dynavit.models.rebuild.find_origin` and :func:`~dynavit.models.probe.check_own_code`.
+            :func:`~dynavit.models.rebuild.find_origin` and :func:`~dynavit.models.same_outputs.check_own_code`.
     """
     selector = with_module(selector_config(model.selector), model.selector)  # refused before anything is built
     origin = _origin(model)

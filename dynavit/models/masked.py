@@ -47,7 +47,7 @@ class MaskedTokens(Tokens):
         destination = torch.where(keep, slots, -1)
         if reducer.reads_dropped:
             patches, kept_mask, dropped_mask = self.patches, keep.float(), dropped.float()
-            if size is not None:  # of tokens dead already it is 0
+            if size is not None:  # which is 0 for tokens dropped earlier, so that 1 - mask does no harm there
                 kept_mask, dropped_mask = selection.mask, torch.where(keep, 0.0, 1 - selection.mask)
             kept, others = TokenSet(patches, logits, kept_mask, size), TokenSet(patches, logits, dropped_mask, size)
             reduced = reducer(kept, others)

@@ -15,7 +15,7 @@ from dynavit.adapters import BackboneAdapter
 from dynavit.errors import InputError
 from dynavit.models.backbone import create_backbone
 from dynavit.models.conventions import head_classes
-from dynavit.models.probe import close, evaluating, own_code, probe_images
+from dynavit.models.same_outputs import close, evaluating, noise_image, own_code
 from dynavit.text import listed
 
 _INERT = (nn.Identity, nn.Dropout, DropPath, PatchDropout)  # in eval
@@ -223,7 +223,7 @@ def _read(read: Callable[[Any], Any], backbone: Any) -> Any:
 @torch.no_grad()
 def _same_outputs(adapter: BackboneAdapter, rebuilt: nn.Module) -> bool:
     backbone = adapter.backbone
-    first, images = next(backbone.parameters()), probe_images(adapter)
+    first, images = next(backbone.parameters()), noise_image(adapter)
     # on the device and in the precision of the model, with its very weights: no second copy of them stays
     rebuilt = rebuilt.to(first.device, first.dtype).eval()
     rebuilt.load_state_dict(backbone.state_dict(), assign=True)

@@ -30,7 +30,7 @@ class ForwardRequest:
     Attributes:
         counts: tokens to keep at each stage: ints, or tensors of shape ``()`` or ``(B,)``.
         training: whether the model trains.
-        skips_full: leave out stages at keep ratio 1.0, which change nothing.
+        skips_full: leave out stages at keep ratio 1.0.
         thresholds: one logit a stage above which tokens are kept, in place of counts; or None.
         temperature, generator: for the selector; probes are drawn by the generator, too.
         probes: dropped tokens that each stage keeps hidden in gather execution, so that their masks receive a gradient;
@@ -80,7 +80,7 @@ class SelectStep(Step):
     reducer: Reducer
 
     def __call__(self, tokens: Tokens, request: ForwardRequest) -> StageChoice | None:
-        """Shorten the tokens to their count, and those that the reducer makes.
+        """Keep as many tokens as the stage should; those that its reducer makes come on top.
 
         Returns:
             What was chosen, if patches are followed.

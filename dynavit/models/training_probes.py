@@ -28,7 +28,7 @@ class Probes:
     """How a stage draws its probes.
 
     Attributes:
-        count: probes an image, where it keeps as many tokens as any; the others are filled up with more of them.
+        count: probes of the images that keep the most tokens, k; those that keep fewer get more, up to k + count rows.
         generator: source of the draw; the global one if None.
     """
 

@@ -19,10 +19,10 @@ class MergeNearest(Reducer):
     tokens y of which it has the highest cosine, with s the number of patches that each stands for. The model adds
     ``log s`` to the token's key in attention and pools by s. Any number of tokens may be merged at a stage.
 
-    While a scorer learns by masks, a token may be kept in part: a share of its patches, its mask, stands alone, and the
-    rest is in the kept token most similar to it, of those kept another one. So sizes always sum to the number of
-    patches, and the gradient of a mask says what it would change to keep the token or to merge it: nothing for one of
-    which there is a copy. It is exact along this way; the choice of partners gets none.
+    While a scorer learns by masks, the formula is that of fractional masks m: ``s m`` of a token's patches stay in it,
+    ``s (1 - m)`` go to the kept token most similar to it, but never itself. Masks are 0 or 1, so this changes gradients
+    alone: a mask's gradient says what it would change to keep the token rather than to merge it, which is nothing where
+    there is a copy of it. It is exact along this way; the choice of partners gets none.
     """
 
     name = "merge_nearest"

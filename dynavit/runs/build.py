@@ -66,7 +66,7 @@ def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str
     return build(config, classes, side)
 
 
-def build_probe(config: Config) -> PrunedViT:
+def build_outline(config: Config) -> PrunedViT:
     """Create what a run trains without its weights, to ask for sizes and parts.
 
     Without a checkpoint, which alone may say how its model is made, this costs no memory and draws no random numbers.

@@ -1,4 +1,4 @@
-"""Scorers that read the attention of the block they stand before; nothing to learn.
+"""Scorers that read the attention of the block of their stage; nothing to learn.
 
 All take logarithms, so that ``exp(logit)`` is the published score; the order is the same.
 """
@@ -107,7 +107,7 @@ def block_attention(scorer: Scorer, view: StageView | None) -> BlockAttention:
     """
     if view is None or view.attention is None:
         raise InputError(
-            f"scorer {scorer.name!r} reads the attention of the block it stands before: call it with "
+            f"scorer {scorer.name!r} reads the attention of the block of its stage: call it with "
             f"view=StageView(stage, positions, attention)."
         )
     return view.attention

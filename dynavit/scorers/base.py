@@ -81,9 +81,9 @@ class Scorer(nn.Module):
         The logits of tokens still there must not depend on hidden ones, whose own may be anything.
 
         Args:
-            tokens: patch tokens ``(B, n, D)`` as they enter the block.
+            tokens: patch tokens ``(B, n, D)`` as the stage finds them; inside a block, after its attention.
             mask: ``(B, n)`` in [0, 1], how much of each token is still there; None means all.
-            view: what else is known of the place.
+            view: what else is known of the place; its attention is that of the block, on what entered it.
         """
 
     @abstractmethod

@@ -44,7 +44,7 @@ class Distinctness(Scorer):
         if not self.scorer.needs_attention or self.scorer.learned or importance == self.name:
             raise InputError(
                 f"scorer 'distinctness': importance={importance!r} is no score of attention; choose 'class_attention', "
-                f"'mean_attention' or 'attention_received'."
+                f"'mean_attention', 'value_attention' or 'attention_received'."
             )
         self.needs_class_token = self.scorer.needs_class_token
 

@@ -106,8 +106,8 @@ def begin_state(run_dir: Path) -> None:
     if partial.exists():
         if not is_state(partial):
             raise InputError(f"{partial} was not written by dynavit: move it away.")
-        shutil.rmtree(partial)
-    partial.mkdir()
+        _empty(partial)
+    partial.mkdir(exist_ok=True)
     (partial / _MARKER).touch()
 
 
@@ -139,10 +139,20 @@ def save_state(
         state, previous = run_dir / STATE, run_dir / PREVIOUS
         if state.exists():
             if previous.exists():
+                _empty(previous)
                 shutil.rmtree(previous)
             state.replace(previous)
         partial.replace(state)
     accelerator.wait_for_everyone()
+
+
+def _empty(folder: Path) -> None:
+    """Remove all that is in a state but the marker: killed in between, it is still known to be ours."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _MARKER:
+            path.unlink()
 
 
 def is_state(folder: Path) -> bool:

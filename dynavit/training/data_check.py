@@ -20,7 +20,7 @@ from dynavit.data.reid import ReidData, ReidImages
 from dynavit.data.splits import FRACTION, Wanted, find_splits, is_class_folder, nested, split_name
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
-from dynavit.runs.build import build_probe, resolve_preprocessing
+from dynavit.runs.build import build_outline, resolve_preprocessing
 from dynavit.tasks import create_task
 from dynavit.text import listed, printable
 
@@ -112,7 +112,7 @@ def check_data(config: Config) -> DataReport:
         InputError: no files to look at, or no data that a training would begin with.
     """
     data = config.data
-    model = build_probe(config)
+    model = build_outline(config)
     preprocessing = resolve_preprocessing(data, model.backbone)
     problems: list[str] = []
     if config.task == "classify" and data.name == "folder":

@@ -23,7 +23,7 @@ from dynavit.config.schema import leaves
 from dynavit.errors import InputError
 from dynavit.models import load
 from dynavit.models.hub import WEIGHTS
-from dynavit.runs.build import build_probe, build_start, resolve_preprocessing, starts_trained
+from dynavit.runs.build import build_outline, build_start, resolve_preprocessing, starts_trained
 from dynavit.runs.pair import dense_folder
 from dynavit.tasks import create_task
 from dynavit.tasks.rewards import check_reward
@@ -139,9 +139,9 @@ def _unknown_classes(config: Config) -> tuple[str, ...] | None:
     if model.stages == [] or config.train.dense_epochs == 0 or not (model.pretrained or model.checkpoint):
         return None
     task = create_task(config)
-    probe = build_probe(config)
-    check_reward(config.loss, probe)  # rather now than after the dense model
-    data = task.open_data(resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid"))
+    outline = build_outline(config)
+    check_reward(config.loss, outline)  # rather now than after the dense model
+    data = task.open_data(resolve_preprocessing(config.data, outline.backbone, squash=config.task == "reid"))
     classes = tuple(data.class_names)
     if model.checkpoint is None:
         known = starts_trained(config, classes)

@@ -16,7 +16,7 @@ from dynavit.errors import InputError
 from dynavit.models import PrunedViT
 from dynavit.models.execution import gathers_in_training
 from dynavit.models.hub import model_config
-from dynavit.runs.build import StartingModel, build_probe, build_start, build_teacher, resolve_preprocessing
+from dynavit.runs.build import StartingModel, build_outline, build_start, build_teacher, resolve_preprocessing
 from dynavit.runs.loading import TrainingBatches, first_images, make_loader, prepare_loader
 from dynavit.tasks import Task, create_task
 from dynavit.tasks.count_loss import CountLoss, measured_table
@@ -132,12 +132,12 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
 
 def _open_data(config: Config, task: Task, accelerator: Accelerator) -> tuple[Any, dict[str, Any]]:
     """Return the data, and the preprocessing that the model expects; what cannot work is told before a download."""
-    probe = build_probe(config)
-    check_reward(config.loss, probe)
-    preprocessing = resolve_preprocessing(config.data, probe.backbone, squash=config.task == "reid")
+    outline = build_outline(config)
+    check_reward(config.loss, outline)
+    preprocessing = resolve_preprocessing(config.data, outline.backbone, squash=config.task == "reid")
     with accelerator.main_process_first():  # which may have to download
         data = task.open_data(preprocessing)
-    check_before_training(config, data, probe, accelerator)
+    check_before_training(config, data, outline, accelerator)
     return data, preprocessing
 
 

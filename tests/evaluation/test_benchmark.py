@@ -105,7 +105,13 @@ def test_methods_are_compared_with_an_oracle_of_their_own_lengths(clock: dict[st
     assert [row["method"] for row in (evit, tome)] == ["evit", "tome"]
     assert len(evit["tokens"]) == 3
     assert len(tome["tokens"]) == TINY["depth"]
+    assert [row["keep_ratio"] for row in (evit, tome)] == [0.5, 0.5]  # as asked for, whatever the rule makes of it
     assert evit["stages"] == tome["stages"] == {}
+
+
+def test_thresholds_need_images() -> None:
+    with pytest.raises(InputError, match=r"^adaptive keeps tokens by thresholds.*dynavit methods"):
+        benchmark_models(NAME, methods=read_methods([find_config("methods/adaptive")]), model_kwargs=TINY)
 
 
 def precisions(monkeypatch: pytest.MonkeyPatch, **options: object) -> dict[str, set[torch.dtype]]:

@@ -175,7 +175,7 @@ def test_a_configuration_is_read_for_its_tokens_alone(tmp_path: Path, deep: dyna
 
 def test_what_has_to_be_trained_is_left_out(methods: dict[str, Method], deep: dynavit.PrunedViT) -> None:
     for name in LEARNED:
-        with pytest.raises(InputError, match="scorer, (mlp|anchored), has to be trained"):
+        with pytest.raises(InputError, match=r"scorer, (mlp|anchored), has to be trained"):
             methods[name].apply(deep)
     aggregate = Method("aggregate", None, None, {"scorer": "key_norm", "reducer": {"name": "aggregate", "tokens": 4}})
     with pytest.raises(InputError, match="reducer, aggregate, has to be trained"):

@@ -65,6 +65,15 @@ def test_head_refuses_masked_tokens_without_their_mask(family: str, model_of: Mo
     assert torch.equal(model.forward_head(model.forward_features(images)), model(images))
 
 
+def test_head_refuses_images_of_different_lengths_without_their_weight(model_of: Model, images_for: Images) -> None:
+    model = model_of("gap", selector="ste").train()
+    model.scorers.requires_grad_(False)  # so that no mask carries a gradient, and yet the shorter ones are padded
+    model.execution = "gather"
+    x = model.forward_features(images_for(model))
+    with pytest.raises(InputError, match=r"forward_head\(x, weight=trace.weight\)"):
+        model.forward_head(x)
+
+
 @torch.no_grad()
 def test_dynamic_image_size(model_of: Model) -> None:
     model = model_of("vit", dynamic_img_size=True)

@@ -5,7 +5,7 @@ import math
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from dynavit.config import Config
 from dynavit.errors import InputError
 from dynavit.runs.open import open_run
-from dynavit.training.checkpoint import Progress, find_state
+from dynavit.training.checkpoint import PARTIAL, Progress, begin_state, find_state, is_state
 from dynavit.training.trainer import Trainer
 
 Make = Callable[..., Config]
@@ -142,6 +142,32 @@ def test_the_previous_state_stands_in_between_two_renames(tmp_path: Path) -> Non
     assert find_state(tmp_path) == tmp_path / "state.previous"
     (tmp_path / "state").mkdir()
     assert find_state(tmp_path) == tmp_path / "state"
+
+
+def test_a_removal_that_was_killed_leaves_what_is_known_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is removed first."""
+    begin_state(tmp_path)
+    partial = tmp_path / PARTIAL
+    for name in ("about.json", "zz", "a"):
+        (partial / name).touch()
+    (partial / "folder").mkdir()
+    right = Path.unlink
+    for allowed in range(3):
+        rest = iter(range(allowed))
+
+        def unlink(path: Path, rest: Iterator[int] = rest) -> None:
+            if next(rest, None) is None:
+                raise KeyboardInterrupt
+            right(path)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", unlink)
+            begin_state(tmp_path)
+        assert is_state(partial)
+    begin_state(tmp_path)
+    assert len(list(partial.iterdir())) == 1
 
 
 @pytest.mark.parametrize("damage", ["pipe", "nested", "negative", "huge", "nan"])

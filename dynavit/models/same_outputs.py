@@ -18,7 +18,7 @@ _TOLERANCE = 1e-4  # of the largest output
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def probe_images(adapter: BackboneAdapter) -> Tensor:
+def noise_image(adapter: BackboneAdapter) -> Tensor:
     """Return one image of noise, always the same, on the device and in the precision of the backbone."""
     first = next(adapter.backbone.parameters())
     size = adapter.image_size or tuple(4 * side for side in adapter.patch_size)
@@ -66,7 +66,7 @@ def check_own_code(model: Any) -> None:
     altered = {name: part for name, part in parts.items() if any(own_code(part)[part is model :])}
     if not altered:
         return
-    images, cameras = probe_images(model.adapter), model.unknown_cameras(1)
+    images, cameras = noise_image(model.adapter), model.unknown_cameras(1)
     with evaluating(model), torch.autocast(images.device.type, enabled=False):
         try:
             with _without(altered.values(), keep=model):
