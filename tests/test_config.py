@@ -68,6 +68,7 @@ def test_what_is_saved_loads_as_the_same(load: Callable[..., Config], tmp_path: 
     ("overrides", "said"),
     [
         (["optimizer.lrr=1"], r"unknown key 'optimizer.lrr'.*Did you mean 'lr'.*Keys in optimizer: name, lr"),
+        (["loss.keep_ratio=1"], r"unknown key 'loss.keep_ratio'.*Did you mean 'keep_ratio_weight'"),
         (["lr=1"], r"unknown key 'lr'.*Did you mean 'optimizer.lr'"),
         (["modell.stages=[1]"], r"unknown key 'modell'.*Did you mean 'model'"),
         (["train.epochs=many"], r"train.epochs.*many.*Expected int"),

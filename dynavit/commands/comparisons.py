@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynavit.commands.settings import require_counts, require_suffix
+from dynavit.commands.settings import require_counts, require_lists, require_suffix
 from dynavit.errors import InputError
 from dynavit.files import require_folder, require_writable, write_text
 from dynavit.tables import Row
@@ -70,6 +70,7 @@ def compare_methods(
     from dynavit.runs.open import choose_device
 
     require_counts(batch_size=batch_size, rounds=rounds, img_size=img_size, calibration_images=calibration_images)
+    require_lists(methods=methods, keep_ratios=keep_ratios)
     folder, place = Path(output), choose_device(device)
     require_folder(folder)
     shipped = [path for name, path in recipes().items() if name.startswith("methods/")]
@@ -123,6 +124,7 @@ def compare_runs(run_dirs: Sequence[str | Path], output: str | Path = "losses.pn
     from dynavit.tasks import create_task
     from dynavit.training.monitor import MetricsFile
 
+    require_lists(run_dirs=run_dirs)
     require_format(output)
     require_writable(Path(output))
     paths = [Path(run_dir) for run_dir in run_dirs]
@@ -182,6 +184,9 @@ def benchmark(
     from dynavit.runs.open import choose_device
 
     _require_json(output, rounds)
+    require_lists(keep_ratios=keep_ratios, batch_sizes=batch_sizes, dtypes=dtypes, methods=methods)
+    for size in batch_sizes:
+        require_counts(batch_sizes=size)
     rows = benchmark_models(
         backbone,
         keep_ratios,

@@ -15,6 +15,7 @@ from dynavit.commands.settings import (
     as_words,
     honour,
     require_counts,
+    require_lists,
     require_suffix,
 )
 from dynavit.errors import InputError
@@ -70,6 +71,7 @@ def evaluate(
     from dynavit.evaluation.sweep import evaluate_run
     from dynavit.runs.open import open_run
 
+    require_lists(keep_ratios=keep_ratios, batch_sizes=batch_sizes)
     words, idle = as_words(overrides), {}
     if keep_ratios is not None:
         idle["evaluate.keep_ratios"] = "--keep-ratios says it already"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dynavit.errors import InputError
@@ -22,7 +22,7 @@ TO_EVALUATE = (*TO_EXPORT, "data.train_split", "data.batch_size", "data.workers"
 """Also, how it is judged."""
 
 
-def as_words(overrides: Overrides) -> list[str]:
+def as_words(overrides: Overrides | None) -> list[str]:
     """Return settings as ``key.subkey=value``, the value in YAML.
 
     Raises:
@@ -32,10 +32,12 @@ def as_words(overrides: Overrides) -> list[str]:
         >>> as_words({"model.stages": [3, 6], "data.root": "my images", "train.clip_grad_norm": None})
         ['model.stages=[3, 6]', 'data.root=my images', 'train.clip_grad_norm=null']
     """
-    if isinstance(overrides, str):
+    if overrides is None:
+        return []
+    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
         raise InputError(f"overrides={overrides!r}: give a list of key.subkey=value, or a mapping.")
     if not isinstance(overrides, Mapping):
-        return list(overrides)
+        return [str(word) for word in overrides]
     return [f"{key}={_as_yaml(key, value)}" for key, value in overrides.items()]
 
 
@@ -55,8 +57,19 @@ def require_counts(**counts: int | None) -> None:
         InputError: naming the first of them as the option that it is on the command line.
     """
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"--{name.replace('_', '-')}={count}: give a whole number of 1 or more.")
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise InputError(f"--{name.replace('_', '-')}={count!r}: give a whole number of 1 or more.")
+
+
+def require_lists(**values: object) -> None:
+    """Refuse one value where several may be given; None is left to its default.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for name, value in values.items():
+        if value is not None and (isinstance(value, str | Path) or not isinstance(value, Iterable)):
+            raise InputError(f"{name}={value!r}: give a list, such as [{value!r}].")
 
 
 def require_suffix(output: Path, *suffixes: str) -> None:

@@ -209,6 +209,7 @@ def _unknown_key(full_key: str) -> str:
     known = [entry.name for entry in fields(node)]
     where = f"in {'.'.join(parents)}" if parents else "at top level"
     everywhere = dict(leaves(Config()))
+    longer = [name for name in known if name.startswith(f"{key}_")]
     elsewhere = [name for name in everywhere if name.rpartition(".")[2] == key]
-    hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(key, known)
+    hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere and not longer else did_you_mean(key, longer or known)
     return f"unknown key {full_key!r}.{hint} Keys {where}: {', '.join(known)}."

@@ -189,7 +189,7 @@ class LossConfig:
     token_distillation_weight: float = setting(0.0, within="[0, inf)")
     """Weight of agreeing with the teacher's features of the kept tokens."""
     distillation_temperature: float = setting(1.0, within="[1e-6, 1e6]")
-    """Of the logits, in logit_distillation."""
+    """Of the logits, where they are compared with the teacher's."""
     teacher: str = "start"
     """start: the frozen starting model, run densely; or a folder that dynavit wrote."""
 

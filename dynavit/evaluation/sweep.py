@@ -21,6 +21,7 @@ from dynavit.evaluation.speed import time_models
 from dynavit.evaluation.variants import Variant, check_adaptive, run_variants
 from dynavit.files import require_folder
 from dynavit.models import PrunedViT
+from dynavit.numbers import checked_whole
 from dynavit.report.rows import accuracy_base
 from dynavit.runs.loading import first_images, make_loader, prepare_loader
 from dynavit.runs.open import Run
@@ -116,6 +117,7 @@ def evaluate_run(
     output = output or run.path
     require_folder(output)
     batch_sizes = settings.batch_sizes if batch_sizes is None else batch_sizes
+    batch_sizes = [checked_whole("batch_sizes", size, 1) for size in batch_sizes]
     if any(size > _MOST for size in batch_sizes):
         raise InputError(f"--batch-sizes {list(batch_sizes)}: at most {_MOST:,} images.")
     # images go to the model's device, whichever it is

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.adapters import BackboneAdapter, create_adapter
-from dynavit.errors import InputError
 from dynavit.models import conventions, hub
 from dynavit.models.counts import stage_counts
 from dynavit.models.execution import check_execution, check_pooling, check_scorers, gathers_in_training, learns_by_mask
@@ -26,7 +25,7 @@ from dynavit.models.merging import MergeStep
 from dynavit.models.one_of import OneOf
 from dynavit.models.places import Places
 from dynavit.models.pruning import Pruning
-from dynavit.models.ratios import checked_ratios, checked_rule, checked_stages, checked_thresholds
+from dynavit.models.ratios import check_counts, checked_ratios, checked_rule, checked_stages, checked_thresholds
 from dynavit.models.rebuild import Origin
 from dynavit.models.side import SideEmbedding, add_side
 from dynavit.models.steps import ForwardRequest, SelectStep
@@ -284,8 +283,8 @@ class PrunedViT(nn.Module):
         self, tokens: Tokens, keep_counts: Sequence[int | Tensor] | None = None, **sampling: Any
     ) -> ForwardRequest:
         """Return what a forward asks of its stages; ``sampling`` is the temperature and the generator."""
-        if keep_counts is not None and len(keep_counts) != len(self.stages):
-            raise InputError(f"{len(keep_counts)} keep_counts for {len(self.stages)} stages.")
+        if keep_counts is not None:
+            check_counts(keep_counts, len(self.stages))
         return ForwardRequest(
             counts=self.stage_counts(tokens.num_patches) if keep_counts is None else keep_counts,
             training=self.training,

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from dynavit.errors import InputError
 from dynavit.models.counts import CountRule
 from dynavit.numbers import checked_whole, is_number
@@ -36,6 +39,26 @@ def checked_stages(stages: Sequence[int], depth: int) -> tuple[int, ...]:
             f"{depth - 1} for this backbone of {depth} blocks."
         )
     return stages
+
+
+def check_counts(counts: Sequence[int | Tensor], num_stages: int) -> None:
+    """Refuse numbers of tokens that cannot be kept. Those in tensors are not read: a GPU would have to wait.
+
+    Raises:
+        InputError: another number than of stages, or something other than whole numbers from 1.
+    """
+    if not isinstance(counts, Sequence) or len(counts) != num_stages:
+        number = len(counts) if isinstance(counts, Sequence) else repr(counts)
+        raise InputError(f"{number} keep_counts for {num_stages} stages: give a list of one number a stage.")
+    for count in counts:
+        if isinstance(count, Tensor):
+            fits = not count.is_floating_point() and count.ndim <= 1
+        else:
+            fits = isinstance(count, int | torch.SymInt) and not isinstance(count, bool) and count >= 1
+        if not fits:
+            raise InputError(
+                f"keep_counts={list(counts)}: give whole numbers from 1, or int64 tensors of shape () or (B,)."
+            )
 
 
 def checked_ratios(keep_ratio: float | Sequence[float], num_stages: int, rule: CountRule) -> tuple[float, ...]:

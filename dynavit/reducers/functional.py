@@ -41,7 +41,7 @@ def nearest(
         tokens: ``(B, q, D)``.
         others: ``(B, k, D)``.
         counts: ``(B, k)`` bool; None: all count.
-        but_itself: the others are the tokens themselves, and each looks among the rest.
+        but_itself: the others are the tokens themselves, and each looks among the rest, or finds itself if none counts.
 
     Returns:
         The cosine ``(B, q)`` with its gradient, and the index ``(B, q)`` int64.
@@ -52,7 +52,7 @@ def nearest(
         cosine = torch.bmm(tokens, others.transpose(1, 2)) / _norm(others).unsqueeze(1)
         if but_itself:
             itself = torch.eye(cosine.shape[2], dtype=torch.bool, device=cosine.device)
-            cosine = cosine.masked_fill(itself, NEVER)
+            cosine = cosine.masked_fill(itself, NEVER / 2)  # found only where no other counts
         value, index = hide(cosine, counts).max(dim=2)
         return value / _norm(tokens), index
 

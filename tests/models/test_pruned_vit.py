@@ -276,6 +276,15 @@ def test_keep_counts_must_match_the_stages(model_of: Model, images_for: Images) 
             model(images_for(model), keep_counts=counts)
 
 
+@pytest.mark.parametrize(
+    "count", [0, -1, 2.0, "2", True, torch.tensor(2.0), torch.tensor([[1], [1]])], ids=lambda count: repr(count)
+)
+def test_impossible_keep_counts(count: Any, model_of: Model, images_for: Images) -> None:
+    model = model_of("gap")
+    with pytest.raises(InputError, match=r"^keep_counts=.*whole numbers from 1"):
+        model(images_for(model, 2), keep_counts=[count, 1, 1])
+
+
 def test_ratios_of_one_number_are_powers(model_of: Model) -> None:
     model = model_of("vit", keep_ratio=0.7)
     assert model.keep_ratios == (0.7, 0.49, 0.343)

@@ -154,6 +154,7 @@ CASES = [
     Case(scorer="anchored", form="identity", selector="ste", probes=2),
     Case(pool="map", reducer="squeeze", selector="threshold_ste"),
     Case(reducer="merge_nearest"),
+    Case(reducer="merge_nearest", counts=(3, 1)),  # nobody else to merge into
     Case(pool="avg", scorer="anchored", placement="inside", reducer="merge_nearest", selector="ste", probes=2),
 ]
 GRID = [
