@@ -72,7 +72,12 @@ class MetricLoss(nn.Module):
                     f"{len(labels)} images holds {len(labels.unique())} identities: sample several identities and "
                     f"several images of each."
                 )
-            loss = self.loss(features, labels, hardest if self.mines else None)
+            try:
+                loss = self.loss(features, labels, hardest if self.mines else None)
+            except TypeError as error:  # an option of another type, which the library first notices here
+                raise InputError(
+                    f"loss.metric: {type(self.loss).__name__} cannot work with its options: {error}."
+                ) from None
             return loss, self._statistics(features.detach(), *hardest)
 
     def _statistics(self, features: Tensor, anchors: Tensor, positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
