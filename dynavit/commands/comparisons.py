@@ -183,10 +183,8 @@ def benchmark(
     from dynavit.evaluation.methods import read_methods
     from dynavit.runs.open import choose_device
 
-    _require_json(output, rounds)
-    require_lists(keep_ratios=keep_ratios, batch_sizes=batch_sizes, dtypes=dtypes, methods=methods)
-    for size in batch_sizes:
-        require_counts(batch_sizes=size)
+    require_lists(keep_ratios=keep_ratios, dtypes=dtypes, methods=methods)
+    _check_common(output, rounds, batch_sizes)
     rows = benchmark_models(
         backbone,
         keep_ratios,
@@ -227,15 +225,17 @@ def benchmark_selectors(
     from dynavit.evaluation import benchmark
     from dynavit.runs.open import choose_device
 
-    _require_json(output, rounds)
+    _check_common(output, rounds, batch_sizes)
     place = choose_device(device)
     rows = benchmark.benchmark_selectors(backbone, batch_sizes, device=place, rounds=rounds, model_kwargs=model_kwargs)
     _write_json(output, backbone, device, rows)
     return rows
 
 
-def _require_json(output: str | Path | None, rounds: int) -> None:
-    require_counts(rounds=rounds)
+def _check_common(output: str | Path | None, rounds: int, batch_sizes: Sequence[int]) -> None:
+    """Refuse what neither benchmark can do."""
+    require_lists(batch_sizes=batch_sizes)
+    require_counts(rounds=rounds, batch_sizes=batch_sizes)
     if output is not None:
         require_suffix(Path(output), ".json")
         require_writable(Path(output))

@@ -50,15 +50,17 @@ def _as_yaml(key: str, value: object) -> str:
         raise InputError(f"{key}={value!r}: a setting is text, a number, true or false, a list or a mapping.") from None
 
 
-def require_counts(**counts: int | None) -> None:
-    """Refuse numbers of things below 1.
+def require_counts(**counts: int | Iterable[int] | None) -> None:
+    """Refuse numbers of things, one or several, below 1.
 
     Raises:
         InputError: naming the first of them as the option that it is on the command line.
     """
-    for name, count in counts.items():
-        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-            raise InputError(f"--{name.replace('_', '-')}={count!r}: give a whole number of 1 or more.")
+    for name, asked in counts.items():
+        several = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, str) else [asked]
+        for count in several:
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+                raise InputError(f"--{name.replace('_', '-')}={count!r}: give a whole number of 1 or more.")
 
 
 def require_lists(**values: object) -> None:

@@ -156,14 +156,11 @@ def _training(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dty
     calls: Calls = {"dense": partial(step, dense, dense.train().backbone)}
     for number, model in enumerate(models):
         calls[f"oracle {number}"] = partial(step, model, partial(oracle, model.train()))
-        if not model.only_gathers:
-            masks = copy(model)
-            masks.execution = "mask"
-            calls[f"training, mask {number}"] = partial(step, masks, masks)
-        if not model.selector.soft:
-            gathers = copy(model)
-            gathers.execution = "gather"
-            calls[f"training, gather {number}"] = partial(step, gathers, gathers)
+        for execution, possible in (("mask", not model.only_gathers), ("gather", not model.selector.soft)):
+            if possible:
+                trained = copy(model)
+                trained.execution = execution
+                calls[f"training, {execution} {number}"] = partial(step, trained, trained)
     return calls
 
 

@@ -77,7 +77,7 @@ class MetricLoss(nn.Module):
             except TypeError as error:  # an option of another type, which the library first notices here
                 raise InputError(
                     f"loss.metric: {type(self.loss).__name__} cannot work with its options: {error}."
-                ) from None
+                ) from error
             return loss, self._statistics(features.detach(), *hardest)
 
     def _statistics(self, features: Tensor, anchors: Tensor, positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:

@@ -151,6 +151,7 @@ def test_speed_is_measured_without_data(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (lambda run: dynavit.compare_runs(str(run)), r"run_dirs='.*': give a list"),
         (lambda run: dynavit.evaluate(run, 0.5), r"keep_ratios=0\.5: give a list, such as \[0\.5\]"),
         (lambda run: dynavit.benchmark("test_vit", batch_sizes=[0]), "--batch-sizes=0: give a whole number"),
+        (lambda run: dynavit.benchmark_selectors("test_vit", [0]), "--batch-sizes=0: give a whole number"),
         (lambda run: dynavit.benchmark("test_vit", methods="methods/evit"), "methods='methods/evit': give a list"),
         (lambda run: dynavit.compare_runs([run]), "is no run"),
         (lambda run: dynavit.evaluate(run), "has no config.yaml"),
