@@ -1,0 +1,1 @@
+"""Which method is the default: the experiment behind ``docs/methods.md``."""

@@ -1,0 +1,65 @@
+"""The command line: ``python tools/reproduce.py default-method ...``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from dynavit.cli.program import Parser, require_one_process, run_program
+from dynavit.errors import InputError
+from dynavit.files import require_folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing of an experiment and print its tables; returns the exit status."""
+    return run_program(lambda: _run(_parser().parse_args(arguments)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="reproduce.py",
+        description="Make the tables behind the default method again: what is not there yet is run, and what was "
+        "stopped goes on where it was.",
+    )
+    parser.add_argument("experiment", choices=["default-method"])
+    parser.add_argument(
+        "--photographs", type=Path, required=True, metavar="DIR", help="Imagenette: train/CLASS, val/CLASS"
+    )
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of a ViT-S/14, as safetensors")
+    parser.add_argument("--part", default="small", choices=["student", "small"], help="(default: %(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="(default: %(default)s)")
+    parser.add_argument("--methods", metavar="NAME;NAME", help="train these only (default: all)")
+    parser.add_argument(
+        "--split", default="choose", choices=["choose", "val"], help="images to evaluate on (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="trainings at once (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("checkpoints/default-method"), metavar="DIR")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    from studies.default_method.experiment import run_cells
+    from studies.default_method.parts import PARTS, Sources, make_student
+    from studies.default_method.report import tables
+
+    require_one_process("reproduce")
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2.") from None
+    require_folder(options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
+    sources = Sources(options.photographs, options.weights, options.output)
+    if options.part == "student":
+        make_student(sources)
+        return
+    part = PARTS[options.part]
+    folder = options.output / f"{part.name}-{options.split}"
+    cells = part.cells(seeds)
+    if options.methods:
+        names = options.methods.split(";")
+        cells = [cell for cell in cells if cell.name in names]
+    run_cells(folder, partial(part.load, sources, options.split), cells, part.recipe, part.evaluated, options.workers)
+    print(tables(folder, seeds))

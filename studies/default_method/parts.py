@@ -1,0 +1,134 @@
+"""The parts of the experiment: which dense model, at which size, trained how long, on which budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from dynavit.config import LossConfig, OptimizerConfig
+from dynavit.models import prune
+from studies.default_method.candidates import CANDIDATES
+from studies.default_method.experiment import DENSE, Cell, Problem
+from studies.default_method.finetune import Recipe
+from studies.default_method.images import Photographs
+from studies.default_method.student import ARCHITECTURE, SHAPE, train_student
+from studies.default_method.teacher import SIZE, Views
+
+TEACHER = "vit_small_patch14_dinov2"
+STUDENT = Path(__file__).parent / "student.safetensors"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is not in the repository.
+
+    Attributes:
+        photographs: folder with ``train/CLASS`` and ``val/CLASS``.
+        weights: of the ViT-S/14, a safetensors file.
+        folder: for what is made of them.
+    """
+
+    photographs: Path
+    weights: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Part:
+    """Trainings that are compared with each other.
+
+    Attributes:
+        name: of its folder.
+        load: reads the problem, from what ``make`` made.
+        recipe: of every training.
+        names: candidates.
+        budgets: that they are trained at.
+        evaluated: that they are evaluated at.
+        sizes: pixels of dense rows, the full size among them.
+    """
+
+    name: str
+    load: Callable[[Sources, str], Problem]
+    recipe: Recipe
+    names: Sequence[str]
+    budgets: Sequence[float]
+    evaluated: Sequence[float]
+    sizes: Sequence[int]
+
+    def cells(self, seeds: Sequence[int]) -> list[Cell]:
+        """Return the cells, seed by seed, so that a table is whole as early as can be."""
+        size = max(self.sizes)
+        cells = []
+        for seed in seeds:
+            cells += [Cell(DENSE, 1.0, pixels, seed) for pixels in self.sizes]
+            cells += [Cell(name, budget, size, seed) for budget in self.budgets for name in self.names]
+        return cells
+
+
+_LOSS = LossConfig(logit_distillation_weight=0.5, token_distillation_weight=0.5)
+_RATES = OptimizerConfig(lr=1e-3, backbone_lr_scale=0.2)
+
+
+def load_small(sources: Sources, split: str) -> Problem:
+    """Return the small ViT and images of 64 px; the ViT is trained where the repository has none."""
+    photographs = Photographs.of(sources.photographs)
+    labels = torch.tensor(photographs.labels("train"))
+    views = small_views(sources, photographs)
+    student = timm.create_model(ARCHITECTURE, num_classes=len(photographs.classes), **SHAPE)
+    student.load_state_dict({name: value.float() for name, value in load_file(STUDENT).items()})
+    seen = whole_images(photographs.files[split], SHAPE["img_size"])
+    dense = prune(student.eval(), stages=())
+    return Problem(dense, views.pixels, labels, seen, torch.tensor(photographs.labels(split)))
+
+
+def small_views(sources: Sources, photographs: Photographs) -> Views:
+    """Return views of the training images, and what the ViT-S/14 says of them."""
+    path = sources.folder / "views.safetensors"
+    make_teacher = partial(large_vit, sources.weights, SIZE)
+    return Views.made(path, photographs.files["train"], photographs.labels("train"), make_teacher, SHAPE["img_size"])
+
+
+def make_student(sources: Sources, seed: int = 0) -> None:
+    """Train the small ViT, and write it where :func:`load_small` finds it, in half precision."""
+    photographs = Photographs.of(sources.photographs)
+    views = small_views(sources, photographs)
+    labels = torch.tensor(photographs.labels("train"))
+    student = train_student(views, labels, seed, sources.folder / "student.pt")
+    save_file({name: value.half().contiguous() for name, value in student.state_dict().items()}, STUDENT)
+
+
+def large_vit(weights: Path, size: int) -> Any:
+    """Return the ViT-S/14 for images of ``size`` pixels, in eval mode, without a classifier."""
+    model: Any = timm.create_model(TEACHER, num_classes=0, img_size=size)
+    state = {name: value.float() for name, value in load_file(weights).items()}
+    model.load_state_dict(checkpoint_filter_fn(state, model))
+    return model.eval()
+
+
+def whole_images(files: Sequence[Path], size: int) -> Tensor:
+    """Return ``(M, 3, size, size)`` uint8."""
+    images = [F.pil_to_tensor(Image.open(path).convert("RGB")) for path in files]
+    return torch.stack([F.resize(image, [size, size]) for image in images])
+
+
+SMALL = Part(
+    "small",
+    load_small,
+    Recipe(120, 128, _RATES, _LOSS),
+    [candidate.name for candidate in CANDIDATES],
+    budgets=(0.7, 0.35),
+    evaluated=(0.9, 0.7, 0.5, 0.35),
+    sizes=(64, 56, 48, 40, 32),
+)
+PARTS = {part.name: part for part in (SMALL,)}

@@ -1,0 +1,109 @@
+"""The experiment behind the default method: nothing learns from what it is judged by, and costs are what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from dynavit.config import LossConfig, OptimizerConfig
+from dynavit.cost.macs import closed_form_macs
+from dynavit.errors import InputError
+from dynavit.evaluation.equal_macs import plain_dropping_macs
+from dynavit.models import PrunedViT, prune
+from studies.default_method import images, teacher
+from studies.default_method.candidates import CANDIDATES, Candidate
+from studies.default_method.experiment import DENSE, Cell, Problem, build, read_rows, run_cells
+from studies.default_method.finetune import Recipe, Shrunk, answers, finetune, resized
+from studies.default_method.report import read_lines, tables
+
+RECIPE = Recipe(2, 4, OptimizerConfig(lr=1e-3), LossConfig(logit_distillation_weight=0.5))
+
+
+def dense_vit() -> PrunedViT:
+    torch.manual_seed(0)
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2, "num_classes": 3}
+    return prune(timm.create_model("vit_tiny_patch16_224", **size), stages=()).eval()
+
+
+def problem() -> Problem:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (2, 12, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(12) % 3
+    return Problem(dense_vit(), pixels, labels, pixels[0], labels)
+
+
+def test_images_held_out_are_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "HELD_OUT", 3)
+    for split, count in (("train", 5), ("val", 2)):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8)).save(tmp_path / split / name / f"{number}.png")
+    found = images.Photographs.of(tmp_path)
+    assert found.files == images.Photographs.of(tmp_path).files
+    train, choose, val = (set(found.files[split]) for split in ("train", "choose", "val"))
+    assert (len(train), len(choose), len(val)) == (7, 3, 4)
+    assert train.isdisjoint(choose)
+    assert (train | choose).isdisjoint(val)
+    assert found.labels("val") == [0, 0, 1, 1]
+    monkeypatch.setattr(images, "HELD_OUT", 5)
+    with pytest.raises(InputError, match="more than 10 images"):
+        images.Photographs.of(tmp_path)
+
+
+def test_the_teacher_answers_without_having_seen_the_label() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(5, 40, 6, generator=generator), torch.arange(40) % 3
+    plain = teacher.cross_fitted(features, labels)
+    labels[7] = (labels[7] + 1) % 3
+    changed = teacher.cross_fitted(features, labels)
+    fold = torch.arange(40) % teacher.FOLDS == 7 % teacher.FOLDS
+    assert torch.equal(plain[:, fold], changed[:, fold])
+    assert not torch.equal(plain[:, ~fold], changed[:, ~fold])
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda candidate: candidate.name)
+def test_every_candidate_learns_within_its_budget(candidate: Candidate) -> None:
+    given = problem()
+    model, _ = build(given.dense, Cell(candidate.name, 0.7, 32, 0))
+    assert closed_form_macs(model) <= plain_dropping_macs(given.dense, 0.7)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    finetune(model.train(), model, given.dense.backbone, given.pixels, given.labels, RECIPE, seed=0)
+    changed = {name.partition(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
+    learns = any(parameter.requires_grad for parameter in model.scorers.parameters())
+    assert changed == ({"backbone", "scorers"} if learns else {"backbone"})
+    assert len(answers(model.eval(), given.seen)) == 12
+
+
+def test_a_smaller_image_is_seen_smaller_and_its_teacher_is_not() -> None:
+    given = problem()
+    model = resized(given.dense, 16)
+    assert model.adapter.grid_size == (2, 2)
+    assert given.dense.adapter.grid_size == (4, 4)
+    runner = Shrunk(model)
+    pictures = torch.rand(2, 3, 32, 32)
+    expected = model(torch.nn.functional.interpolate(pictures, (16, 16), mode="bicubic", antialias=True))
+    assert torch.equal(runner(pictures), expected)
+    finetune(model.train(), runner, given.dense.backbone, given.pixels, given.labels, RECIPE, seed=0)
+
+
+@pytest.mark.slow
+def test_what_was_stopped_goes_on(tmp_path: Path) -> None:
+    cells = [Cell(DENSE, 1.0, size, 0) for size in (32, 16)]
+    cells += [Cell(name, 0.7, 32, 0) for name in ("random, drop", "class attention, drop")]
+    run_cells(tmp_path, problem, cells[:3], RECIPE, (0.5,), workers=1)
+    first = read_rows(tmp_path)
+    run_cells(tmp_path, problem, cells, RECIPE, (0.5,), workers=1)
+    rows = read_rows(tmp_path)
+    assert rows[:3] == first
+    assert len(rows) == 4
+    assert list(rows[3]["results"]) == ["0.7", "0.5"]
+    line = next(line for line in read_lines(tmp_path, [0]) if line.name == "random, drop" and line.evaluated == 0.5)
+    assert line.mean_top1 == pytest.approx(line.hits.mean())
+    text = tables(tmp_path, [0])
+    assert "Trained at 0.7, evaluated at 0.5" in text
+    assert "dense at 16 px" in text
