@@ -64,6 +64,11 @@ CANDIDATES = (
     Candidate(
         "distinctness, merge, nine of twelve", _scored_merging("distinctness") | {"count_rule": "linear"}, at="first"
     ),
+    Candidate(
+        "distinctness, merge, every block inside",
+        _scored_merging("distinctness") | {"count_rule": "linear", "placement": "inside"},
+        at="every",
+    ),
     Candidate("distinctness, merge, early", _scored_merging("distinctness"), at="early"),
     Candidate("anchored on class attention, merge", _anchored("class_attention", "merge_nearest")),
     Candidate("anchored on distinctness, merge", _anchored("distinctness", "merge_nearest")),

@@ -28,7 +28,9 @@ def _parser() -> argparse.ArgumentParser:
         "--photographs", type=Path, required=True, metavar="DIR", help="Imagenette: train/CLASS, val/CLASS"
     )
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of a ViT-S/14, as safetensors")
-    parser.add_argument("--part", default="small", choices=["student", "small"], help="(default: %(default)s)")
+    parser.add_argument(
+        "--part", default="small", choices=["student", "small", "training-free"], help="(default: %(default)s)"
+    )
     parser.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="(default: %(default)s)")
     parser.add_argument("--methods", metavar="NAME;NAME", help="train these only (default: all)")
     parser.add_argument(
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     from studies.default_method.experiment import run_cells
-    from studies.default_method.parts import PARTS, Sources, make_student
+    from studies.default_method.parts import PARTS, Sources, compare_training_free, make_student
     from studies.default_method.report import tables
 
     require_one_process("reproduce")
@@ -54,6 +56,9 @@ def _run(options: argparse.Namespace) -> None:
     sources = Sources(options.photographs, options.weights, options.output)
     if options.part == "student":
         make_student(sources)
+        return
+    if options.part == "training-free":
+        print(compare_training_free(sources, options.split))
         return
     part = PARTS[options.part]
     folder = options.output / f"{part.name}-{options.split}"

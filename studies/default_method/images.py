@@ -44,3 +44,13 @@ class Photographs:
         """Return the class of each image."""
         number = {name: index for index, name in enumerate(self.classes)}
         return [number[path.parent.name] for path in self.files[split]]
+
+    def linked(self, folder: Path, split: str) -> Path:
+        """Make ``folder/train`` and ``folder/val`` of links to the images to learn from and those of ``split``."""
+        for name, source in (("train", "train"), ("val", split)):
+            for path in self.files[source]:
+                link = folder / name / path.parent.name / path.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    link.symlink_to(path.resolve())
+        return folder

@@ -16,15 +16,18 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from dynavit.commands.comparisons import compare_methods
 from dynavit.config import LossConfig, OptimizerConfig
 from dynavit.models import prune
 from studies.default_method.candidates import CANDIDATES
 from studies.default_method.experiment import DENSE, Cell, Problem
 from studies.default_method.finetune import Recipe
-from studies.default_method.images import Photographs
+from studies.default_method.images import HELD_OUT, Photographs
 from studies.default_method.student import ARCHITECTURE, SHAPE, train_student
 from studies.default_method.teacher import SIZE, Views
 
+FREE_BUDGETS = (0.9, 0.7, 0.5, 0.35)
+FREE_SIZE = 168  # pixels; 144 patches
 TEACHER = "vit_small_patch14_dinov2"
 STUDENT = Path(__file__).parent / "student.safetensors"
 
@@ -106,6 +109,24 @@ def make_student(sources: Sources, seed: int = 0) -> None:
     labels = torch.tensor(photographs.labels("train"))
     student = train_student(views, labels, seed, sources.folder / "student.pt")
     save_file({name: value.half().contiguous() for name, value in student.state_dict().items()}, STUDENT)
+
+
+def compare_training_free(sources: Sources, split: str) -> str:
+    """Compare the methods that need no training on the ViT-S/14, and return the table."""
+    images = Photographs.of(sources.photographs).linked(sources.folder / f"images-{split}", split)
+    output = sources.folder / f"training-free-{split}"
+    compare_methods(
+        sources.weights,
+        keep_ratios=FREE_BUDGETS,
+        architecture=TEACHER,
+        root=images,
+        img_size=FREE_SIZE,
+        limit=HELD_OUT,
+        calibration_images=256,
+        rounds=None,
+        output=output,
+    )
+    return (output / "methods.md").read_text()
 
 
 def large_vit(weights: Path, size: int) -> Any:

@@ -50,6 +50,8 @@ def test_images_held_out_are_no_others(tmp_path: Path, monkeypatch: pytest.Monke
     assert train.isdisjoint(choose)
     assert (train | choose).isdisjoint(val)
     assert found.labels("val") == [0, 0, 1, 1]
+    linked = found.linked(tmp_path / "links", "choose")
+    assert {path.resolve() for path in linked.glob("val/*/*.png")} == {path.resolve() for path in choose}
     monkeypatch.setattr(images, "HELD_OUT", 5)
     with pytest.raises(InputError, match="more than 10 images"):
         images.Photographs.of(tmp_path)
