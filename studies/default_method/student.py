@@ -17,7 +17,7 @@ from studies.default_method.teacher import Views
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 SHAPE: dict[str, Any] = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4}
-EPOCHS = 60
+EPOCHS = 30
 BATCH = 128
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
