@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dynavit.adapters.attention import check_attention
+from dynavit.adapters.latent import check_latent
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.reducers import Merge
 
@@ -71,11 +72,13 @@ def check_scorers(model: Any) -> None:
 
     Raises:
         InputError: a stage whose scorer would never learn.
-        UnsupportedBackbone: attention, or a class token, that is not there to be read.
+        UnsupportedBackbone: attention, a class token, or a pooling latent that is not there to be read.
     """
     if isinstance(model.reducer, Merge) or any(scorer.needs_attention for scorer in model.scorers):
         for stage in model.stages:
             check_attention(model.backbone.blocks[stage].attn)
+    if any(scorer.needs_latent for scorer in model.scorers):
+        check_latent(model.backbone)
     for scorer in model.scorers:
         if scorer.needs_class_token and not model.adapter.has_class_token:
             raise UnsupportedBackbone(

@@ -406,6 +406,27 @@ def test_closed_form_macs_are_the_counted_ones(name: str, method: str, small: Mo
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("scorer", "placement"),
+    [("latent_attention", "inside"), ({"name": "anchored", "anchor": "latent_attention"}, "before")],
+)
+def test_a_pooling_latent_chooses(
+    scorer: Any, placement: str, model_of: Model, images_for: Images, tmp_path: Path
+) -> None:
+    """Alike in both executions, at the cost that is said, and after loading."""
+    parts = {"scorer": scorer, "placement": placement, "reducer": "merge_nearest"}
+    model = model_of("siglip", depth=4, stages=(1, 2), **parts)
+    images = images_for(model)
+    (gathered, trace), (masked, other) = (forward(model, images, execution) for execution in ("gather", "mask"))
+    torch.testing.assert_close(masked, gathered, rtol=1e-4, atol=1e-4 * float(gathered.std()))
+    assert all(map(torch.equal, trace.kept, other.kept))
+    model.execution = "auto"
+    assert closed_form_macs(model) == count_macs(model)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(dynavit.load(tmp_path).eval()(images), gathered)
+
+
+@torch.no_grad()
 @every_method
 def test_saved_and_loaded(method: str, small: Model, images_for: Images, tmp_path: Path) -> None:
     model = small("vit", method)
