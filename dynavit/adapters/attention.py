@@ -8,6 +8,7 @@ Shapes: B batch, P prefix tokens, L tokens (prefix included), D width, H heads, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -44,6 +45,8 @@ class AttentionView:
         rope: rotary embedding of the patches, as the attention takes it.
         mask: booleans or a bias, broadcast against ``(B, H, L, L)``, as the block takes it.
         distances: row of BEiT's table of biases that each pair of tokens takes, ``(L, L)`` or ``(B, L, L)``.
+        latent_scores: gives the products ``(B, H, 1, L)`` of a pooling head's latent with ``x``, as
+            :func:`~dynavit.adapters.latent.latent_scores` does.
 
     Raises:
         UnsupportedBackbone: an attention module that is not known here; the message names it.
@@ -60,6 +63,7 @@ class AttentionView:
         rope: Tensor | None = None,
         mask: Tensor | None = None,
         distances: Tensor | None = None,
+        latent_scores: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_attention(attn)
         self.attn: Any = attn
@@ -67,6 +71,7 @@ class AttentionView:
         self.num_prefix_tokens = num_prefix_tokens
         self.has_class_token = has_class_token
         self.rope, self.mask, self.distances = rope, mask, distances
+        self.latent_scores = latent_scores
         self._cache: dict[str, Tensor] = {}
 
     @property
@@ -108,6 +113,18 @@ class AttentionView:
         mean = mean.to(self._tokens().dtype)
         scores = self._folded_scores(mean) if self.folds else self._products(self._queries(mean.unsqueeze(1)))
         return self._softmax(scores, None)[:, :, 0]
+
+    def latent_attention(self) -> Tensor:
+        """Return the attention of the pooling head's latent to every token, as if they were pooled now.
+
+        Returns:
+            ``(B, H, L)``, H of the pooling head; rows sum to 1, prefix tokens that are not pooled have 0.
+
+        Raises:
+            UnsupportedBackbone: the head pools in another way.
+        """
+        assert self.latent_scores is not None
+        return self._hidden(self.latent_scores(self.x)).softmax(dim=-1)[:, :, 0]
 
     def attention(self) -> Tensor:
         """Return every token's attention to every token: ``(B, H, L, L)``, rows sum to 1."""
@@ -194,12 +211,16 @@ class AttentionView:
         if self.distances is not None:
             table = full_precision(self.attn.relative_position_bias_table)
             scores = scores + relative_bias(self.distances[..., _CLASS if rows is None else rows, :], table)
-        if self.mask is not None:
-            mask = additive_mask(self.mask, scores.dtype)
-            if mask.shape[-2] > 1:  # where every token sees itself, which one that is not there cannot
-                mask = mask.amin(dim=-2, keepdim=True) if rows is None else mask[..., rows, :]
-            scores = scores + mask
-        return scores.softmax(dim=-1)
+        return self._hidden(scores, rows).softmax(dim=-1)
+
+    def _hidden(self, scores: Tensor, rows: slice | None = None) -> Tensor:
+        """Add the mask to scores ``(B, H, l, L)`` of tokens at ``rows``; None: of one that is not among them."""
+        if self.mask is None:
+            return scores
+        mask = additive_mask(self.mask, scores.dtype)
+        if mask.shape[-2] > 1:  # where every token sees itself, which one that is not there cannot
+            mask = mask.amin(dim=-2, keepdim=True) if rows is None else mask[..., rows, :]
+        return scores + mask
 
 
 def check_attention(attn: nn.Module) -> None:

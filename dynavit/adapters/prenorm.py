@@ -5,6 +5,7 @@ A block is ``x + attention(norm1(x))``, then ``x + mlp(norm2(x))``, and its atte
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from dynavit.adapters.attention import AttentionView
 from dynavit.adapters.base import BackboneAdapter
 from dynavit.adapters.half_blocks import add_attention
+from dynavit.adapters.latent import latent_scores
 from dynavit.adapters.sdpa import additive_mask, backend_for
 from dynavit.errors import UnsupportedBackbone
 
@@ -73,6 +75,7 @@ class PreNormAdapter(BackboneAdapter):
             num_prefix_tokens=self.num_prefix_tokens,
             has_class_token=self.has_class_token,
             mask=self._mask(context, attention_mask, x.dtype),
+            latent_scores=partial(latent_scores, self),
             **self._options(number, context),
         )
 

@@ -188,6 +188,8 @@ class LossConfig:
     """Weight of agreeing with the teacher's logits."""
     token_distillation_weight: float = setting(0.0, within="[0, inf)")
     """Weight of agreeing with the teacher's features of the kept tokens."""
+    score_distillation_weight: float = setting(0.0, within="[0, inf)")
+    """Weight of scoring patches as the teacher's late blocks attend to them; for scorers that learn."""
     distillation_temperature: float = setting(1.0, within="[1e-6, 1e6]")
     """Of the logits, where they are compared with the teacher's."""
     teacher: str = "start"

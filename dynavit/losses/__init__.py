@@ -1,6 +1,6 @@
 """Losses beside the task loss."""
 
-from dynavit.losses.distillation import logit_distillation, token_distillation
+from dynavit.losses.distillation import logit_distillation, score_distillation, token_distillation
 from dynavit.losses.gather import gather_with_gradient
 from dynavit.losses.keep_ratio import keep_ratio_loss
 from dynavit.losses.latency import expected_latency, latency_loss, poisson_binomial
@@ -18,5 +18,6 @@ __all__ = [
     "logit_distillation",
     "poisson_binomial",
     "policy_gradient_loss",
+    "score_distillation",
     "token_distillation",
 ]

@@ -5,10 +5,11 @@ Shapes: B batch, C classes, N original patch tokens, n patch tokens of the stude
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynavit.functional import full_precision, take
+from dynavit.functional import NEVER, full_precision, take
 
 
 def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -57,6 +58,31 @@ def token_distillation(student_features: Tensor, teacher_features: Tensor, posit
     # filled, not multiplied: a dropped row may hold NaN
     squared = difference.masked_fill(~counts, 0.0).square().sum()
     return squared / (counts.sum() * width).clamp(min=1)
+
+
+def score_distillation(logits: Tensor, attention: Tensor, positions: Tensor, alive: Tensor) -> Tensor:
+    """Return ``KL(teacher || student)`` of how attention is shared out among the patches still there.
+
+    The student's shares are the softmax of its scores, so that these are to be, up to a constant, the logarithm of the
+    teacher's attention, as in attention transfer (Zagoruyko and Komodakis 2017, https://arxiv.org/abs/1612.03928) to
+    what chooses tokens instead of to features. The teacher gets no gradient.
+
+    Args:
+        logits: ``(B, n)``, the scores of a stage.
+        attention: ``(B, N)``, what each original patch gets from the teacher, at least 0.
+        positions: ``(B, n)`` int64, the original patch of each token; -1 for tokens that stand at no place, which are
+            left out.
+        alive: ``(B, n)`` bool, the tokens that the stage chooses among; others are left out, too.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 logits): the sum over tokens, averaged over images; 0 for an image of which
+        nothing is left.
+    """
+    counts = alive & (positions >= 0)
+    shares = full_precision(attention.detach()).gather(1, positions.clamp(min=0)).masked_fill(~counts, 0.0)
+    shares = shares / shares.sum(dim=1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+    log_student = functional.log_softmax(full_precision(logits).masked_fill(~counts, NEVER), dim=1)
+    return functional.kl_div(log_student, shares, reduction="batchmean")
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

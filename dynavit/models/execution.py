@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dynavit.adapters.attention import check_attention
+from dynavit.adapters.latent import check_latent
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.reducers import Merge
 
@@ -32,7 +33,8 @@ def check_execution(model: Any) -> None:
                 f"execution='gather' in training needs a selector that removes tokens; {selector} removes none. Use "
                 f"execution='mask' or 'auto'."
             )
-        if execution == "gather" and not model.probes and learns_by_mask(model) and not model.reducer.makes:
+        taught = model.reducer.makes or model.reducer.trains_scorer
+        if execution == "gather" and not model.probes and learns_by_mask(model) and not taught:
             raise InputError(
                 f"execution='gather', probes=0: scorer {model.scorers[0].name!r} learns by the masks of dropped "
                 f"tokens, of which none would be left. Give a number of probes, such as 8, or use execution='mask'."
@@ -46,6 +48,12 @@ def learns_by_mask(model: Any) -> bool:
     """
     trained = any(parameter.requires_grad for parameter in model.scorers.parameters())
     return trained and model.selector.trains_scorer
+
+
+def trains_scorers(model: Any) -> bool:
+    """Tell whether the task teaches the scorers: by masks, by a reward, or by what the reducer makes of scores."""
+    selector = model.selector
+    return selector.trains_scorer or selector.needs_reward or (selector.needs_scores and model.reducer.trains_scorer)
 
 
 def gathers_in_training(model: Any) -> bool:
@@ -64,11 +72,13 @@ def check_scorers(model: Any) -> None:
 
     Raises:
         InputError: a stage whose scorer would never learn.
-        UnsupportedBackbone: attention, or a class token, that is not there to be read.
+        UnsupportedBackbone: attention, a class token, or a pooling latent that is not there to be read.
     """
     if isinstance(model.reducer, Merge) or any(scorer.needs_attention for scorer in model.scorers):
         for stage in model.stages:
             check_attention(model.backbone.blocks[stage].attn)
+    if any(scorer.needs_latent for scorer in model.scorers):
+        check_latent(model.backbone)
     for scorer in model.scorers:
         if scorer.needs_class_token and not model.adapter.has_class_token:
             raise UnsupportedBackbone(

@@ -116,8 +116,9 @@ class SelectStep(Step):
         attention, dim = adapter.backbone.blocks[self.block].attn, int(adapter.backbone.embed_dim)
         scoring = 0
         if self.selector.needs_scores:
+            heads = (adapter.backbone.attn_pool if self.scorer.needs_latent else attention).num_heads
             folds = not normalises_keys(attention) and getattr(adapter.backbone, "rope", None) is None
-            scoring = self.scorer.macs(n, adapter.num_prefix_tokens, attention.num_heads, dim, folds)
+            scoring = self.scorer.macs(n, adapter.num_prefix_tokens, heads, dim, folds)
         return scoring, self.reducer.macs(k, n - k, dim)
 
     def leaves(self, n: int, k: int) -> int:

@@ -70,6 +70,8 @@ class Reducer(nn.Module):
         last_only: acts at the last stage only; earlier stages drop.
         keeps_places: row i of the result stands where kept token i stood; if not, the result stands nowhere.
         tracks_sizes: counts the patches that each token stands for; attention and pooling then count them as well.
+        trains_scorer: the task loss reaches the logits of kept and dropped tokens through the tokens that it makes of
+            them, so that scorers learn even where the selector passes no gradient.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Reducer(nn.Module):
     last_only: bool = False
     keeps_places: bool = True
     tracks_sizes: bool = False
+    trains_scorer: bool = False
 
     @abstractmethod
     def forward(self, kept: TokenSet, dropped: TokenSet) -> Reduced:

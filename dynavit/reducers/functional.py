@@ -62,7 +62,12 @@ def _norm(tokens: Tensor) -> Tensor:
 
 
 def absorb(
-    receivers: Tensor, own: Tensor | float, tokens: Tensor, weight: Tensor, target: Tensor
+    receivers: Tensor,
+    own: Tensor | float,
+    tokens: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    factor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Let each receiver become the weighted mean of itself and the tokens sent to it.
 
@@ -72,15 +77,19 @@ def absorb(
         tokens: ``(B, q, D)``.
         weight: ``(B, q)``, 0 for tokens that do not count.
         target: ``(B, q)`` int64, the receiver of each token.
+        factor: ``(B, q)``, by which tokens count more or less in the mean than their weight says; None: 1.
 
     Returns:
         The means ``(B, k, D)``, where a receiver to which nothing is sent stays exactly as it is, and the
-        weight ``(B, k)`` sent to each.
+        weight ``(B, k)`` sent to each, without the factor.
     """
     sent = weight.new_zeros(weight.shape[0], receivers.shape[1], weight.shape[1])
     sent = sent.scatter(1, target.unsqueeze(1), weight.unsqueeze(1))
-    received = sent.sum(dim=2)
-    total = received + own
+    received = drawn = sent.sum(dim=2)
+    if factor is not None:
+        sent = sent * factor.unsqueeze(1)
+        drawn = sent.sum(dim=2)
+    total = drawn + own
     rest = (own / total).unsqueeze(2)  # exactly 1 where nothing is received
     share = sent / total.unsqueeze(2)
     with torch.autocast(receivers.device.type, enabled=False):

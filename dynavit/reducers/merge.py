@@ -61,6 +61,7 @@ class Merge(nn.Module):
     masks = False
     last_only = False
     tracks_sizes = True
+    trains_scorer = False
 
     def __init__(self, proportional: bool = True) -> None:
         super().__init__()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dynavit.errors import InputError
 from dynavit.functional import full_precision
 from dynavit.reducers.base import Reduced, Reducer, TokenSet
 from dynavit.reducers.functional import absorb, nearest
+
+_MOST = 60.0  # fp32 holds exp of a little more
 
 
 class MergeNearest(Reducer):
@@ -23,10 +26,29 @@ class MergeNearest(Reducer):
     ``s (1 - m)`` go to the kept token most similar to it, but never itself. Masks are 0 or 1, so this changes gradients
     alone: a mask's gradient says what it would change to keep the token rather than to merge it, which is nothing where
     there is a copy of it. It is exact along this way; the choice of partners gets none.
+
+    Weighted, a token with logit a enters the mean by ``s exp(beta a)``, as in MCTF (Lee et al. 2024,
+    https://arxiv.org/abs/2403.10030) by its importance; counted it is as s all the same. Through these weights the task
+    loss reaches the logits, whatever the selector: it is the exact gradient of the mean while survivors and partners
+    stay who they are, sums to zero in every group, and says nothing of a survivor that nobody is merged into. beta is
+    learned and starts at 0, where this is the mean by sizes: in the first step it has a gradient, and logits have none.
+
+    Args:
+        weighted: weigh the mean by scores, too.
+
+    Raises:
+        InputError: ``weighted`` is no bool.
     """
 
     name = "merge_nearest"
     tracks_sizes = True
+
+    def __init__(self, weighted: bool = False) -> None:
+        super().__init__()
+        if not isinstance(weighted, bool):
+            raise InputError(f"reducer 'merge_nearest': weighted={weighted!r}; choose true or false.")
+        self.weighted = self.trains_scorer = weighted
+        self.beta = nn.Parameter(torch.zeros(1)) if weighted else None
 
     def forward(self, kept: TokenSet, dropped: TokenSet) -> Reduced:
         size, sent, counts = _size(kept), _size(dropped), kept.counts
@@ -42,11 +64,26 @@ class MergeNearest(Reducer):
                 _, other = nearest(kept.tokens.detach(), kept.tokens.detach(), counts, but_itself=True)
                 tokens, into = torch.cat([tokens, kept.tokens], dim=1), torch.cat([into, other], dim=1)
                 sent = torch.cat([sent, torch.where(counts, size - alone, 0.0)], dim=1)
-        mean, received = absorb(kept.tokens, own, tokens, sent, into)
+        factor = None if self.beta is None else self._factor(self.beta, kept, dropped, into)
+        mean, received = absorb(kept.tokens, own, tokens, sent, into, factor)
         return Reduced(mean, target=target, size=alone + received)
+
+    def _factor(self, beta: Tensor, kept: TokenSet, dropped: TokenSet, into: Tensor) -> Tensor:
+        """Return ``exp(beta (a - a'))``, of dropped tokens and after them kept ones that are sent ``into`` others.
+
+        a' is the logit of the receiver, which so keeps its size as its weight: a mean does not notice such a factor.
+        """
+        receivers = _logits(kept)
+        logits = torch.cat([_logits(dropped), receivers], dim=1)[:, : into.shape[1]]
+        return (full_precision(beta) * (logits - receivers.gather(1, into))).clamp(max=_MOST).exp()
 
     def macs(self, k: int, q: int, dim: int) -> int:
         return 2 * k * q * dim
+
+
+def _logits(part: TokenSet) -> Tensor:
+    logits = full_precision(part.logits)
+    return logits if part.counts is None else logits.masked_fill(~part.counts, 0.0)
 
 
 def _size(part: TokenSet) -> Tensor:

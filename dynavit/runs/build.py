@@ -194,8 +194,11 @@ def build_teacher(config: Config, start: StartingModel) -> nn.Module | None:
     Raises:
         InputError: a teacher of other classes, or one that has not learned them.
     """
-    if not (config.loss.logit_distillation_weight or config.loss.token_distillation_weight):
+    weights = [f"loss.{part}_distillation_weight" for part in ("logit", "token", "score")]
+    asked = [name for name in weights if getattr(config.loss, name.removeprefix("loss."))]
+    if not asked:
         return None
+    without = " and ".join(f"{name}=0" for name in asked)
     if config.task == "reid" and config.loss.logit_distillation_weight:
         raise InputError(
             "loss.logit_distillation_weight: a re-identification model answers with an embedding, not with logits; use "
@@ -204,14 +207,13 @@ def build_teacher(config: Config, start: StartingModel) -> nn.Module | None:
     if config.loss.teacher == "start":
         if not start.dense_is_trained:
             raise InputError(
-                "loss.teacher=start: the starting model does not know these classes yet, so it cannot "
-                "teach them. Train it first (model.stages=[]), name another loss.teacher, or set "
-                "loss.logit_distillation_weight=0 and loss.token_distillation_weight=0."
+                f"loss.teacher=start: the starting model does not know these classes yet, so it cannot teach them. "
+                f"Train it first (model.stages=[]), name another loss.teacher, or set {without}."
             )
-        _refuse_cameras(start.dense)
+        _refuse_cameras(start.dense, without)
         return start.dense.backbone
     teacher, student = load(config.loss.teacher), start.model
-    _refuse_cameras(teacher)
+    _refuse_cameras(teacher, without)
     compared: dict[str, tuple[Any, Any]] = {}
     if config.loss.logit_distillation_weight:
         compared["number of classes"] = (teacher.num_classes, student.num_classes)
@@ -220,8 +222,9 @@ def build_teacher(config: Config, start: StartingModel) -> nn.Module | None:
     for name in ("mean", "std"):
         theirs = teacher.metadata.get("preprocessing", student.metadata["preprocessing"])[name]
         compared[name] = (theirs, student.metadata["preprocessing"][name])
-    if config.loss.token_distillation_weight:
+    if config.loss.token_distillation_weight or config.loss.score_distillation_weight:
         compared["patch grid"] = (teacher.adapter.grid_size, student.adapter.grid_size)
+    if config.loss.token_distillation_weight:
         compared["width"] = (teacher.embed_dim, student.embed_dim)
     for what, (theirs, ours) in compared.items():
         if theirs != ours:
@@ -229,11 +232,11 @@ def build_teacher(config: Config, start: StartingModel) -> nn.Module | None:
     return teacher.backbone.eval().requires_grad_(False)
 
 
-def _refuse_cameras(teacher: PrunedViT) -> None:
+def _refuse_cameras(teacher: PrunedViT, without: str) -> None:
     if teacher.side is not None:
         raise InputError(
-            "the teacher was trained with a camera embedding, which distillation does not give it: set "
-            "loss.token_distillation_weight=0, or name a loss.teacher without one."
+            f"the teacher was trained with a camera embedding, which distillation does not give it: set {without}, or "
+            f"name a loss.teacher without one."
         )
 
 

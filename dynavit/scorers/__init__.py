@@ -1,7 +1,7 @@
 """What tells a selector how much each token matters: one logit a token."""
 
 from dynavit.scorers.anchored import AnchoredScorer
-from dynavit.scorers.attention import AttentionReceived, ClassAttention, MeanAttention, ValueAttention
+from dynavit.scorers.attention import AttentionReceived, ClassAttention, LatentAttention, MeanAttention, ValueAttention
 from dynavit.scorers.base import (
     BlockAttention,
     Scorer,
@@ -25,6 +25,7 @@ __all__ = [
     "ClassAttention",
     "Distinctness",
     "KeyNorm",
+    "LatentAttention",
     "LightPredictor",
     "LinearScorer",
     "MeanAttention",

@@ -21,8 +21,8 @@ class AnchoredScorer(Scorer):
 
     Args:
         dim: token width D.
-        anchor: name of the scorer to start from: ``class_attention``, without a class token ``mean_attention``, or
-            another that learns nothing.
+        anchor: name of the scorer to start from: ``class_attention``, without a class token ``latent_attention`` or
+            ``mean_attention``, or another that learns nothing.
         reduction: of the predictor, as in :class:`~dynavit.scorers.LightPredictor`.
         initial_logit: added to all logits at the start, and learned from there. Selectors with a fixed count do not
             notice it; those with an expected one start near the dense model when it makes most logits positive: of N
@@ -44,6 +44,7 @@ class AnchoredScorer(Scorer):
             raise InputError(f"scorer 'anchored': anchor={anchor!r} learns itself; choose 'class_attention' or alike.")
         self.anchor, self.reduction, self.initial_logit = anchor, reduction, initial_logit
         self.needs_attention, self.needs_class_token = free.needs_attention, free.needs_class_token
+        self.needs_latent = free.needs_latent
         self.free = free
         self.scale = nn.Parameter(torch.ones(1))
         self.residual = LightPredictor(dim, reduction, initial_logit)

@@ -53,6 +53,28 @@ class MeanAttention(ClassAttention):
 
 
 @register_scorer
+class LatentAttention(Scorer):
+    """How much the latent query of the pooling head would attend to each token if it pooled now, mean over the heads.
+
+    What the class token is asked for where the head pools by attention, as in SigLIP (Zhai et al. 2023,
+    https://arxiv.org/abs/2303.15343): the head's own attention, to the tokens as they enter the block, after the last
+    norm of the model. The query is the same for all images, so that one row for each head is all there is to make.
+    """
+
+    name = "latent_attention"
+    needs_attention = True
+    needs_latent = True
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
+        attention = block_attention(self, view)
+        return _log(attention.latent_attention().mean(dim=1)[:, attention.num_prefix_tokens :])
+
+    def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
+        # the query, turned through the key projection, is made once for all images of a batch
+        return 2 * dim * dim + num_heads * (num_prefix + n) * dim
+
+
+@register_scorer
 class ValueAttention(ClassAttention):
     """How much the class token takes from each token: its attention times the norm of the token's value.
 

@@ -31,6 +31,9 @@ class BlockAttention(Protocol):
     def mean_attention(self, weight: Tensor | None = None) -> Tensor:
         """Return ``(B, H, L)``, the attention of the patches' mean by their weight ``(B, n)``: fp32, rows sum to 1."""
 
+    def latent_attention(self) -> Tensor:
+        """Return ``(B, H, L)``, the attention of a pooling head's latent, H of that head: fp32, rows sum to 1."""
+
     def attention(self) -> Tensor:
         """Return ``(B, H, L, L)``, the attention of every token: fp32, rows sum to 1."""
 
@@ -67,12 +70,14 @@ class Scorer(nn.Module):
         learned: has parameters that the task trains through the selector.
         needs_attention: reads ``view.attention``.
         needs_class_token: reads the attention of a class token.
+        needs_latent: reads the attention of a pooling head's latent.
     """
 
     name: str
     learned: bool = False
     needs_attention: bool = False
     needs_class_token: bool = False
+    needs_latent: bool = False
 
     @abstractmethod
     def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
@@ -93,7 +98,7 @@ class Scorer(nn.Module):
         Args:
             n: patch-like tokens present.
             num_prefix: P.
-            num_heads: H, with H d = D.
+            num_heads: H, with H d = D; of the pooling head where its latent is read.
             dim: D.
             folds: the block has neither QK-norm nor rotary embeddings, so that the class token's attention can be had
                 without keys.

@@ -27,11 +27,11 @@ class Distinctness(Scorer):
 
     Args:
         dim: token width D.
-        importance: name of a scorer that reads attention: ``class_attention``, ``mean_attention`` where there is no
-            class token, or another.
+        importance: name of a scorer that reads the block's attention: ``class_attention``, ``mean_attention`` where
+            there is no class token, or another.
 
     Raises:
-        InputError: ``importance`` is no scorer, or reads no attention.
+        InputError: ``importance`` is no scorer, or reads no attention of the block.
     """
 
     name = "distinctness"
@@ -41,10 +41,11 @@ class Distinctness(Scorer):
         super().__init__()
         self.importance = importance
         self.scorer = create_scorer(importance, dim)
-        if not self.scorer.needs_attention or self.scorer.learned or importance == self.name:
+        reads_block = self.scorer.needs_attention and not self.scorer.needs_latent
+        if not reads_block or self.scorer.learned or importance == self.name:
             raise InputError(
-                f"scorer 'distinctness': importance={importance!r} is no score of attention; choose 'class_attention', "
-                f"'mean_attention', 'value_attention' or 'attention_received'."
+                f"scorer 'distinctness': importance={importance!r} is no score of the block's attention; choose "
+                f"'class_attention', 'mean_attention', 'value_attention' or 'attention_received'."
             )
         self.needs_class_token = self.scorer.needs_class_token
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from dynavit.config import LossConfig
 from dynavit.errors import InputError
-from dynavit.losses import logit_distillation, policy_gradient_loss, token_distillation
+from dynavit.losses import logit_distillation, policy_gradient_loss, score_distillation, token_distillation
 from dynavit.models import Trace
 from dynavit.selectors import Selector
 from dynavit.tasks.count_loss import CountLoss
+from dynavit.tasks.lesson import Lesson, check_attends, teach
 from dynavit.tasks.rewards import create_reward
 
 
@@ -54,6 +55,8 @@ class Objective(ABC):
         self.settings = settings
         self.count_loss = count_loss
         self.teacher = teacher
+        if teacher is not None and settings.score_distillation_weight:
+            check_attends(teacher)
         self.reward = create_reward(settings.reward) if selector.needs_reward else None
         self.samples = 1
         if selector.needs_reward:
@@ -102,7 +105,7 @@ class Objective(ABC):
         if self.count_loss is not None and trace.choices:
             terms["keep_ratio"] = self.count_loss(trace, scheduled.counts), self.settings.keep_ratio_weight
         if lesson is not None:
-            terms |= self._agreement(output, trace, *lesson)
+            terms |= self._agreement(output, trace, lesson)
         if self.reward is not None and (log_prob := trace.log_prob) is not None:
             rewards = self._rewards(output, targets)
             log_prob = log_prob.reshape(self.samples, -1)
@@ -132,24 +135,27 @@ class Objective(ABC):
                 )
         return torch.stack(rewards)
 
-    @torch.no_grad()
-    def _teach(self, images: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _teach(self, images: Tensor) -> Lesson | None:
         if self.teacher is None:
             return None
-        tokens = self.teacher.forward_features(images)
-        features = tokens[:, self.teacher.num_prefix_tokens :]
-        return _repeated(features, self.samples), _repeated(self.teacher.forward_head(tokens), self.samples)
+        lesson = teach(self.teacher, images, attention=self.settings.score_distillation_weight > 0)
+        features, answer, attention = lesson.features, lesson.answer, lesson.attention
+        if attention is not None:
+            attention = _repeated(attention, self.samples)
+        return Lesson(_repeated(features, self.samples), _repeated(answer, self.samples), attention)
 
-    def _agreement(
-        self, output: Any, trace: Trace, features: Tensor, answer: Tensor
-    ) -> dict[str, tuple[Tensor, float]]:
+    def _agreement(self, output: Any, trace: Trace, lesson: Lesson) -> dict[str, tuple[Tensor, float]]:
         settings, terms = self.settings, {}
         if settings.logit_distillation_weight:
-            loss = logit_distillation(output, answer, settings.distillation_temperature)
+            loss = logit_distillation(output, lesson.answer, settings.distillation_temperature)
             terms["logit_distillation"] = loss, settings.logit_distillation_weight
         if settings.token_distillation_weight and trace.stages:
-            loss = token_distillation(trace.features, features, trace.positions, trace.stages[-1].kept)
+            loss = token_distillation(trace.features, lesson.features, trace.positions, trace.stages[-1].kept)
             terms["token_distillation"] = loss, settings.token_distillation_weight
+        if lesson.attention is not None:
+            target = lesson.attention
+            stages = [score_distillation(at.logits, target, at.positions, at.candidates) for at in trace.choices]
+            terms["score_distillation"] = torch.stack(stages).mean(), settings.score_distillation_weight
         return terms
 
 

@@ -26,6 +26,7 @@ from dynavit.models.hub import WEIGHTS
 from dynavit.runs.build import build_outline, build_start, resolve_preprocessing, starts_trained
 from dynavit.runs.pair import dense_folder
 from dynavit.tasks import create_task
+from dynavit.tasks.lesson import check_score_distillation
 from dynavit.tasks.rewards import check_reward
 from dynavit.training.folder import check_folder, saved_config
 from dynavit.training.monitor import MetricsFile
@@ -141,6 +142,7 @@ def _unknown_classes(config: Config) -> tuple[str, ...] | None:
     task = create_task(config)
     outline = build_outline(config)
     check_reward(config.loss, outline)  # rather now than after the dense model
+    check_score_distillation(config.loss, outline)
     data = task.open_data(resolve_preprocessing(config.data, outline.backbone, squash=config.task == "reid"))
     classes = tuple(data.class_names)
     if model.checkpoint is None:

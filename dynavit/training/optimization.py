@@ -12,16 +12,22 @@ from torch import Tensor, nn
 from dynavit.config import OptimizerConfig
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT
+from dynavit.models.execution import trains_scorers
 from dynavit.runs.build import StartingModel
 
 
 def create_optimizer(
-    settings: OptimizerConfig, start: StartingModel, freeze: str, loss: nn.Module | None = None
+    settings: OptimizerConfig,
+    start: StartingModel,
+    freeze: str,
+    loss: nn.Module | None = None,
+    scores_have_target: bool = False,
 ) -> torch.optim.Optimizer:
     """Build the optimiser over what can learn, and freeze the rest.
 
     The backbone learns at ``backbone_lr_scale`` times the rate, and so do a head or neck that are not new.
-    Predictors that the selector cannot train are frozen. ``loss`` is a loss that learns, if there is one.
+    Scorers that nothing teaches, neither the task nor a target of their own, are frozen. ``loss`` is a loss that
+    learns, if there is one.
     Each group carries ``lr_scale`` and ``part`` ("backbone" or "fast"), which :func:`set_learning_rates` reads.
 
     Raises:
@@ -29,7 +35,7 @@ def create_optimizer(
     """
     model, backbone = start.model, start.model.backbone
     backbone.requires_grad_(freeze != "backbone")
-    model.scorers.requires_grad_(model.selector.trains_scorer or model.selector.needs_reward)
+    model.scorers.requires_grad_(scores_have_target or trains_scorers(model))
     head = list(_parameters(backbone.get_classifier())) if start.head_replaced else []
     beside: dict[bool, list[nn.Parameter]] = {True: [], False: []}  # by whether they are new
     for part, is_new in ((model.neck, start.head_replaced), (model.side, start.side_is_new)):

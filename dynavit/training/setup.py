@@ -20,6 +20,7 @@ from dynavit.runs.build import StartingModel, build_outline, build_start, build_
 from dynavit.runs.loading import TrainingBatches, first_images, make_loader, prepare_loader
 from dynavit.tasks import Task, create_task
 from dynavit.tasks.count_loss import CountLoss, measured_table
+from dynavit.tasks.lesson import check_score_distillation
 from dynavit.tasks.objective import Objective, Scheduled
 from dynavit.tasks.rewards import check_reward
 from dynavit.training.data_check import check_before_training
@@ -102,7 +103,9 @@ def create_setup(config: Config, accelerator: Accelerator) -> Setup:
     objective = task.objective(data, model, count_loss, teacher)
     if not model.scorers:  # nothing is selected, so there is nothing to compare
         objective.reward, objective.samples = None, 1
-    optimizer = create_optimizer(config.optimizer, start, config.train.freeze, objective.module)
+    optimizer = create_optimizer(
+        config.optimizer, start, config.train.freeze, objective.module, config.loss.score_distillation_weight > 0
+    )
     ema = _finish_model(config.train, model, accelerator)
     examples = first_images(data.validation, 4)
     prepared, optimizer = accelerator.prepare(model, optimizer)
@@ -134,6 +137,7 @@ def _open_data(config: Config, task: Task, accelerator: Accelerator) -> tuple[An
     """Return the data, and the preprocessing that the model expects; what cannot work is told before a download."""
     outline = build_outline(config)
     check_reward(config.loss, outline)
+    check_score_distillation(config.loss, outline)
     preprocessing = resolve_preprocessing(config.data, outline.backbone, squash=config.task == "reid")
     with accelerator.main_process_first():  # which may have to download
         data = task.open_data(preprocessing)

@@ -261,6 +261,10 @@ REDUCED: dict[str, tuple[str, dict[str, Any]]] = {
     "squeeze": ("dinov3", {"reducer": "squeeze", "scorer": "attention_received", "placement": "inside"}),
     "merge": ("siglip", {"reducer": "merge"}),
     "merge_nearest": ("vit", {"reducer": "merge_nearest", "scorer": "distinctness"}),
+    "merge_nearest_weighted": (
+        "siglip",
+        {"reducer": {"name": "merge_nearest", "weighted": True}, "scorer": "latent_attention"},
+    ),
     "ToMe": ("vit", {"reducer": "merge", "placement": "inside", "count_rule": "linear"}),
     "aggregate": ("gap", {"reducer": {"name": "aggregate", "tokens": 4}, "scorer": "key_norm"}),
 }

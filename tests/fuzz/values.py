@@ -184,6 +184,13 @@ VALID: dict[str, list[Value]] = {
     "loss.policy_gradient_weight": _values("1", "0.1", model__selector="{name: score_function}"),
     "loss.logit_distillation_weight": _values("0", "0.5", loss__teacher="<model>", task="classify"),
     "loss.token_distillation_weight": _values("0", "0.5", loss__teacher="<model>", task="classify"),
+    "loss.score_distillation_weight": _values(
+        *("0", "0.5"),
+        loss__teacher="<model>",
+        task="classify",
+        model__scorer="{name: light}",
+        model__selector="{name: topk}",
+    ),
     "loss.distillation_temperature": _values("1", "4.0"),
     "loss.teacher": [*_values("start"), *_values("<model>", loss__logit_distillation_weight="1", task="classify")],
     "schedule.temperature_start": _values("1.0", "5", "0.1"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynavit import PrunedViT
-from dynavit.losses import keep_ratio_loss, logit_distillation, token_distillation
+from dynavit.losses import keep_ratio_loss, logit_distillation, score_distillation, token_distillation
 
 
 def load(vectors: Path) -> dict[str, Tensor]:
@@ -164,3 +164,79 @@ def test_on_a_model(model_of: Callable[..., PrunedViT], images_for: Callable[...
     model.set_keep_ratio(1.0)
     _, trace = model(images, return_trace=True)
     assert token_distillation(trace.features, dense, trace.positions, trace.stages[-1].kept) == 0
+
+
+def scored(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits of two images' tokens in fp64, a teacher's attention, where they stand, and which are alive."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+    attention = torch.rand(2, 9, generator=generator, dtype=torch.float64)
+    positions = torch.stack([torch.randperm(9, generator=generator)[:7] for _ in range(2)])
+    positions[0, 2] = -1  # a reducer made it
+    alive = torch.ones(2, 7, dtype=torch.bool)
+    alive[1, [0, 4]] = False
+    return logits, attention, positions, alive
+
+
+def test_score_distillation_is_the_divergence_of_shares() -> None:
+    logits, attention, positions, alive = scored()
+    expected = 0.0
+    for image in range(2):
+        tokens = [i for i in range(7) if alive[image, i] and positions[image, i] >= 0]
+        teacher = torch.stack([attention[image, positions[image, i]] for i in tokens])
+        teacher, student = teacher / teacher.sum(), logits[image, tokens].softmax(dim=0)
+        expected += sum(p * (p / q).log() for p, q in zip(teacher, student, strict=True)) / 2
+    found = score_distillation(logits, attention, positions, alive)
+    torch.testing.assert_close(found, expected)
+    assert found > 0.1
+    logits[0, 2] = logits[1, [0, 4]] = float("nan")  # which do not count
+    assert score_distillation(logits, 3 * attention, positions, alive) == pytest.approx(found)
+
+
+def test_score_distillation_is_zero_where_shares_are_equal_and_of_nothing() -> None:
+    _, attention, positions, alive = scored()
+    agreeing = attention.gather(1, positions.clamp(min=0)).log() + torch.tensor([[5.0], [-700.0]])
+    assert score_distillation(agreeing, attention, positions, alive).abs() < 1e-12
+    agreeing[0, 0] += 1e-3
+    assert score_distillation(agreeing, attention, positions, alive) > 1e-9
+    none = torch.zeros_like(alive)
+    logits = agreeing.requires_grad_()
+    loss = score_distillation(logits, attention, positions, none)
+    loss.backward()
+    assert loss == 0
+    assert (logits.grad == 0).all()
+
+
+def test_score_distillation_gradients_match_finite_differences() -> None:
+    """Of the student alone; tokens that do not count get none."""
+    logits, attention, positions, alive = scored()
+    logits.requires_grad_(), attention.requires_grad_()
+    score_distillation(logits, attention, positions, alive).backward()
+    assert attention.grad is None
+    step = 1e-5
+    with torch.no_grad():
+        for place in range(14):
+            values = []
+            for sign in (1, -1):
+                logits.view(-1)[place] += sign * step
+                values.append(score_distillation(logits, attention, positions, alive))
+                logits.view(-1)[place] -= sign * step
+            assert abs((values[0] - values[1]) / (2 * step) - logits.grad.view(-1)[place]) < 1e-8
+    assert (logits.grad[0, 2], *logits.grad[1, [0, 4]]) == (0, 0, 0)
+    assert (logits.grad != 0).sum() == 11
+
+
+def test_score_distillation_of_gathered_students(
+    model_of: Callable[..., PrunedViT], images_for: Callable[..., Tensor]
+) -> None:
+    """Tokens removed or hidden, the scores of those left are compared alike."""
+    model = model_of("vit", scorer="light", selector={"name": "topk", "gradient": "none"}).train()
+    images = images_for(model)
+    attention = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for execution in ("gather", "mask"):
+        model.execution = execution  # type: ignore[assignment]
+        _, trace = model(images, return_trace=True)
+        losses.append([score_distillation(c.logits, attention, c.positions, c.candidates) for c in trace.choices])
+    assert trace.choices[-1].logits.shape[1] == 24
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)

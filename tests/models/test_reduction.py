@@ -21,6 +21,7 @@ import dynavit
 from dynavit import PrunedViT, Trace
 from dynavit.cost.macs import closed_form_macs, count_macs
 from dynavit.errors import InputError, UnsupportedBackbone
+from dynavit.functional import log_mask
 from dynavit.models.counts import stage_counts
 from dynavit.models.ratios import checked_ratios
 
@@ -405,6 +406,27 @@ def test_closed_form_macs_are_the_counted_ones(name: str, method: str, small: Mo
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("scorer", "placement"),
+    [("latent_attention", "inside"), ({"name": "anchored", "anchor": "latent_attention"}, "before")],
+)
+def test_a_pooling_latent_chooses(
+    scorer: Any, placement: str, model_of: Model, images_for: Images, tmp_path: Path
+) -> None:
+    """Alike in both executions, at the cost that is said, and after loading."""
+    parts = {"scorer": scorer, "placement": placement, "reducer": "merge_nearest"}
+    model = model_of("siglip", depth=4, stages=(1, 2), **parts)
+    images = images_for(model)
+    (gathered, trace), (masked, other) = (forward(model, images, execution) for execution in ("gather", "mask"))
+    torch.testing.assert_close(masked, gathered, rtol=1e-4, atol=1e-4 * float(gathered.std()))
+    assert all(map(torch.equal, trace.kept, other.kept))
+    model.execution = "auto"
+    assert closed_form_macs(model) == count_macs(model)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(dynavit.load(tmp_path).eval()(images), gathered)
+
+
+@torch.no_grad()
 @every_method
 def test_saved_and_loaded(method: str, small: Model, images_for: Images, tmp_path: Path) -> None:
     model = small("vit", method)
@@ -589,6 +611,49 @@ def test_merging_copies_loses_nothing_whatever_the_scores(
         torch.testing.assert_close(logits, model.backbone(image), rtol=0, atol=1e-10)
     model.reducer = dynavit.reducers.Squeeze()  # the control, which does not count
     assert (forward(model, image, execution)[0] - model.backbone(image)).abs().max() > 1e-3
+
+
+def weighted_merging(model_of: Model, scorer: str) -> PrunedViT:
+    """A model whose selector teaches no scorer, but whose reducer weighs by scores."""
+    parts = {"scorer": scorer, "reducer": {"name": "merge_nearest", "weighted": True}}
+    return model_of("vit", depth=4, stages=(1, 2), selector={"name": "topk", "gradient": "none"}, **parts)
+
+
+def test_weights_teach_a_scorer_alike_in_both_executions(
+    model_of: Model, images_for: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_mask, "__defaults__", (1e-13,))  # so that hidden tokens leak less than is measured
+    model = weighted_merging(model_of, "anchored").double().train()
+    images, found = images_for(model).double(), []
+    for execution, counts in (("gather", None), ("mask", None), ("gather", (24, 24))):
+        model.zero_grad()
+        logits, trace = forward(model, images, execution, keep_counts=counts)
+        assert trace.execution == execution
+        F.cross_entropy(logits, LABELS).backward()
+        parameters = [*model.scorers.parameters(), *model.reducer.parameters()]
+        assert all(p.grad is not None for p in parameters)  # even where nothing is merged
+        found.append(torch.cat([p.grad.flatten() for p in parameters]))
+    assert found[0].abs().max() > 1e-4
+    assert (found[2] == 0).all()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)
+
+
+@torch.no_grad()
+def test_weighted_merging_is_saved(model_of: Model, images_for: Images, tmp_path: Path) -> None:
+    model = weighted_merging(model_of, "anchored")
+    images, beta = images_for(model), model.reducer.beta
+    logits = model(images)
+    model.save_pretrained(tmp_path)
+    again = dynavit.load(tmp_path).eval()
+    assert torch.equal(again.reducer.beta, beta)
+    assert torch.equal(again(images), logits)
+    beta.zero_()
+    assert not torch.allclose(model(images), logits, atol=1e-4)
+    model.reducer = dynavit.reducers.MergeNearest()
+    plain = model(images)
+    model.reducer = again.reducer
+    again.reducer.beta.zero_()
+    assert torch.equal(model(images), plain)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from dynavit.selectors import Selector
 from tests.conftest import make_backbone, randomise
 
 LABELS = torch.tensor([0, 3])
+WEIGHTED = {"name": "merge_nearest", "weighted": True}
 
 
 class Anchored(LinearScorer):
@@ -43,7 +44,7 @@ class Case:
     scorer: str = "mlp"
     placement: str = "before"
     form: str = "key"
-    reducer: str = "drop"
+    reducer: Any = "drop"
     selector: str = "topk"
     probes: int = 1
     counts: tuple[int, int] = (6, 4)
@@ -156,6 +157,7 @@ CASES = [
     Case(reducer="merge_nearest"),
     Case(reducer="merge_nearest", counts=(3, 1)),  # nobody else to merge into
     Case(pool="avg", scorer="anchored", placement="inside", reducer="merge_nearest", selector="ste", probes=2),
+    Case(reducer=WEIGHTED),
 ]
 GRID = [
     Case(*choices)
@@ -345,6 +347,7 @@ def test_probes_are_drawn_uniformly_and_weigh_for_all_dropped() -> None:
     [
         {"scorer": "class_attention"},
         {"selector": {"name": "topk", "gradient": "none"}},
+        {"selector": {"name": "topk", "gradient": "none"}, "reducer": WEIGHTED},
         {"selector": "score_function"},
         {"selector": {"name": "score_function", "distribution": "bernoulli"}},
         {"selector": "random", "reducer": "fuse"},
@@ -374,6 +377,13 @@ def test_a_frozen_scorer_needs_none() -> None:
     assert drawn(model, 0)[1].weight is None
     model.execution = "auto"
     drawn(model, 0)
+
+
+def test_a_scorer_that_the_reducer_teaches_needs_none() -> None:
+    model = practical(reducer=WEIGHTED)
+    model.execution, model.probes = "gather", 0
+    drawn(model, 0)[0].square().sum().backward()
+    assert all(p.grad is not None for p in model.scorers.parameters())
 
 
 @pytest.mark.parametrize("probes", [-1, 2.5, True, "all"])

@@ -13,12 +13,20 @@ from dynavit.reducers import Reducer, TokenSet, create_reducer
 
 B, N, K, Q, D = 3, 14, 6, 5, 10  # so three of the tokens died at an earlier stage
 
+
+def _weighted() -> Reducer:
+    reducer = create_reducer("merge_nearest", D, weighted=True)
+    reducer.beta.data.fill_(0.75)  # at 0 it is the plain one
+    return reducer
+
+
 SELECTING: dict[str, Callable[[], Reducer]] = {
     "drop": lambda: create_reducer("drop", D),
     "fuse": lambda: create_reducer("fuse", D),
     "fuse_raw": lambda: create_reducer("fuse", D, normalize=False),
     "squeeze": lambda: create_reducer("squeeze", D),
     "merge_nearest": lambda: create_reducer("merge_nearest", D),
+    "merge_nearest_weighted": _weighted,
     "aggregate": lambda: create_reducer("aggregate", D, tokens=4),
 }
 """Every reducer that works on a selector's decision."""

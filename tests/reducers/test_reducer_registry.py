@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from dynavit.errors import InputError
-from dynavit.reducers import Aggregate, Drop, Merge, Reducer, create_reducer, list_reducers, reducer_config
+from dynavit.reducers import (
+    Aggregate,
+    Drop,
+    Merge,
+    MergeNearest,
+    Reducer,
+    create_reducer,
+    list_reducers,
+    reducer_config,
+)
 
 
 def test_list() -> None:
@@ -27,6 +36,8 @@ def test_names_and_attributes_say_what_the_caller_must_do() -> None:
     assert which("masks") == {"drop", "fuse", "merge_nearest", "squeeze"}
     assert which("last_only") == {"aggregate"}
     assert which("tracks_sizes") == {"merge", "merge_nearest"}
+    assert not which("trains_scorer")
+    assert create_reducer("merge_nearest", 20, weighted=True).trains_scorer
     del reducers["merge"]  # which drops nothing
     assert which("reads_dropped") == {"aggregate", "fuse", "merge_nearest", "squeeze"}
     assert which("keeps_places") == {"drop", "fuse", "merge_nearest", "squeeze"}
@@ -37,6 +48,7 @@ def test_only_those_that_need_a_width_get_it() -> None:
     assert isinstance(reducer, Aggregate)
     assert (reducer.mlp[1].in_features, reducer.mlp[1].out_features, reducer.mlp[3].out_features) == (40, 8, 5)
     assert not list(create_reducer("merge", 40).parameters())
+    assert not create_reducer("merge_nearest", 40).state_dict()
 
 
 def test_unknown_name_suggests_the_nearest() -> None:
@@ -58,7 +70,8 @@ def test_unknown_option_suggests_the_nearest() -> None:
     [
         {"name": "drop"},
         {"name": "squeeze"},
-        {"name": "merge_nearest"},
+        {"name": "merge_nearest", "weighted": False},
+        {"name": "merge_nearest", "weighted": True},
         {"name": "fuse", "normalize": False},
         {"name": "aggregate", "tokens": 7},
         {"name": "merge", "proportional": False},
@@ -85,6 +98,8 @@ def test_config_of_a_stranger_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", ["no", 0])
-def test_proportional_is_a_bool(value: object) -> None:
+def test_proportional_and_weighted_are_bools(value: object) -> None:
     with pytest.raises(InputError, match=f"'merge': proportional={value!r}; choose true or false"):
         Merge(value)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"'merge_nearest': weighted={value!r}; choose true or false"):
+        MergeNearest(value)  # type: ignore[arg-type]

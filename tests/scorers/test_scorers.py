@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import dynavit
 from dynavit.errors import InputError, UnsupportedBackbone
 from dynavit.models.attention_bias import attention_mask
 from dynavit.scorers import (
@@ -37,6 +38,7 @@ ON_ATTENTION = [
     "class_attention",
     "distinctness",
     "key_norm",
+    "latent_attention",
     "mean_attention",
     "value_attention",
 ]
@@ -59,6 +61,8 @@ def scorer_for(name: str, stage: Any) -> Scorer:
     scorer = create_scorer(name, DIM)
     if scorer.needs_class_token and not stage.adapter.has_class_token:
         pytest.skip("no class token")
+    if scorer.needs_latent and stage.backbone.global_pool != "map":
+        pytest.skip("no latent")
     return scorer
 
 
@@ -156,6 +160,77 @@ def test_the_mean_does_not_see_what_hides_behind_the_identity_term(stage_of: Mak
     torch.testing.assert_close(found[0], found[1])
 
 
+def pooled(pool: Any, tokens: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weights ``(B, H, L)`` of a pooling head written out, and what it makes of the tokens by them."""
+    queries = pool.q(pool.latent).unflatten(2, (pool.num_heads, -1)).transpose(1, 2)
+    keys, values = pool.kv(tokens).unflatten(2, (2, pool.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = queries * pool.scale @ keys.transpose(2, 3)
+    if shown is not None:
+        scores = scores.masked_fill(~shown[:, None, None], -torch.inf)
+    weights = scores.softmax(dim=3)
+    x = pool.proj((weights @ values).transpose(1, 2).flatten(2))
+    return weights[:, :, 0], (x + pool.mlp(pool.norm(x)))[:, 0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("siglip", {}),
+        ("perception", {"attn_pool_num_heads": 6}),
+        ("vit", {"global_pool": "map", "pool_include_prefix": False}),
+    ],
+)
+def test_latent_attention(name: str, options: dict[str, Any], hidden: bool, stage_of: Make) -> None:
+    """By the weights with which the model's own head pools, here the tokens after the last block."""
+    stage = stage_of(name, hidden=hidden, **options)
+    adapter, pool = stage.adapter, stage.backbone.attn_pool
+    stage.x = adapter.block(1, stage.x, stage.context, stage.attention_mask())
+    tokens, num_prefix = adapter.norm(stage.x), stage.num_prefix
+    shown = None if stage.mask is None else nn.functional.pad(stage.mask == 1, (num_prefix, 0), value=True)
+    if not adapter.pools_prefix:
+        tokens, shown = tokens[:, num_prefix:], None if shown is None else shown[:, num_prefix:]
+    weights, made = pooled(pool, tokens, shown)
+    # which are those of the head
+    torch.testing.assert_close(made, pool(tokens, attn_mask=None if shown is None else shown[:, None, None]))
+    attention = stage.view().latent_attention()
+    torch.testing.assert_close(attention[..., attention.shape[2] - tokens.shape[1] :], weights, rtol=0, atol=1e-6)
+    torch.testing.assert_close(attention.sum(dim=2), torch.ones(attention.shape[:2]))
+    expected = attention.mean(dim=1)[:, num_prefix:]
+    found = stage.score(create_scorer("latent_attention", DIM)).exp()
+    torch.testing.assert_close(found, expected.clamp(min=torch.finfo(torch.float32).tiny))
+    anchored = create_scorer("anchored", DIM, anchor="latent_attention")
+    assert anchored.needs_latent
+    assert torch.equal(stage.score(anchored).exp(), found)
+
+
+def test_latent_attention_passes_gradients_to_tokens_and_latent(stage_of: Make) -> None:
+    stage = stage_of("siglip", hidden=True)
+    stage.x.requires_grad_()
+    stage.score(create_scorer("latent_attention", DIM), training=True).square().sum().backward()
+    for grad in (stage.x.grad, stage.backbone.attn_pool.latent.grad):
+        assert grad.isfinite().all()
+        assert grad.norm() > 0
+
+
+@pytest.mark.parametrize(("name", "pool"), [("vit", "token"), ("gap", "avg")])
+def test_without_a_latent_there_is_nothing_to_read(name: str, pool: str, stage_of: Make) -> None:
+    stage, message = stage_of(name), rf"global_pool='{pool}'\) has no pooling head with a latent"
+    for scorer in ("latent_attention", {"name": "anchored", "anchor": "latent_attention"}):
+        with pytest.raises(UnsupportedBackbone, match=message):
+            dynavit.prune(stage.backbone, stages=(1,), scorer=scorer)
+    with pytest.raises(UnsupportedBackbone, match=message):
+        stage.score(create_scorer("latent_attention", DIM))
+
+
+def test_a_latent_of_another_kind_is_refused(backbone_of: Make) -> None:
+    backbone = backbone_of("siglip", depth=2)
+    backbone.attn_pool.k_norm = nn.LayerNorm(16)
+    with pytest.raises(UnsupportedBackbone, match=r"attn_pool cannot be read: .* without QK-norm"):
+        dynavit.prune(backbone, stages=(1,), scorer="latent_attention")
+
+
 # Likeness
 
 
@@ -184,9 +259,9 @@ def test_of_copies_all_but_one_are_told_apart_last(stage_of: Make) -> None:
     assert (best // 6).sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 2
 
 
-@pytest.mark.parametrize("importance", ["random", "mlp", "anchored", "distinctness"])
+@pytest.mark.parametrize("importance", ["random", "mlp", "anchored", "distinctness", "latent_attention"])
 def test_importance_is_read_off_attention(importance: str) -> None:
-    with pytest.raises(InputError, match=f"importance='{importance}' is no score of attention"):
+    with pytest.raises(InputError, match=f"importance='{importance}' is no score of the block's attention"):
         create_scorer("distinctness", DIM, importance=importance)
 
 
@@ -273,10 +348,11 @@ def test_models_without_a_class_token(name: str, scorer_name: str, stage_of: Mak
     stage = stage_of(name)
     scorer = create_scorer(scorer_name, DIM)
     assert scorer.needs_class_token == (scorer_name in READ_CLASS_TOKEN)
+    assert scorer.needs_latent == (scorer_name == "latent_attention")
     if scorer.needs_class_token:
         with pytest.raises(UnsupportedBackbone, match=r"no class token.*'mean_attention'"):
             stage.score(scorer)
-    else:
+    elif not scorer.needs_latent or name == "siglip":
         assert stage.score(scorer).isfinite().all()
 
 
@@ -399,6 +475,8 @@ def test_macs_are_those_counted(name: str, scorer_name: str, stage_of: Make) -> 
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         stage.score(scorer)
     counted = counter.get_total_flops() // 2
+    if scorer.needs_latent:
+        counted += 2 * DIM * DIM  # the query, which both images share
     assert counted == 2 * scorer.macs(n, stage.num_prefix, HEADS, DIM, stage.view().folds)  # two images
     if scorer_name == "class_attention" and not stage.view().folds:
         assert counted != 2 * scorer.macs(n, stage.num_prefix, HEADS, DIM)

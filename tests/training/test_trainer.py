@@ -271,6 +271,21 @@ def test_training_by_removal_with_everything_else(selector: str, tiny: Make) -> 
     assert all(math.isfinite(value) for row in trainer.metrics.rows() for value in row.values())
 
 
+def test_a_reducer_teaches_scorers_that_the_selector_does_not(tiny: Make) -> None:
+    trainer = Trainer(
+        tiny(
+            "model.selector={name: topk, gradient: none}", "model.reducer={name: merge_nearest, weighted: true}",
+            "model.execution=gather", "model.probes=0", "train.epochs=1",
+        )
+    )  # fmt: skip
+    # but for the last bias, which moves all logits alike
+    parts = [weight for weight in trainer.model.scorers.parameters() if weight.numel() > 1]
+    parts.append(trainer.model.reducer.beta)
+    before = [weight.clone() for weight in parts]
+    trainer.fit()
+    assert all(not torch.equal(weight, start) for weight, start in zip(parts, before, strict=True))
+
+
 def test_training_on_gathered_tokens(tiny: Make) -> None:
     trainer = Trainer(tiny("model.execution=gather"))
     trainer.fit()
