@@ -38,8 +38,21 @@ def _scored_merging(scorer: str) -> dict[str, Any]:
     return {"selector": _FREE, "scorer": scorer, "reducer": "merge_nearest"}
 
 
-def _anchored(anchor: str, reducer: str) -> dict[str, Any]:
-    return {"selector": "topk", "scorer": {"name": "anchored", "anchor": anchor}, "reducer": reducer}
+def _anchored(anchor: str, **options: Any) -> dict[str, Any]:
+    return {"selector": "topk", "scorer": {"name": "anchored", "anchor": anchor}, "reducer": "merge_nearest"} | options
+
+
+def _gradients(anchor: str, called: str) -> list[Candidate]:
+    """Return scored merging with each way in which scores can learn: by no gradient, by masks, weights or a teacher."""
+    weighted = {"selector": _FREE, "reducer": {"name": "merge_nearest", "weighted": True}}
+    return [
+        Candidate(f"{called}, merge", _scored_merging(anchor)),
+        Candidate(f"{called}, merge, keep-or-merge", _anchored(anchor)),
+        Candidate(f"{called}, merge, weighted", _anchored(anchor, **weighted)),
+        Candidate(
+            f"{called}, merge, taught", _anchored(anchor, selector=_FREE), loss={"score_distillation_weight": 0.5}
+        ),
+    ]
 
 
 CANDIDATES = (
@@ -58,9 +71,9 @@ CANDIDATES = (
         loss={"keep_ratio_measure": "decisions"},
     ),
     Candidate("predictor, drop (today's default)", {"selector": "topk", "scorer": "mlp"}),
-    Candidate("anchored, drop", _anchored("class_attention", "drop")),
-    Candidate("class attention, merge", _scored_merging("class_attention")),
-    Candidate("distinctness, merge", _scored_merging("distinctness")),
+    Candidate("anchored, drop", _anchored("class_attention", reducer="drop")),
+    *_gradients("class_attention", "class attention"),
+    *_gradients("distinctness", "distinctness"),
     Candidate(
         "distinctness, merge, nine of twelve", _scored_merging("distinctness") | {"count_rule": "linear"}, at="first"
     ),
@@ -70,6 +83,4 @@ CANDIDATES = (
         at="every",
     ),
     Candidate("distinctness, merge, early", _scored_merging("distinctness"), at="early"),
-    Candidate("anchored on class attention, merge", _anchored("class_attention", "merge_nearest")),
-    Candidate("anchored on distinctness, merge", _anchored("distinctness", "merge_nearest")),
 )

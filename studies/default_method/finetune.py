@@ -78,7 +78,8 @@ def finetune(
     num_patches = math.prod(model.adapter.grid_size)
     counts = None if model.selector.fixed_k else CountLoss(recipe.loss.keep_ratio_measure)
     objective = ClassificationObjective(recipe.loss, model.selector, counts, teacher)
-    optimizer = create_optimizer(recipe.optimizer, StartingModel(model, model, False, True), "none")
+    start, has_target = StartingModel(model, model, False, True), recipe.loss.score_distillation_weight > 0
+    optimizer = create_optimizer(recipe.optimizer, start, "none", scores_have_target=has_target)
     rate = LearningRate(recipe.steps // 20, recipe.steps)
     scheduled = Scheduled(1.0, model.stage_counts(num_patches, model.keep_ratios))
     torch.manual_seed(seed)
