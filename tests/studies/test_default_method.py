@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,10 +72,11 @@ def test_the_teacher_answers_without_having_seen_the_label() -> None:
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda candidate: candidate.name)
 def test_every_candidate_learns_within_its_budget(candidate: Candidate) -> None:
     given = problem()
-    model, _ = build(given.dense, Cell(candidate.name, 0.7, 32, 0))
+    model, loss = build(given.dense, Cell(candidate.name, 0.7, 32, 0))
+    recipe = replace(RECIPE, loss=replace(RECIPE.loss, **loss))
     assert closed_form_macs(model) <= plain_dropping_macs(given.dense, 0.7)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    finetune(model.train(), model, given.dense.backbone, given.pixels, given.labels, RECIPE, seed=0)
+    finetune(model.train(), model, given.dense.backbone, given.pixels, given.labels, recipe, seed=0)
     changed = {name.partition(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
     learn = {part for part in ("scorers", "reducer") if list(getattr(model, part).parameters())}
     assert changed == {"backbone"} | learn
