@@ -21,7 +21,10 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--methods", nargs="+", metavar="FILE", help="configurations of methods, or shipped ones such as methods/evit"
     )
-    parser.add_argument("--training", action="store_true", help="time training steps, masked and gathered")
+    parser.add_argument(
+        "--training", action="store_true", help="time training steps, masked and gathered, and their memory"
+    )
+    parser.add_argument("--teacher", action="store_true", help="with --training: also with distillation from a teacher")
     parser.add_argument("--selectors", action="store_true", help="time every selector against one block instead")
     parser.add_argument("--model-kwargs", type=mapping, metavar="JSON", help="for timm, as '{\"img_size\": 384}'")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each is timed (default: 7)")
@@ -37,7 +40,8 @@ def _benchmark(options: argparse.Namespace) -> None:
 
     common = {name: getattr(options, name) for name in ("rounds", "model_kwargs", "output", "device")}
     if options.selectors:
-        refuse(options, "means nothing with --selectors", "keep_ratios", "dtypes", "selector", "methods", "training")
+        models_only = ("keep_ratios", "dtypes", "selector", "methods", "training", "teacher")
+        refuse(options, "means nothing with --selectors", *models_only)
         table = format_selectors(benchmark_selectors(options.backbone, options.batch_sizes or [256], **common))
     else:
         if options.methods:
@@ -50,6 +54,7 @@ def _benchmark(options: argparse.Namespace) -> None:
             selector=options.selector or "topk",
             methods=options.methods or (),
             training=options.training,
+            teacher=options.teacher,
             **common,
         )
         table = format_models(rows)

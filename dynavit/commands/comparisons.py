@@ -153,6 +153,7 @@ def benchmark(
     selector: str = "topk",
     methods: Sequence[str | Path] = (),
     training: bool = False,
+    teacher: bool = False,
     rounds: int = 7,
     model_kwargs: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
@@ -167,7 +168,8 @@ def benchmark(
         dtypes: of "float32", "bfloat16" and "float16".
         selector: a registered name, for learned scores and dropped tokens.
         methods: configurations, as files or names such as ``"methods/evit"``, in place of that.
-        training: time training steps instead.
+        training: time training steps instead, and measure their memory.
+        teacher: time these with distillation from a dense teacher, too.
         rounds: how often each is timed.
         model_kwargs: further arguments of ``timm.create_model``.
         output: file that ends in ``.json``, to which the numbers are written.
@@ -177,7 +179,8 @@ def benchmark(
         The rows of :func:`dynavit.evaluation.benchmark.benchmark_models`.
 
     Raises:
-        InputError: an unknown name or impossible value, or a file that cannot be written.
+        InputError: an unknown name or impossible value, a teacher where nothing trains, or a file that cannot be
+            written.
     """
     from dynavit.evaluation.benchmark import benchmark_models
     from dynavit.evaluation.methods import read_methods
@@ -193,6 +196,7 @@ def benchmark(
         selector=selector,
         methods=read_methods(methods) if methods else (),
         training=training,
+        teacher=teacher,
         device=choose_device(device),
         rounds=rounds,
         model_kwargs=model_kwargs,

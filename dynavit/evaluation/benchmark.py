@@ -7,20 +7,23 @@ Everything that is compared is timed interleaved, and ratios are medians of rati
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from copy import deepcopy
 from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from tqdm import tqdm
 
 from dynavit.cost.macs import checked_size, closed_form_macs, tokens_per_stage
+from dynavit.cost.memory import StepMemory, step_memory
 from dynavit.cost.timing import measure, median_interval, median_ratio
 from dynavit.errors import InputError
 from dynavit.evaluation.methods import Method
+from dynavit.evaluation.oracle import oracle
+from dynavit.evaluation.training_steps import WITH_TEACHER, training_steps
 from dynavit.functional import num_keep
 from dynavit.models import PrunedViT, create_model, prune
 from dynavit.selectors import Selector, create_selector, list_selectors
@@ -43,6 +46,7 @@ def benchmark_models(
     selector: str = "topk",
     methods: Sequence[Method] = (),
     training: bool = False,
+    teacher: bool = False,
     device: torch.device | str = "cpu",
     rounds: int = 7,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -51,7 +55,9 @@ def benchmark_models(
 
     The oracle is what pruning could save at best: the same blocks on a sequence that is cut to the same
     lengths before each stage's block, without scoring or gathering. Inference has weights and images in the given
-    precision; a training step is a forward and a backward, under autocast where the precision is not float32.
+    precision; a training step is a forward and a backward (see
+    :func:`~dynavit.evaluation.training_steps.training_steps`), under autocast where the precision is not float32, whose
+    memory is measured after all times.
 
     Args:
         backbone: timm model name.
@@ -61,6 +67,8 @@ def benchmark_models(
         selector: a registered name, for learned scores and dropped tokens.
         methods: published ones, in place of that.
         training: time training steps instead, in mask and, where the selector allows it, gather execution.
+        teacher: time these a second time with distillation from a dense teacher, which the dense model and the oracle
+            they are compared with then have, too.
         device: where to run.
         rounds: how often each is timed.
         model_kwargs: further arguments of ``timm.create_model``.
@@ -70,10 +78,11 @@ def benchmark_models(
         the pruned one and the oracle; ``speedup`` over dense and ``oracle_speedup``, each as [median, least, largest]
         over rounds; ``share``, the oracle's time over the pruned model's, as [median, low, high] of a 95 % interval;
         ``macs_ratio``; and in inference, unless methods are given, ``stages``: by block number, how many times faster
-        the model is with that stage.
+        the model is with that stage. In training also ``teacher``, whether there was one, and of a step of the three
+        ``saved_bytes`` and on CUDA ``peak_bytes`` (see :class:`~dynavit.cost.memory.StepMemory`).
 
     Raises:
-        InputError: an unknown name, an impossible value, or a method that needs images.
+        InputError: an unknown name, an impossible value, a method that needs images, or a teacher where nothing trains.
     """
     unknown = [name for name in dtypes if name not in _DTYPES]
     if unknown:
@@ -83,42 +92,49 @@ def benchmark_models(
             f"{calibrated[0]} keeps tokens by thresholds, which are set on images; there are none here. Compare it "
             f"with `dynavit methods`, or leave it out."
         )
+    if teacher and not training:
+        raise InputError(
+            "teacher=True (--teacher): training steps alone have one; time these, with training=True (--training)."
+        )
     dense = create_model(backbone, stages=(), **(model_kwargs or {})).to(device)
     named = [(one.name, {**one.parts, "stages": one.stages_in(dense.adapter.depth)}) for one in methods]
     named = named or [(selector, {"selector": selector})]
     cases = [(name, parts, ratio) for name, parts in named for ratio in keep_ratios]
     models = [prune(dense.backbone, keep_ratio=ratio, **parts).to(device) for _, parts, ratio in cases]
+    taught = deepcopy(dense.backbone).eval().requires_grad_(False) if teacher else None
     rows: list[Row] = []
     runs = [(name, batch_size) for name in dtypes for batch_size in batch_sizes]
     for name, batch_size in tqdm(runs, desc="timing", leave=False, disable=None):
         images = torch.randn(batch_size, 3, *checked_size(dense, None), device=device)
         with torch.inference_mode(not training):
             dtype = _DTYPES[name]
-            calls = _training(dense, models, images, dtype) if training else _inference(dense, models, images, dtype)
-            if not training and not methods:
-                calls |= _without_each_stage(models, images.to(dtype))
+            if training:
+                calls = training_steps(dense, models, images, dtype)
+                calls |= training_steps(dense, models, images, dtype, taught) if taught is not None else {}
+            else:
+                calls = _inference(dense, models, images, dtype)
+                calls |= {} if methods else _without_each_stage(models, images.to(dtype))
             seconds = measure(calls, rounds=rounds)
-        for number, model in enumerate(models):
-            for run in (run for run in _RUNS if f"{run} {number}" in seconds):
-                method, _, ratio = cases[number]
-                row = _row(dense, model, run, number, batch_size, seconds)
-                rows.append({"method": method, "dtype": name, "batch_size": batch_size, "keep_ratio": ratio, **row})
+            memory = {call: step_memory(step, [dense, *models]) for call, step in calls.items()} if training else {}
+        for number, ending, run in product(range(len(models)), ("", WITH_TEACHER), _RUNS):
+            compared = {
+                "dense": f"dense{ending}",
+                "pruned": f"{run} {number}{ending}",
+                "oracle": f"oracle {number}{ending}",
+            }
+            if compared["pruned"] not in seconds:
+                continue
+            method, _, ratio = cases[number]
+            row: Row = {"method": method, "dtype": name, "batch_size": batch_size, "keep_ratio": ratio, "run": run}
+            row["tokens"] = tokens_per_stage(models[number])
+            row["macs_ratio"] = closed_form_macs(dense) / closed_form_macs(models[number])
+            row |= _speed(compared, seconds, batch_size)
+            if training:
+                row |= {"teacher": bool(ending)} | _memory({what: memory[call] for what, call in compared.items()})
+            else:
+                row["stages"] = _stage_gains(models[number], number, seconds)
+            rows.append(row)
     return rows
-
-
-def oracle(model: PrunedViT, images: Tensor) -> Any:
-    """Run the model's blocks on its first tokens, as many as it keeps, whatever they show."""
-    counts, steps, adapter = tokens_per_stage(model), model.steps(), model.adapter
-    x, context = adapter.embed(images)
-    for number in range(adapter.depth):
-        step = steps.get(number)
-        if step is not None and step.keep_ratio < 1:
-            present = x.shape[1] - adapter.num_prefix_tokens
-            left = min(step.leaves(present, counts[step.stage]), present)
-            x = x[:, : adapter.num_prefix_tokens + left]
-            context = adapter.gather(context, torch.arange(left, device=x.device).expand(len(x), -1))
-        x = adapter.block(number, x, context, None)
-    return adapter.head(adapter.norm(x), None, model.training, pre_logits=False)
 
 
 def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype) -> Calls:
@@ -144,50 +160,29 @@ def _without_each_stage(models: Sequence[PrunedViT], images: Tensor) -> Calls:
     return calls
 
 
-def _training(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype) -> Calls:
-    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-
-    def step(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
-        module.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            loss = functional.cross_entropy(forward(images), labels)
-        loss.backward()
-
-    calls: Calls = {"dense": partial(step, dense, dense.train().backbone)}
-    for number, model in enumerate(models):
-        calls[f"oracle {number}"] = partial(step, model, partial(oracle, model.train()))
-        for execution, possible in (("mask", not model.only_gathers), ("gather", not model.selector.soft)):
-            if possible:
-                trained = copy(model)
-                trained.execution = execution
-                calls[f"training, {execution} {number}"] = partial(step, trained, trained)
-    return calls
-
-
-def _row(
-    dense: PrunedViT, model: PrunedViT, run: str, number: int, batch_size: int, seconds: Mapping[str, list[float]]
-) -> Row:
-    dense_times, times, oracle_times = (seconds[name] for name in ("dense", f"{run} {number}", f"oracle {number}"))
-    row: Row = {
-        "run": run,
-        "tokens": tokens_per_stage(model),
-        "macs_ratio": closed_form_macs(dense) / closed_form_macs(model),
-        "ms": {
-            "dense": 1e3 * median(dense_times) / batch_size,
-            "pruned": 1e3 * median(times) / batch_size,
-            "oracle": 1e3 * median(oracle_times) / batch_size,
-        },
-        "speedup": median_ratio(dense_times, times),
-        "oracle_speedup": median_ratio(dense_times, oracle_times),
-        "share": median_interval(base=oracle_times, other=times),
+def _speed(compared: Mapping[str, str], seconds: Mapping[str, list[float]], batch_size: int) -> Row:
+    times = {what: seconds[call] for what, call in compared.items()}
+    return {
+        "ms": {what: 1e3 * median(per_call) / batch_size for what, per_call in times.items()},
+        "speedup": median_ratio(times["dense"], times["pruned"]),
+        "oracle_speedup": median_ratio(times["dense"], times["oracle"]),
+        "share": median_interval(base=times["oracle"], other=times["pruned"]),
     }
-    if run == "inference":
-        row["stages"] = {
-            model.stages[stage]: median_ratio(base=seconds[name], other=times)
-            for stage in _pruning_stages(model)
-            if (name := f"without {stage} {number}") in seconds
-        }
-    return row
+
+
+def _memory(memory: Mapping[str, StepMemory]) -> Row:
+    row: Row = {"saved_bytes": {what: step.saved for what, step in memory.items()}}
+    peaks = {what: step.peak for what, step in memory.items() if step.peak is not None}
+    return row | ({"peak_bytes": peaks} if peaks else {})
+
+
+def _stage_gains(model: PrunedViT, number: int, seconds: Mapping[str, list[float]]) -> dict[int, Any]:
+    """Return by block how many times faster the model is with its stage, where that was timed."""
+    return {
+        model.stages[stage]: median_ratio(base=seconds[name], other=seconds[f"inference {number}"])
+        for stage in _pruning_stages(model)
+        if (name := f"without {stage} {number}") in seconds
+    }
 
 
 def _pruning_stages(model: PrunedViT) -> list[int]:

@@ -13,31 +13,37 @@ _MODELS_LEGEND = (
     "ms: per image, the time of a batch over its size. oracle: what pruning could save at best, the same blocks on as "
     "few tokens without choosing them. share: how much of the oracle's speed the pruned model has; 95 % interval."
 )
+_TRAINING_LEGEND = (
+    "teacher: the dense model, the pruned one and the oracle all have one, or none has. saved: what the forward of a "
+    "step keeps for its backward; peak, on CUDA: the most that a step allocates; both of the pruned model."
+)
 _SELECTORS_LEGEND = "ms: of a whole batch, forward and backward; block: one block of the backbone."
 
 
 def format_models(rows: Sequence[Row]) -> str:
     """Return the rows of :func:`benchmark_models` as an aligned table, and below it the stages that do not pay."""
     remarks = [remark for row in rows for remark in _remarks(row)]
+    training = all("teacher" in row for row in rows)
     columns = [
         Column("method", [row["method"] for row in rows], left=True),
         Column("run", [row["run"] for row in rows], left=True),
+        *([Column("teacher", ["yes" if row["teacher"] else "no" for row in rows], left=True)] if training else []),
         Column("dtype", [row["dtype"] for row in rows], left=True),
         Column("batch", [str(row["batch_size"]) for row in rows]),
         Column("keep ratio", [f"{row['keep_ratio']:g}" for row in rows]),
         Column("tokens", [_counts(row["tokens"]) for row in rows]),
         Column("x fewer", [f"{row['macs_ratio']:.2f}x" for row in rows]),
-        *(
-            Column(f"{name} ms", [significant(row["ms"][name]) for row in rows])
-            for name in ("dense", "pruned", "oracle")
-        ),
+        *_milliseconds(rows, "dense", "pruned", "oracle"),
         Column("speedup", [f"{row['speedup'][0]:.2f}x" for row in rows]),
         Column("[min, max]", ["[{1:.2f}, {2:.2f}]".format(*row["speedup"]) for row in rows]),
         Column("oracle", [f"{row['oracle_speedup'][0]:.2f}x" for row in rows]),
         Column("share", [f"{row['share'][0]:.3f}" for row in rows]),
         Column("95 % interval", ["{1:.3f} to {2:.3f}".format(*row["share"]) for row in rows]),
+        *_memory(rows, "saved"),
+        *_memory(rows, "peak"),
     ]
-    return "\n".join([aligned(columns), "", _MODELS_LEGEND, *(["", *remarks] if remarks else [])])
+    legend = [_MODELS_LEGEND, *([_TRAINING_LEGEND] if training else [])]
+    return "\n".join([aligned(columns), "", *legend, *(["", *remarks] if remarks else [])])
 
 
 def format_selectors(rows: Sequence[Row]) -> str:
@@ -55,6 +61,17 @@ def format_selectors(rows: Sequence[Row]) -> str:
 
 def _milliseconds(rows: Sequence[Row], *names: str) -> list[Column]:
     return [Column(f"{name} ms", [significant(row["ms"][name]) for row in rows]) for name in names]
+
+
+def _memory(rows: Sequence[Row], kind: str) -> list[Column]:
+    """Return the columns of what training steps keep or allocate, where that was measured."""
+    measured = [row[f"{kind}_bytes"] for row in rows if f"{kind}_bytes" in row]
+    if not measured:
+        return []
+    return [
+        Column(f"{kind} MB", [significant(sizes["pruned"] / 1e6) for sizes in measured]),
+        Column("of dense", [f"{sizes['pruned'] / sizes['dense']:.2f}x" for sizes in measured]),
+    ]
 
 
 def _counts(tokens: Sequence[int]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from dynavit.evaluation import benchmark
 from dynavit.evaluation.benchmark import benchmark_models, benchmark_selectors, oracle
 from dynavit.evaluation.benchmark_tables import format_models, format_selectors
 from dynavit.evaluation.methods import read_methods
+from dynavit.evaluation.training_steps import WITH_TEACHER, training_steps
 from dynavit.functional import num_keep
 from dynavit.selectors import create_selector, list_selectors
 
@@ -185,6 +188,52 @@ def test_a_training_step_has_the_gradient_of_its_model(monkeypatch: pytest.Monke
     }
 
 
+def test_with_a_teacher_everything_compared_has_one(clock: dict[str, list[float]]) -> None:
+    clock["training, gather 0"] = clock["oracle 0"] = [0.5, 0.5]
+    clock["dense, with teacher"] = [1.5, 1.5]
+    clock["training, gather 0, with teacher"] = [1.25, 1.25]
+    rows = benchmark_models(NAME, [0.5], [2], training=True, teacher=True, model_kwargs={**TINY, "img_size": 128})
+    assert [(row["run"], row["teacher"]) for row in rows] == [
+        ("training, mask", False),
+        ("training, gather", False),
+        ("training, mask", True),
+        ("training, gather", True),
+    ]
+    assert [row["speedup"][0] for row in rows] == pytest.approx([1, 2, 1.5, 1.2])
+    assert [row["share"][0] for row in rows] == pytest.approx([0.5, 1, 1, 0.8])
+    for row in rows:
+        saved = row["saved_bytes"]
+        assert saved["oracle"] < saved["pruned"]
+        assert (saved["pruned"] < saved["dense"]) == (row["run"] == "training, gather")
+        assert "peak_bytes" not in row  # not on a CPU
+    shown = format_models(rows).splitlines()
+    assert shown[0].split()[-4:] == ["saved", "MB", "of", "dense"]
+    assert shown[2].endswith(f"{saved_ratio(rows[0]):.2f}x")
+    assert [line.split()[3] for line in shown[2:6]] == ["no", "no", "yes", "yes"]
+    rows[0]["peak_bytes"] = {"dense": 4e6, "pruned": 3e6, "oracle": 2e6}
+    assert format_models(rows[:1]).splitlines()[2].endswith("3.00     0.75x")
+
+
+def saved_ratio(row: Mapping[str, Mapping[str, int]]) -> float:
+    return row["saved_bytes"]["pruned"] / row["saved_bytes"]["dense"]
+
+
+def test_the_teacher_is_the_dense_model_and_teaches_all() -> None:
+    """It says what the dense model says, which therefore learns nothing from it."""
+    dense = dynavit.create_model(NAME, stages=(), **TINY)
+    model = dynavit.prune(dense.backbone, keep_ratio=0.5)
+    teacher = deepcopy(dense.backbone).eval().requires_grad_(False)
+    images, gradients = torch.randn(2, 3, 64, 64), {}
+    for taught in (None, teacher):
+        for name, step in training_steps(dense, [model], images, torch.float32, taught).items():
+            torch.manual_seed(0)  # draws the same probes
+            step()
+            gradients[name] = [parameter.grad.clone() for parameter in dense.backbone.parameters()]
+    for name in ("dense", "oracle 0", "training, mask 0", "training, gather 0"):
+        alike = map(partial(torch.allclose, atol=1e-5), gradients[name], gradients[name + WITH_TEACHER])
+        assert all(alike) == (name == "dense"), name
+
+
 def test_selectors_against_a_block(clock: dict[str, list[float]]) -> None:
     clock["block"] = [50.0, 100.0]
     clock["topk"] = [1.0, 1.0]
@@ -227,6 +276,7 @@ def test_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["--keep-ratios", "1.5"], "keep_ratio=1.5"),
         (["--rounds", "0"], "rounds=0"),
         (["--output", "times.csv"], "must end in .json"),
+        (["--teacher"], "teacher=True (--teacher): training steps alone have one"),
         (["--device", "foo"], "--device foo"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
