@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/training.md")}
+PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/methods.md", "docs/training.md")}
 
 # the same commands, made short: two steps of small batches, one timing round
 SHORT = [
