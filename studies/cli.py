@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynavit.cli.program import Parser, require_one_process, run_program
-from dynavit.errors import InputError
 from dynavit.files import require_folder
 from dynavit.text import printable
 
@@ -34,12 +33,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     from studies.report import report_selection, report_stability
+    from studies.runner import parse_seeds
 
     require_one_process("study")
-    try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2.") from None
+    seeds = parse_seeds(options.seeds)
     variants = options.variants and [name.strip() for name in options.variants.split(",")]
     output: Path = options.output or Path("checkpoints") / f"study-{options.study}"
     require_folder(output)

@@ -54,6 +54,18 @@ def run_all(
     return {name: [done[name, seed] for seed in seeds] for name in names}
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds that a command line names.
+
+    Raises:
+        InputError: something that is no whole number.
+    """
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {text}: whole numbers with commas between them, such as 0,1,2.") from None
+
+
 def check(names: Sequence[str] | None, known: Sequence[str], seeds: Sequence[int], steps: int) -> list[str]:
     """Return the variants to run, in their usual order; all of them if ``names`` is None.
 

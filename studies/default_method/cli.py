@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from dynavit.cli.program import Parser, require_one_process, run_program
-from dynavit.errors import InputError
 from dynavit.files import require_folder
 
 
@@ -42,15 +41,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from studies.default_method.experiment import run_cells
+    from studies.default_method.experiment import DENSE, run_cells
     from studies.default_method.parts import PARTS, Sources, compare_training_free, make_student
     from studies.default_method.report import tables
+    from studies.runner import check, parse_seeds
 
     require_one_process("reproduce")
-    try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-    except ValueError:
-        raise InputError(f"--seeds {options.seeds}: whole numbers with commas between them, such as 0,1,2.") from None
+    seeds = parse_seeds(options.seeds)
     require_folder(options.output)
     options.output.mkdir(parents=True, exist_ok=True)
     sources = Sources(options.photographs, options.weights, options.output)
@@ -62,9 +59,9 @@ def _run(options: argparse.Namespace) -> None:
         return
     part = PARTS[options.part]
     folder = options.output / f"{part.name}-{options.split}"
-    cells = part.cells(seeds)
-    if options.methods:
-        names = options.methods.split(";")
-        cells = [cell for cell in cells if cell.name in names]
+    asked = options.methods and options.methods.split(";")
+    names = check(asked, [DENSE, *part.names], seeds, part.recipe.steps)
+    cells = [cell for cell in part.cells(seeds) if cell.name in names]
+    part.make(sources)
     run_cells(folder, partial(part.load, sources, options.split), cells, part.recipe, part.evaluated, options.workers)
     print(tables(folder, seeds))

@@ -125,11 +125,10 @@ def _run(folder: Path, cell: Cell, recipe: Recipe, evaluated: Sequence[float]) -
     start = perf_counter()
     problem = _problem
     torch.manual_seed(cell.seed)
-    teacher = deepcopy(problem.dense.backbone).requires_grad_(False)
     model, loss = build(problem.dense, cell)
     runner: nn.Module = Shrunk(model) if cell.size < problem.pixels.shape[-1] else model
     recipe = replace(recipe, loss=replace(recipe.loss, **loss))
-    finetune(model.train(), runner, teacher, problem.pixels, problem.labels, recipe, cell.seed)
+    finetune(model.train(), runner, problem.dense.backbone, problem.pixels, problem.labels, recipe, cell.seed)
     model.eval()
     results: dict[str, Any] = {}
     kept: dict[str, Any] = {}

@@ -53,7 +53,8 @@ class Part:
 
     Attributes:
         name: of its folder.
-        load: reads the problem, from what ``make`` made.
+        make: makes what is not there yet and takes long, before several processes read it.
+        load: reads the problem from that, for a split of the images.
         recipe: of every training.
         names: candidates.
         budgets: that they are trained at.
@@ -62,6 +63,7 @@ class Part:
     """
 
     name: str
+    make: Callable[[Sources], object]
     load: Callable[[Sources, str], Problem]
     recipe: Recipe
     names: Sequence[str]
@@ -84,10 +86,10 @@ _RATES = OptimizerConfig(lr=1e-3, backbone_lr_scale=0.2)
 
 
 def load_small(sources: Sources, split: str) -> Problem:
-    """Return the small ViT and images of 64 px; the ViT is trained where the repository has none."""
+    """Return the small ViT, which :func:`make_student` wrote, and images of its size."""
     photographs = Photographs.of(sources.photographs)
     labels = torch.tensor(photographs.labels("train"))
-    views = small_views(sources, photographs)
+    views = small_views(sources)
     student = timm.create_model(ARCHITECTURE, num_classes=len(photographs.classes), **SHAPE)
     student.load_state_dict({name: value.float() for name, value in load_file(STUDENT).items()})
     seen = whole_images(photographs.files[split], SHAPE["img_size"])
@@ -95,8 +97,9 @@ def load_small(sources: Sources, split: str) -> Problem:
     return Problem(dense, views.pixels, labels, seen, torch.tensor(photographs.labels(split)))
 
 
-def small_views(sources: Sources, photographs: Photographs) -> Views:
+def small_views(sources: Sources) -> Views:
     """Return views of the training images, and what the ViT-S/14 says of them."""
+    photographs = Photographs.of(sources.photographs)
     path = sources.folder / "views.safetensors"
     make_teacher = partial(large_vit, sources.weights, SIZE)
     return Views.made(path, photographs.files["train"], photographs.labels("train"), make_teacher, SHAPE["img_size"])
@@ -105,7 +108,7 @@ def small_views(sources: Sources, photographs: Photographs) -> Views:
 def make_student(sources: Sources, seed: int = 0) -> None:
     """Train the small ViT, and write it where :func:`load_small` finds it, in half precision."""
     photographs = Photographs.of(sources.photographs)
-    views = small_views(sources, photographs)
+    views = small_views(sources)
     labels = torch.tensor(photographs.labels("train"))
     student = train_student(views, labels, seed, sources.folder / "student.pt")
     save_file({name: value.half().contiguous() for name, value in student.state_dict().items()}, STUDENT)
@@ -145,6 +148,7 @@ def whole_images(files: Sequence[Path], size: int) -> Tensor:
 
 SMALL = Part(
     "small",
+    small_views,
     load_small,
     Recipe(120, 128, _RATES, _LOSS),
     [candidate.name for candidate in CANDIDATES],

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from dynavit.evaluation.linear_head import fit_linear_head
+from studies.default_method.finetune import normalise
 
 VIEWS = 5
 SIZE = 112  # pixels; 64 patches
@@ -49,13 +49,14 @@ class Views:
         if not path.exists():
             pixels, features = _look(files, make_teacher(), size)
             logits = cross_fitted(features.float(), torch.tensor(labels))
-            save_file({"pixels": pixels, "features": features, "logits": logits}, path)
+            part = path.with_suffix(".part")
+            save_file({"pixels": pixels, "features": features, "logits": logits}, part)
+            part.replace(path)  # a file under its name is whole
         return cls(**load_file(path))
 
 
 @torch.no_grad()
 def _look(files: Sequence[Path], teacher: Any, size: int) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     pixels = torch.empty(VIEWS, len(files), 3, size, size, dtype=torch.uint8)
     features = torch.empty(VIEWS, len(files), 2 * teacher.num_features, dtype=torch.float16)
     with torch.random.fork_rng(devices=[]):
@@ -68,7 +69,7 @@ def _look(files: Sequence[Path], teacher: Any, size: int) -> tuple[Tensor, Tenso
                 pixels[view, part] = torch.stack([F.resize(crop, [size, size]) for crop in crops])
                 large = torch.stack([F.resize(crop, [SIZE, SIZE]) for crop in crops])
                 with torch.autocast("cpu", torch.bfloat16):
-                    tokens = teacher.forward_features((large / 255 - mean) / std).float()
+                    tokens = teacher.forward_features(normalise(large)).float()
                 features[view, part] = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1).half()
     return pixels, features
 
