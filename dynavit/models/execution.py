@@ -77,9 +77,12 @@ def check_scorers(model: Any) -> None:
     if isinstance(model.reducer, Merge) or any(scorer.needs_attention for scorer in model.scorers):
         for stage in model.stages:
             check_attention(model.backbone.blocks[stage].attn)
-    if any(scorer.needs_latent for scorer in model.scorers):
-        check_latent(model.backbone)
     for scorer in model.scorers:
+        if scorer.needs_latent:
+            try:
+                check_latent(model.backbone)
+            except UnsupportedBackbone as error:
+                raise UnsupportedBackbone(f"scorer {scorer.name!r}: {error}") from error
         if scorer.needs_class_token and not model.adapter.has_class_token:
             raise UnsupportedBackbone(
                 f"scorer {scorer.name!r} reads the attention of the class token, and this backbone has none: use "
