@@ -1,4 +1,4 @@
-"""Make Vision Transformers cheaper by dropping tokens while they run."""
+"""Make Vision Transformers cheaper by merging or dropping tokens while they run."""
 
 from __future__ import annotations
 

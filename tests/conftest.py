@@ -81,9 +81,13 @@ def make_backbone(family: str, **kwargs: Any) -> nn.Module:
 
 
 def make_model(family: str, **kwargs: Any) -> dynavit.PrunedViT:
-    """Return a family's small pruned model in eval mode, randomised; kwargs as for create_model."""
+    """Return a family's small pruned model in eval mode, randomised; kwargs as for create_model.
+
+    Unless they say otherwise, its scores are learned and its tokens dropped.
+    """
     name, options = FAMILIES[family]
-    settings = {"stages": (1, 3, 4), "keep_ratio": 0.7, **_SMALL, **options, **kwargs}
+    parts = {"selector": "topk", "scorer": "mlp", "reducer": "drop"}
+    settings = {"stages": (1, 3, 4), "keep_ratio": 0.7, **parts, **_SMALL, **options, **kwargs}
     model = dynavit.create_model(name, **settings).eval()
     randomise(model)
     return model

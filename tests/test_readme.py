@@ -26,6 +26,7 @@ SHORT_STUDIES = {"stability": "control,attempt1,fix_log", "selection": "topk,gum
 PK = ["data.batch_size=4", "data.images_per_identity=2"]
 SHORT_FOR = {
     "configs/quickstart/classify": ["data.options={validation_size: 16}"],
+    "configs/quickstart/learned": ["data.options={validation_size: 16}"],
     "configs/quickstart/reid": [*PK, "data.options={train_identities: 200, test_identities: 4, gallery_per_camera: 1}"],
     "my_images": [
         "model.checkpoint=weights.pth", "model.kwargs={img_size: 64, depth: 4}", "model.stages=[1,2,3]",

@@ -83,7 +83,7 @@ def convert(
         >>> published = timm.create_model("test_vit", num_classes=10).state_dict()
         >>> model = convert({"model": published}, "test_vit", keep_ratio=0.5)
         >>> model.num_classes, model.metadata
-        (10, {'converted_from': 'timm', 'new_parts': ['scorers']})
+        (10, {'converted_from': 'timm', 'new_parts': []})
     """
     state = read_state(checkpoint, entry)
     if any(name.startswith("scorers.") for name in state.tensors):
@@ -94,6 +94,8 @@ def convert(
     if options.get("num_identities") is not None and num_classes is None:
         num_classes = 0
     wanted = in_checkpoint if num_classes is None else num_classes
+    if source == "dynamicvit":
+        options = _published_options(weights) | options
     model = create_model(architecture, num_classes=wanted, **options).eval()
     if source == "dynamicvit":
         _check_stages(weights, model)
@@ -131,6 +133,13 @@ def _is_head(name: str) -> bool:
 
 def _classes(weights: Mapping[str, Tensor]) -> int:
     return next((len(value) for name, value in weights.items() if name.startswith("backbone.head.") and value.ndim), 0)
+
+
+def _published_options(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return how DynamicViT prunes: at a quarter, half and three quarters of the depth, by learned scores."""
+    depth = len({name.split(".")[2] for name in weights if name.startswith("backbone.blocks.")})
+    stages = tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0}))
+    return {"stages": stages, "selector": "topk", "scorer": "mlp", "reducer": "drop"}
 
 
 def _check_stages(weights: Mapping[str, Tensor], model: PrunedViT) -> None:

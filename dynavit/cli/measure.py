@@ -17,7 +17,7 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--keep-ratios", type=numbers(float), metavar="0.7,0.5", help="(default: 0.7)")
     parser.add_argument("--batch-sizes", type=numbers(int), metavar="1,8,32", help="(default: 1,8,32; selectors: 256)")
     parser.add_argument("--dtypes", metavar="float32,bfloat16", help="float16, too (default: float32)")
-    parser.add_argument("--selector", metavar="NAME", help="(default: topk)")
+    parser.add_argument("--selector", metavar="NAME", help="with what suits it (default: none: the default method)")
     parser.add_argument(
         "--methods", nargs="+", metavar="FILE", help="configurations of methods, or shipped ones such as methods/evit"
     )
@@ -51,7 +51,7 @@ def _benchmark(options: argparse.Namespace) -> None:
             options.keep_ratios or [0.7],
             options.batch_sizes or [1, 8, 32],
             [name.strip() for name in (options.dtypes or "float32").split(",")],
-            selector=options.selector or "topk",
+            selector=options.selector,
             methods=options.methods or (),
             training=options.training,
             teacher=options.teacher,

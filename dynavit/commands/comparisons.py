@@ -150,7 +150,7 @@ def benchmark(
     batch_sizes: Sequence[int] = (1, 8, 32),
     dtypes: Sequence[str] = ("float32",),
     *,
-    selector: str = "topk",
+    selector: str | None = None,
     methods: Sequence[str | Path] = (),
     training: bool = False,
     teacher: bool = False,
@@ -166,7 +166,7 @@ def benchmark(
         keep_ratios: r keeps r, r^2, r^3 ... over the default stages; of a method, by its own rule.
         batch_sizes: images in a batch.
         dtypes: of "float32", "bfloat16" and "float16".
-        selector: a registered name, for learned scores and dropped tokens.
+        selector: a registered name, with the scorer and the reducer that suit it; None: the default method.
         methods: configurations, as files or names such as ``"methods/evit"``, in place of that.
         training: time training steps instead, and measure their memory.
         teacher: time these with distillation from a dense teacher, too.

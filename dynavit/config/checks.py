@@ -27,7 +27,7 @@ def check(config: Config) -> None:
             raise InputError(
                 f"{entry.key}={entry.value}: does nothing with task={config.task}; it is of task={entry.task}."
             )
-        if entry.named and not isinstance(entry.value.get("name"), str):
+        if entry.named and entry.value is not None and not isinstance(entry.value.get("name"), str):
             raise InputError(f"{entry.key}={entry.value}: needs a name, for example {entry.key}.name={entry.named}.")
     _check_together(config)
     _check_name(config.name)

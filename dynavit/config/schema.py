@@ -26,17 +26,19 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Everything else that timm.create_model takes."""
     stages: list[int] | None = setting(None, within="[0, inf)")
-    """Prune at these blocks (0-based); quarter, half and three quarters of the depth if null."""
+    """Prune at these blocks (0-based); the first one and that at a third of the depth if null."""
     keep_ratio: float = setting(0.7, within="(0, 1]")
     """r keeps r, r^2, r^3 ... of the original patches over the stages."""
     keep_ratios: list[float] | None = setting(None, within="(0, 1]")
     """One ratio a stage, in place of keep_ratio."""
-    selector: dict[str, Any] = setting(lambda: {"name": "topk"}, named="topk")
-    """What turns logits into a choice of tokens; `dynavit selectors` lists them."""
-    scorer: dict[str, Any] = setting(lambda: {"name": "mlp"}, named="mlp")
-    """What gives tokens their logits: mlp, linear, or one that learns nothing, such as class_attention."""
-    reducer: dict[str, Any] = setting(lambda: {"name": "drop"}, named="drop")
-    """What becomes of tokens not kept: drop, fuse, squeeze, merge_nearest, aggregate; or merge, without scores."""
+    selector: dict[str, Any] | None = setting(None, named="topk")
+    """What turns logits into a choice of tokens; `dynavit selectors` lists them. topk if null."""
+    scorer: dict[str, Any] | None = setting(None, named="mlp")
+    """What gives tokens their logits; `dynavit scorers` lists them. If null distinctness, which learns nothing, or mlp
+    where a selector is given that lets it learn."""
+    reducer: dict[str, Any] | None = setting(None, named="drop")
+    """What becomes of tokens not kept: drop, fuse, squeeze, merge_nearest, aggregate; or merge, without scores. If null
+    merge_nearest, or drop where the selector removes no token while training."""
     placement: str = setting("before", choices=("before", "inside"))
     """Prune before a stage's block, or inside it, between its attention and its MLP."""
     count_rule: str = setting("original", choices=("original", "linear", "current"))

@@ -43,7 +43,7 @@ def benchmark_models(
     batch_sizes: Sequence[int] = (1, 8, 32),
     dtypes: Sequence[str] = ("float32",),
     *,
-    selector: str = "topk",
+    selector: str | None = None,
     methods: Sequence[Method] = (),
     training: bool = False,
     teacher: bool = False,
@@ -64,7 +64,7 @@ def benchmark_models(
         keep_ratios: r keeps r, r^2, r^3 ... over the default stages; of a method, by its own rule.
         batch_sizes: images in a batch.
         dtypes: of "float32", "bfloat16" and "float16".
-        selector: a registered name, for learned scores and dropped tokens.
+        selector: a registered name, with the scorer and the reducer that suit it; None: the default method.
         methods: published ones, in place of that.
         training: time training steps instead, in mask and, where the selector allows it, gather execution.
         teacher: time these a second time with distillation from a dense teacher, which the dense model and the oracle
@@ -98,7 +98,7 @@ def benchmark_models(
         )
     dense = create_model(backbone, stages=(), **(model_kwargs or {})).to(device)
     named = [(one.name, {**one.parts, "stages": one.stages_in(dense.adapter.depth)}) for one in methods]
-    named = named or [(selector, {"selector": selector})]
+    named = named or [("default" if selector is None else selector, {"selector": selector})]
     cases = [(name, parts, ratio) for name, parts in named for ratio in keep_ratios]
     models = [prune(dense.backbone, keep_ratio=ratio, **parts).to(device) for _, parts, ratio in cases]
     taught = deepcopy(dense.backbone).eval().requires_grad_(False) if teacher else None
@@ -113,7 +113,7 @@ def benchmark_models(
                 calls |= training_steps(dense, models, images, dtype, taught) if taught is not None else {}
             else:
                 calls = _inference(dense, models, images, dtype)
-                calls |= {} if methods else _without_each_stage(models, images.to(dtype))
+                calls |= {} if methods else _without_each_stage(models, selector, images.to(dtype))
             seconds = measure(calls, rounds=rounds)
             memory = {call: step_memory(step, [dense, *models]) for call, step in calls.items()} if training else {}
         for number, ending, run in product(range(len(models)), ("", WITH_TEACHER), _RUNS):
@@ -146,7 +146,7 @@ def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dt
     return calls
 
 
-def _without_each_stage(models: Sequence[PrunedViT], images: Tensor) -> Calls:
+def _without_each_stage(models: Sequence[PrunedViT], selector: str | None, images: Tensor) -> Calls:
     calls: Calls = {}
     for number, model in enumerate(models):
         for stage in _pruning_stages(model):
@@ -154,7 +154,7 @@ def _without_each_stage(models: Sequence[PrunedViT], images: Tensor) -> Calls:
                 model.backbone,
                 stages=_without(model.stages, stage),
                 keep_ratios=_without(model.keep_ratios, stage),
-                selector=model.selector,
+                selector=selector,
             )
             calls[f"without {stage} {number}"] = partial(fewer.to(images).eval(), images)
     return calls

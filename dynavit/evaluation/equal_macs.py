@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from dynavit.cost.macs import closed_form_macs, mean_macs, scoring_macs, tokens_per_stage
+from dynavit.cost.macs import closed_form_macs, mean_macs, tokens_per_stage
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, prune
 from dynavit.models.thresholds import calibrate, kept_counts
@@ -25,8 +25,9 @@ def plain_dropping_macs(dense: PrunedViT, keep_ratio: float) -> int:
         dense: any model around the backbone.
         keep_ratio: r keeps r, r^2 and r^3 of the patches.
     """
-    model = prune(dense.backbone, keep_ratio=keep_ratio)
-    return closed_form_macs(model) - scoring_macs(model)
+    stages = sorted({dense.adapter.depth * quarter // 4 for quarter in (1, 2, 3)})
+    model = prune(dense.backbone, stages=stages, keep_ratio=keep_ratio, scorer="random", reducer="drop")
+    return closed_form_macs(model)
 
 
 def largest_keep_ratio(model: PrunedViT, budget: float) -> float:

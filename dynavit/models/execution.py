@@ -74,9 +74,15 @@ def check_scorers(model: Any) -> None:
         InputError: a stage whose scorer would never learn.
         UnsupportedBackbone: attention, a class token, or a pooling latent that is not there to be read.
     """
-    if isinstance(model.reducer, Merge) or any(scorer.needs_attention for scorer in model.scorers):
+    readers = [f"scorer {scorer.name!r}" for scorer in model.scorers if scorer.needs_attention]
+    if isinstance(model.reducer, Merge) or readers:
         for stage in model.stages:
-            check_attention(model.backbone.blocks[stage].attn)
+            try:
+                block = model.backbone.blocks[stage]
+                check_attention(getattr(block, "attn", block))
+            except UnsupportedBackbone as error:
+                reader = readers[0] if readers else "reducer 'merge'"
+                raise UnsupportedBackbone(f"{reader}: {error} scorer='mlp' reads none.") from error
     for scorer in model.scorers:
         if scorer.needs_latent:
             try:

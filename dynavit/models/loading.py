@@ -16,6 +16,8 @@ from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.rebuild import describes_a_source
 from dynavit.models.saved import checked_size, load_weights, read_config, usable_device
 
+_BEFORE_PARTS = {"scorer": "mlp", "reducer": "drop"}
+"""What a model that was saved before there were others has."""
 _THRESHOLDS_ARE_OF = {
     *("keep_ratio", "keep_ratios", "stages", "scorer", "selector", "reducer", "placement", "count_rule"),
 }
@@ -106,7 +108,7 @@ def _built(config: dict[str, Any], overrides: dict[str, Any]) -> PrunedViT:
     pool, thresholds = config.pop("global_pool", None), config.pop("thresholds", None)
     if "keep_ratio" in overrides:
         del config["keep_ratios"]
-    model = create_model(config.pop("architecture"), **{**config, **kwargs, **overrides})
+    model = create_model(config.pop("architecture"), **{**_BEFORE_PARTS, **config, **kwargs, **overrides})
     if pool != model.backbone.global_pool and "global_pool" not in overrides and pool is not None:
         model.reset_classifier(model.num_classes, pool)  # as was done to the saved one
     if thresholds is not None and not overrides.keys() & _THRESHOLDS_ARE_OF:

@@ -24,7 +24,7 @@ from dynavit.models.masked import MaskedTokens
 from dynavit.models.merging import MergeStep
 from dynavit.models.one_of import OneOf
 from dynavit.models.places import Places
-from dynavit.models.pruning import Pruning
+from dynavit.models.pruning import Pruning, build_scorer
 from dynavit.models.ratios import check_counts, checked_ratios, checked_rule, checked_stages, checked_thresholds
 from dynavit.models.rebuild import Origin
 from dynavit.models.side import SideEmbedding, add_side
@@ -88,14 +88,15 @@ class PrunedViT(nn.Module):
         self.thresholds: tuple[float, ...] | None = None
         self.set_keep_ratio(pruning.ratios)
         self.selector = pruning.create_selector()
-        self.reducer = pruning.create_reducer(self.embed_dim)
+        self.reducer = pruning.create_reducer(self.embed_dim, self.selector)
+        scorer = pruning.scorer_for(self.selector)
         scored = () if isinstance(self.reducer, Merge) else self.stages
-        self.scorers = nn.ModuleList(pruning.create_scorer(self.embed_dim) for _ in scored)
+        self.scorers = nn.ModuleList(build_scorer(scorer, self.embed_dim) for _ in scored)
         self.neck = neck
         self.side = side
         conventions.check_neck(self)
         check_scorers(self)
-        self.scorer_config = {"name": pruning.scorer} if isinstance(pruning.scorer, str) else dict(pruning.scorer)
+        self.scorer_config = {"name": scorer} if isinstance(scorer, str) else dict(scorer)
         self.architecture: str | None = None
         self.model_kwargs: dict[str, Any] = {}
         self.origin: tuple[Any, Origin] | None = None

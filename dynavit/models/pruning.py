@@ -24,14 +24,16 @@ class Pruning:
     """How a model shortens its tokens.
 
     Attributes:
-        stages: prune at these blocks (0-based); a quarter, half and three quarters of the depth
-            if None, as DynamicViT does; ``()`` prunes nowhere.
+        stages: prune at these blocks (0-based); the first one and that at a third of the depth if None; ``()`` prunes
+            nowhere.
         keep_ratio: r keeps r, r^2, r^3 ... of the original patches over the stages; 0.7 by default. See
             :meth:`PrunedViT.set_keep_ratio`.
         keep_ratios: one ratio a stage, in place of ``keep_ratio``.
-        selector: a registered name, ``{"name": ..., option: value}`` or an instance.
-        scorer: what gives every token its logit, one instance a stage: a name or ``{"name": ..., option: value}``.
+        selector: a registered name, ``{"name": ..., option: value}`` or an instance; ``"topk"`` if None.
+        scorer: what gives every token its logit, one instance a stage: a name or ``{"name": ..., option: value}``. If
+            None, ``"distinctness"``, which learns nothing; or ``"mlp"`` for a selector, if given, that lets it learn.
         reducer: what becomes of tokens not kept: likewise, or an instance; ``"merge"`` merges tokens without scores.
+            If None, ``"merge_nearest"``; or ``"drop"`` where the selector removes no token while it trains.
         placement: prune "before" a stage's block, or "inside" it, between its attention and its MLP.
         count_rule: what ratios mean, "original", "linear" or "current"; see :data:`dynavit.models.counts.CountRule`.
     """
@@ -39,9 +41,9 @@ class Pruning:
     stages: Sequence[int] | None = None
     keep_ratio: float | None = None
     keep_ratios: Sequence[float] | None = None
-    selector: str | Mapping[str, Any] | Selector = "topk"
-    scorer: str | Mapping[str, Any] = "mlp"
-    reducer: str | Mapping[str, Any] | Reducer | Merge = "drop"
+    selector: str | Mapping[str, Any] | Selector | None = None
+    scorer: str | Mapping[str, Any] | None = None
+    reducer: str | Mapping[str, Any] | Reducer | Merge | None = None
     placement: Placement = "before"
     count_rule: CountRule = "original"
 
@@ -57,31 +59,34 @@ class Pruning:
         return DEFAULT_KEEP_RATIO if self.keep_ratio is None else self.keep_ratio
 
     def stages_of(self, depth: int) -> Sequence[int]:
-        """Return the stages in a backbone of this many blocks: (3, 6, 9) of 12 by default.
-
-        Raises:
-            InputError: a single block has no quarters, and no stages are given.
-        """
-        if self.stages is not None:
-            return self.stages
-        if depth < 2:
-            raise InputError(f"a backbone of {depth} block has no default stages: give stages=(0,), or () for none.")
-        return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0}))
+        """Return the stages in a backbone of this many blocks: (0, 4) of 12 by default."""
+        return sorted({0, depth // 3}) if self.stages is None else self.stages
 
     def create_selector(self) -> Selector:
         """Build the selector, unless it is one."""
-        return _created(self.selector, "selector", create_selector, Selector)
+        default = {"name": "topk", "gradient": "none"} if self.scorer is None else "topk"
+        part = default if self.selector is None else self.selector
+        return _created(part, "selector", create_selector, Selector)
 
-    def create_scorer(self, dim: int) -> Scorer:
-        """Build the scorer of one stage, for tokens of width ``dim``."""
-        return _created(self.scorer, "scorer", partial(create_scorer, dim=dim))
+    def scorer_for(self, selector: Selector) -> str | Mapping[str, Any]:
+        """Return the scorer, as it is given or as it suits a selector."""
+        learns = selector.trains_scorer or selector.needs_reward
+        default = "mlp" if learns else "distinctness"
+        return default if self.scorer is None else self.scorer
 
-    def create_reducer(self, dim: int) -> Reducer | Merge:
+    def create_reducer(self, dim: int, selector: Selector) -> Reducer | Merge:
         """Build the reducer, unless it is one, for tokens of width ``dim``."""
-        return _created(self.reducer, "reducer", partial(create_reducer, dim=dim), Reducer, Merge)
+        default = "drop" if selector.soft else "merge_nearest"
+        part = default if self.reducer is None else self.reducer
+        return _created(part, "reducer", partial(create_reducer, dim=dim), Reducer, Merge)
 
 
 PRUNING = tuple(option.name for option in fields(Pruning))
+
+
+def build_scorer(part: str | Mapping[str, Any], dim: int) -> Scorer:
+    """Build the scorer of one stage, for tokens of width ``dim``."""
+    return _created(part, "scorer", partial(create_scorer, dim=dim))
 
 
 def _created(part: Any, noun: str, create: Callable[..., Any], *kinds: type[nn.Module]) -> Any:

@@ -1,7 +1,14 @@
 """What tells a selector how much each token matters: one logit a token."""
 
 from dynavit.scorers.anchored import AnchoredScorer
-from dynavit.scorers.attention import AttentionReceived, ClassAttention, LatentAttention, MeanAttention, ValueAttention
+from dynavit.scorers.attention import (
+    AttentionReceived,
+    ClassAttention,
+    LatentAttention,
+    MeanAttention,
+    QueryAttention,
+    ValueAttention,
+)
 from dynavit.scorers.base import (
     BlockAttention,
     Scorer,
@@ -29,6 +36,7 @@ __all__ = [
     "LightPredictor",
     "LinearScorer",
     "MeanAttention",
+    "QueryAttention",
     "RandomScorer",
     "ScorePredictor",
     "Scorer",

@@ -21,8 +21,8 @@ class AnchoredScorer(Scorer):
 
     Args:
         dim: token width D.
-        anchor: name of the scorer to start from: ``class_attention``, without a class token ``latent_attention`` or
-            ``mean_attention``, or another that learns nothing.
+        anchor: name of the scorer to start from: ``attention``, with a pooling head that attends ``latent_attention``,
+            or another that learns nothing.
         reduction: of the predictor, as in :class:`~dynavit.scorers.LightPredictor`.
         initial_logit: added to all logits at the start, and learned from there. Selectors with a fixed count do not
             notice it; those with an expected one start near the dense model when it makes most logits positive: of N
@@ -35,13 +35,11 @@ class AnchoredScorer(Scorer):
     name = "anchored"
     learned = True
 
-    def __init__(
-        self, dim: int, anchor: str = "class_attention", reduction: int = 8, initial_logit: float = 0.0
-    ) -> None:
+    def __init__(self, dim: int, anchor: str = "attention", reduction: int = 8, initial_logit: float = 0.0) -> None:
         super().__init__()
         free = create_scorer(anchor, dim)
         if free.learned:
-            raise InputError(f"scorer 'anchored': anchor={anchor!r} learns itself; choose 'class_attention' or alike.")
+            raise InputError(f"scorer 'anchored': anchor={anchor!r} learns itself; choose 'attention' or alike.")
         self.anchor, self.reduction, self.initial_logit = anchor, reduction, initial_logit
         self.needs_attention, self.needs_class_token = free.needs_attention, free.needs_class_token
         self.needs_latent = free.needs_latent

@@ -53,6 +53,17 @@ class MeanAttention(ClassAttention):
 
 
 @register_scorer
+class QueryAttention(MeanAttention):
+    """``class_attention`` where there is a class token, and ``mean_attention`` where there is none."""
+
+    name = "attention"
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
+        read = ClassAttention if block_attention(self, view).has_class_token else MeanAttention
+        return read.forward(self, tokens, mask, view)
+
+
+@register_scorer
 class LatentAttention(Scorer):
     """How much the latent query of the pooling head would attend to each token if it pooled now, mean over the heads.
 

@@ -24,6 +24,7 @@ class BlockAttention(Protocol):
     """The attention of one block, computed where it is asked for; hidden tokens get no weight."""
 
     num_prefix_tokens: int
+    has_class_token: bool
 
     def class_attention(self) -> Tensor:
         """Return ``(B, H, L)``, the attention of the class token: fp32, rows sum to 1."""

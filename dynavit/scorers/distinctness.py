@@ -27,8 +27,8 @@ class Distinctness(Scorer):
 
     Args:
         dim: token width D.
-        importance: name of a scorer that reads the block's attention: ``class_attention``, ``mean_attention`` where
-            there is no class token, or another.
+        importance: name of a scorer that reads the block's attention: ``attention``, which is that of the class token
+            or, where there is none, of the mean of the patches; or another.
 
     Raises:
         InputError: ``importance`` is no scorer, or reads no attention of the block.
@@ -37,7 +37,7 @@ class Distinctness(Scorer):
     name = "distinctness"
     needs_attention = True
 
-    def __init__(self, dim: int, importance: str = "class_attention") -> None:
+    def __init__(self, dim: int, importance: str = "attention") -> None:
         super().__init__()
         self.importance = importance
         self.scorer = create_scorer(importance, dim)
@@ -45,7 +45,7 @@ class Distinctness(Scorer):
         if not reads_block or self.scorer.learned or importance == self.name:
             raise InputError(
                 f"scorer 'distinctness': importance={importance!r} is no score of the block's attention; choose "
-                f"'class_attention', 'mean_attention', 'value_attention' or 'attention_received'."
+                f"'attention', 'class_attention', 'mean_attention', 'value_attention' or 'attention_received'."
             )
         self.needs_class_token = self.scorer.needs_class_token
 

@@ -16,8 +16,8 @@ class Candidate:
     Attributes:
         name: of its row.
         options: of :func:`dynavit.prune`, without the ratio.
-        at: at which blocks: the default "quarters", "every" one, every one of the "first" three quarters, or "early",
-            at a sixth and a third of the depth.
+        at: at which blocks: "quarters" of the depth, "every" one, every one of the "first" three quarters, "early", at
+            a sixth and a third, or "outset", at none and a third.
         attributes: of the model, set after.
         loss: settings other than the common ones.
     """
@@ -28,10 +28,16 @@ class Candidate:
     attributes: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
 
-    def stages(self, depth: int) -> tuple[int, ...] | None:
+    def stages(self, depth: int) -> tuple[int, ...]:
         """Return its stages in a backbone of so many blocks."""
-        blocks = {"every": range(depth), "first": range(depth * 3 // 4), "early": (depth // 6, depth // 3)}
-        return tuple(blocks[self.at]) if self.at in blocks else None
+        blocks = {
+            "quarters": (depth // 4, depth // 2, depth * 3 // 4),
+            "every": range(depth),
+            "first": range(depth * 3 // 4),
+            "early": (depth // 6, depth // 3),
+            "outset": (0, depth // 3),
+        }
+        return tuple(blocks[self.at])
 
 
 def _scored_merging(scorer: str) -> dict[str, Any]:
@@ -70,7 +76,7 @@ CANDIDATES = (
         attributes={"mask_form": "identity", "execution": "mask"},
         loss={"keep_ratio_measure": "decisions"},
     ),
-    Candidate("predictor, drop (today's default)", {"selector": "topk", "scorer": "mlp"}),
+    Candidate("predictor, drop", {"selector": "topk", "scorer": "mlp"}),
     Candidate("anchored, drop", _anchored("class_attention", reducer="drop")),
     *_gradients("class_attention", "class attention"),
     *_gradients("distinctness", "distinctness"),
@@ -83,4 +89,5 @@ CANDIDATES = (
         at="every",
     ),
     Candidate("distinctness, merge, early", _scored_merging("distinctness"), at="early"),
+    Candidate("distinctness, merge, outset", _scored_merging("distinctness"), at="outset"),
 )

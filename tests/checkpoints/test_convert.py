@@ -134,7 +134,7 @@ def test_round_trip(source: str, name: str, num_classes: int, tmp_path: Path) ->
 def test_a_converted_model_is_saved_and_loaded(tmp_path: Path) -> None:
     model = convert(renamed(small(), "hf-vit"), "vit_tiny_patch16_224", keep_ratio=0.5, selector="random", **TINY)
     assert model.keep_ratios == (0.5, 0.25)
-    assert model.metadata == {"converted_from": "hf-vit", "new_parts": ["scorers"]}
+    assert model.metadata == {"converted_from": "hf-vit", "new_parts": []}
     model.save_pretrained(tmp_path)
     loaded = dynavit.load(tmp_path)
     assert loaded.metadata == model.metadata
@@ -447,10 +447,10 @@ def test_another_number_of_classes_leaves_the_head_new() -> None:
     backbone = small()
     model = convert(backbone.state_dict(), "vit_tiny_patch16_224", num_classes=7, **TINY)
     assert model.num_classes == 7
-    assert model.metadata["new_parts"] == ["head", "scorers"]
+    assert model.metadata["new_parts"] == ["head"]
     assert torch.equal(model.backbone.norm.weight, backbone.norm.weight)
     reid = convert(backbone.state_dict(), "vit_tiny_patch16_224", num_identities=9, **TINY)
-    assert (reid.num_classes, reid.metadata["new_parts"]) == (9, ["neck", "scorers"])
+    assert (reid.num_classes, reid.metadata["new_parts"]) == (9, ["neck"])
 
 
 def test_positions_are_resampled_for_an_image_size_asked_for_only() -> None:

@@ -282,7 +282,7 @@ def test_numbers_that_are_none(way: Any, value: Any, message: str, state: State,
 
 @pytest.mark.parametrize("part", ["backbone.norm.weight", "scorers.0.embed.1.bias"])
 def test_models_of_nan_are_refused_where_they_are_used(part: str, tmp_path: Path) -> None:
-    model = dynavit.create_model(NAME, num_classes=3, stages=(1,), **TINY)
+    model = dynavit.create_model(NAME, num_classes=3, stages=(1,), scorer="mlp", **TINY)
     nn.init.constant_(model.get_parameter(part), float("inf"))
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=rf"model\.safetensors: the weights '{re.escape(part)}' hold infinite"):

@@ -51,19 +51,19 @@ def test_every_family(family: str, ratio: float, model_of: Callable[..., dynavit
 @pytest.mark.parametrize("fused", [True, False])
 def test_differential_attention_multiplies_values_twice_when_fused(fused: bool) -> None:
     pytest.importorskip("timm.layers.diff_attention")
-    model = dynavit.create_model("test_vit", attn_layer="diff", keep_ratio=0.5)
+    model = dynavit.create_model("test_vit", attn_layer="diff", keep_ratio=0.5, scorer="mlp")
     for block in model.backbone.blocks:
         block.attn.fused_attn = fused
     assert closed_form_macs(model) == count_macs(model)
 
 
 def test_stages_that_do_not_run_cost_nothing() -> None:
-    model = dynavit.create_model("test_vit", stages=(2, 4), keep_ratios=(1.0, 0.5))
+    model = dynavit.create_model("test_vit", stages=(2, 4), keep_ratios=(1.0, 0.5), scorer="mlp", reducer="drop")
     matrices = [p for p in model.scorers[0].parameters() if p.ndim == 2]
     # each once a token, but for the half that is multiplied with the mean of the tokens, once an image
     scoring = 100 * sum(p.numel() for p in matrices) - 99 * matrices[1].numel() // 2
     assert closed_form_macs(model) == count_macs(model)
-    random = dynavit.prune(model.backbone, stages=(2, 4), keep_ratios=(1.0, 0.5), selector="random")
+    random = dynavit.prune(model.backbone, stages=(2, 4), keep_ratios=(1.0, 0.5), selector="random", reducer="drop")
     assert closed_form_macs(random) == count_macs(random) == closed_form_macs(model) - scoring
     unpruned = dynavit.prune(model.backbone, stages=())
     assert closed_form_macs(unpruned) == count_macs(unpruned) == closed_form_macs(model, 1.0)
@@ -104,11 +104,11 @@ def test_published_deit_figures(
     scorers: float,
 ) -> None:
     backbone = deit[name]
-    random = dynavit.prune(backbone, stages=(3, 6, 9), keep_ratio=ratio, selector="random")
+    random = dynavit.prune(backbone, stages=(3, 6, 9), keep_ratio=ratio, selector="random", reducer="drop")
     assert tokens_per_stage(random) == counts
     assert closed_form_macs(random) / 1e9 == pytest.approx(without, abs=6e-7)
 
-    learned = dynavit.prune(backbone, stages=(3, 6, 9), keep_ratio=ratio)
+    learned = dynavit.prune(backbone, stages=(3, 6, 9), keep_ratio=ratio, scorer="mlp", reducer="drop")
     # the published predictor ends in two outputs a token, ours in one; and it multiplies the mean of the tokens by
     # its weights once a token, ours once an image
     scored, stages = (0, 0) if ratio == 1 else (196 + counts[0] + counts[1], 3)
@@ -163,7 +163,7 @@ def state(model: torch.nn.Module) -> list[bool]:
 
 
 def test_counting_leaves_modes_and_gradients_alone() -> None:
-    model = dynavit.create_model("test_vit", keep_ratio=0.5, global_pool="map", pool_include_prefix=True).train()
+    model = dynavit.create_model("test_vit", keep_ratio=0.5, stages=(2, 4), scorer="mlp", global_pool="map").train()
     model.backbone.blocks[0].eval().requires_grad_(False)  # as partly frozen backbones are
     before = state(model)
     assert len(set(before)) == 2

@@ -609,7 +609,9 @@ def test_adding_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     register_adapter(NearViT)(NearAdapter)
 
     assert torch.equal(dynavit.prune(backbone, stages=())(images), backbone(images))
-    model = dynavit.prune(backbone, stages=(1, 2, 3), keep_ratio=0.7)
+    with pytest.raises(UnsupportedBackbone, match=r"attention of NearBlock cannot be read.* scorer='mlp' reads none"):
+        dynavit.prune(backbone)
+    model = dynavit.prune(backbone, stages=(1, 2, 3), keep_ratio=0.7, scorer="mlp", reducer="drop")
     with torch.no_grad():
         assert_mask_equals_gather(model, images)
         logits, trace = forward(model, images)

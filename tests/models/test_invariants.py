@@ -563,7 +563,7 @@ def test_one_checkpoint_for_every_ratio_and_execution(family: str, model_of: Mod
     images = images_for(trained)
     assert trained.architecture is not None
     fresh = dynavit.create_model(
-        trained.architecture, stages=(1, 3, 4), keep_ratio=0.5, selector="ste", **trained.model_kwargs
+        trained.architecture, stages=(1, 3, 4), keep_ratio=0.5, selector="ste", reducer="drop", **trained.model_kwargs
     )
     fresh.load_state_dict(trained.state_dict(), strict=True)
     fresh.eval()

@@ -18,6 +18,7 @@ VIEWS = {
     *("split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view"),
 }
 SIZE: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2, "num_classes": 5}
+PARTS = {"stages": (0, 1), "keep_ratio": 0.5, "selector": "topk", "scorer": "mlp", "reducer": "drop"}
 KINDS: dict[str, dict[str, Any]] = {
     "drop": {},
     "random": {"selector": "random"},
@@ -53,7 +54,7 @@ class Counts(TorchDispatchMode):
 
 def small(**options: Any) -> dynavit.PrunedViT:
     torch.manual_seed(0)
-    return dynavit.create_model("vit_tiny_patch16_224", **{"stages": (0, 1), "keep_ratio": 0.5, **SIZE, **options})
+    return dynavit.create_model("vit_tiny_patch16_224", **{**PARTS, **SIZE, **options})
 
 
 def images_of(batch: int = 2) -> Tensor:

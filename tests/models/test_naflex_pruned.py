@@ -29,7 +29,8 @@ each_method = pytest.mark.parametrize("method", list(METHODS))
 
 
 def pruned(kind: str, method: str = "drop", **options: Any) -> PrunedViT:
-    settings = {"stages": (1, 2, 3), "keep_ratio": 0.6, **METHODS[method], **options}
+    common = {"stages": (1, 2, 3), "keep_ratio": 0.6, "scorer": "mlp", "reducer": "drop"}
+    settings = {**common, **METHODS[method], **options}
     model = dynavit.prune(make(kind), **settings).eval()
     randomise(model.scorers)
     randomise(model.reducer)

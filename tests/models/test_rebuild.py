@@ -284,7 +284,7 @@ def test_another_image_size(family: str, size: Any, tmp_path: Path, model_of: An
     ],
 )
 def test_why_a_model_cannot_be_loaded(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    dynavit.create_model(NAME, num_classes=3, stages=(1,), **TINY).save_pretrained(tmp_path)
+    dynavit.create_model(NAME, num_classes=3, stages=(1,), scorer="mlp", **TINY).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=message) as error:
         dynavit.load(tmp_path, **options)
     assert "truncated" not in str(error.value)

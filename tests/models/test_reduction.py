@@ -473,11 +473,11 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 
 def test_a_scorer_that_could_never_learn_is_refused() -> None:
-    options: dict[str, Any] = {"depth": 2, "stages": (1,), "placement": "inside"}
+    options: dict[str, Any] = {"depth": 2, "stages": (1,), "placement": "inside", "scorer": "mlp"}
     with pytest.raises(InputError, match=r"only the class token is read.*would never learn"):
         dynavit.create_model("vit_tiny_patch16_224", **options)
     dynavit.create_model("vit_tiny_patch16_224", global_pool="avg", **options)
-    dynavit.create_model("vit_tiny_patch16_224", scorer="key_norm", **options)
+    dynavit.create_model("vit_tiny_patch16_224", **{**options, "scorer": "key_norm"})
 
 
 def test_merging_halves_at_most(small: Model, images_for: Images) -> None:
@@ -581,10 +581,10 @@ def test_the_scorer_is_remembered_where_none_is_needed(model_of: Model, tmp_path
 
 def test_attention_that_cannot_be_read_is_refused_at_once() -> None:
     backbone = timm.create_model("vit_tiny_patch16_224", depth=2, attn_layer="diff")
-    for options in ({"scorer": "class_attention"}, {"reducer": "merge"}):
-        with pytest.raises(UnsupportedBackbone, match="DiffAttention cannot be read"):
+    for options, reader in ((({}), "scorer 'distinctness'"), ({"reducer": "merge"}, "reducer 'merge'")):
+        with pytest.raises(UnsupportedBackbone, match=f"{reader}: .*DiffAttention cannot be read.* scorer='mlp'"):
             dynavit.prune(backbone, stages=(1,), **options)  # type: ignore[arg-type]
-    dynavit.prune(backbone, stages=(1,))
+    dynavit.prune(backbone, stages=(1,), scorer="mlp")
 
 
 # Merging by scores

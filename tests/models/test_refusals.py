@@ -109,9 +109,8 @@ def test_another_head_that_cannot_be(number: Any) -> None:
     assert model.metadata == {"class_names": ["a", "b"]}
 
 
-def test_one_block_has_no_default_stages() -> None:
-    with pytest.raises(InputError, match=r"1 block has no default stages: give stages=\(0,\), or \(\) for none"):
-        dynavit.create_model("test_vit", depth=1)
+def test_even_one_block_has_a_default_stage() -> None:
+    assert dynavit.create_model("test_vit", depth=1).stages == (0,)
     assert dynavit.create_model("test_vit", depth=1, stages=()).stages == ()
 
 
@@ -121,9 +120,7 @@ def test_stages_that_are_no_blocks(stages: Any) -> None:
 
 
 @pytest.mark.parametrize("part", ["selector", "scorer", "reducer"])
-@pytest.mark.parametrize(
-    "value", [None, 3, {}, {"name": 3}, {"name": None}, {"name": [1]}, {1: 2, "name": "drop"}, ["x"]]
-)
+@pytest.mark.parametrize("value", [3, {}, {"name": 3}, {"name": None}, {"name": [1]}, {1: 2, "name": "drop"}, ["x"]])
 def test_parts_that_have_no_name(part: str, value: Any) -> None:
     refuse(f"{part}=.*give a name", dynavit.create_model, "test_vit", **{part: value}, **SIZE)
 

@@ -312,6 +312,8 @@ def restart(path: Path, names: list[str], **options: Any) -> tuple[PrunedViT, tu
         architecture=start.architecture,
         model_kwargs=start.model_kwargs,
         stages=(1, 3, 4),
+        scorer="mlp",
+        reducer="drop",
     )
     return model, start.restore(model)
 

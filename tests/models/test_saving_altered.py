@@ -19,7 +19,7 @@ KW = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads":
 
 
 def pruned(**options: object) -> dynavit.PrunedViT:
-    return dynavit.prune(timm.create_model(NAME, **{**KW, **options}), stages=(1, 2)).eval()
+    return dynavit.prune(timm.create_model(NAME, **{**KW, **options}), stages=(1, 2), scorer="mlp").eval()
 
 
 def test_replaced_parts_are_refused(tmp_path: Path) -> None:

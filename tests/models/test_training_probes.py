@@ -260,7 +260,8 @@ def test_one_draw_for_both_stages_is_biased() -> None:
 def practical(**options: Any) -> PrunedViT:
     """Return a model of 24 patches in fp32."""
     torch.manual_seed(2)
-    return dynavit.prune(make_backbone("vit"), stages=(1, 3), **options).train()  # type: ignore[return-value]
+    settings = {"stages": (1, 3), "scorer": "mlp", "reducer": "drop", **options}
+    return dynavit.prune(make_backbone("vit"), **settings).train()  # type: ignore[return-value]
 
 
 def photographs() -> Tensor:

@@ -60,7 +60,9 @@ def images() -> Tensor:
 @pytest.fixture
 def model(vectors: Path) -> PrunedViT:
     kwargs: dict[str, Any] = {"embed_dim": 48, "depth": 6, "num_heads": 3, "num_classes": 10}
-    pruned = dynavit.create_model("vit_tiny_patch16_224", stages=(2, 3, 4), keep_ratios=RATIOS, **kwargs)
+    pruned = dynavit.create_model(
+        "vit_tiny_patch16_224", stages=(2, 3, 4), keep_ratios=RATIOS, scorer="mlp", reducer="drop", **kwargs
+    )
     pruned.load_state_dict(from_dynamicvit(load_file(vectors / "dynamicvit_tiny.safetensors")))
     return pruned.eval()
 

@@ -34,6 +34,7 @@ Make = Callable[..., Any]
 
 DIM, HEADS = 48, 3
 ON_ATTENTION = [
+    "attention",
     "attention_received",
     "class_attention",
     "distinctness",
@@ -43,7 +44,7 @@ ON_ATTENTION = [
     "value_attention",
 ]
 NAMES = [*ON_ATTENTION, "anchored", "light", "linear", "mlp", "random"]
-READ_CLASS_TOKEN = ("anchored", "class_attention", "distinctness", "value_attention")
+READ_CLASS_TOKEN = ("class_attention", "value_attention")
 SOME_FAMILIES = ["vit", "dinov2_registers", "deit_distilled", "siglip", "dinov3", "rope_mixed", "beit"]
 each_scorer = pytest.mark.parametrize("scorer_name", NAMES)
 each_scorer_on_attention = pytest.mark.parametrize("scorer_name", ON_ATTENTION)

@@ -106,9 +106,8 @@ def test_a_target_for_nobody_is_refused(parts: dict[str, Any], backbone_of: Make
 
 
 def test_without_a_teacher_that_knows_the_classes_it_is_refused(tiny: Make) -> None:
-    assert "scorer" not in TINY  # the default learns
     with pytest.raises(dynavit.InputError, match=r"loss.teacher=start: .* or set loss.score_distillation_weight=0\.$"):
-        Trainer(tiny("loss.score_distillation_weight=0.5"))
+        Trainer(tiny("model.scorer.name=mlp", "loss.score_distillation_weight=0.5"))
 
 
 def test_a_teacher_whose_attention_cannot_be_read_is_refused(backbone_of: Make) -> None:

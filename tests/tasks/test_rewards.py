@@ -203,7 +203,7 @@ def test_scorers_move_by_the_reward_alone(tiny: Make) -> None:
     for weight in (1.0, 0.0):
         config = tiny(
             "model.selector.name=score_function", f"loss.policy_gradient_weight={weight}", "train.epochs=1",
-            "loss.reward=correct", folder=f"weight{weight}",
+            "loss.reward=correct", "model.reducer.name=drop", folder=f"weight{weight}",
         )  # fmt: skip
         trainer = Trainer(config)
         before = trainer.model.scorers[0].state_dict()

@@ -28,7 +28,7 @@ VARIANTS = {
 def test_a_few_steps_of_the_quickstart(variant: str, tmp_path: Path) -> None:
     """A freshly initialised head on one batch, so that there is something to gain in ten steps."""
     config = load_config(
-        ROOT / "configs/quickstart/classify.yaml",
+        ROOT / "configs/quickstart/learned.yaml",
         [
             f"output_dir={tmp_path}", "train.epochs=10", "data.batch_size=16",
             "data.options={train_size: 16, validation_size: 8}", "data.workers=0", "loss.logit_distillation_weight=0",

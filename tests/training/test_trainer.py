@@ -93,7 +93,7 @@ def test_nothing_to_learn_is_refused(tiny: Make) -> None:
 
 
 def test_frozen_backbone_moves_only_scorers(tiny: Make) -> None:
-    trainer = Trainer(tiny("train.freeze=backbone"))
+    trainer = Trainer(tiny("train.freeze=backbone", "model.scorer.name=mlp"))
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     trainer.fit()
     for name, p in trainer.model.named_parameters():
@@ -101,7 +101,7 @@ def test_frozen_backbone_moves_only_scorers(tiny: Make) -> None:
 
 
 def test_freeze_epochs_hold_the_backbone_still_at_first(tiny: Make) -> None:
-    trainer = Trainer(tiny("train.freeze_epochs=1", "train.epochs=1"))
+    trainer = Trainer(tiny("train.freeze_epochs=1", "train.epochs=1", "model.scorer.name=mlp"))
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
     trainer.fit()
     moved = {name.split(".")[0] for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
@@ -240,11 +240,11 @@ def test_mixup_trains_on_probabilities(tiny: Make) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ([], "removes the dropped tokens (model.execution=gather), all but model.probes=8 that"),
+        (["model.scorer.name=mlp"], "removes the dropped tokens (model.execution=gather), all but model.probes=8 that"),
         pytest.param(
             ["model.execution=mask"], "hides the dropped tokens (model.execution=mask)", marks=pytest.mark.slow
         ),
-        (["model.scorer.name=class_attention"], "removes the dropped tokens (model.execution=gather).\n"),
+        ([], "removes the dropped tokens (model.execution=gather).\n"),
     ],
 )
 def test_a_run_says_what_becomes_of_dropped_tokens(
