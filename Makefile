@@ -21,7 +21,7 @@ quickstart: $(READY)
 
 quickstart-reid: $(READY)
 	$(BIN)/python tools/train.py --config configs/quickstart/reid.yaml --resume
-	$(BIN)/python tools/evaluate.py checkpoints/quickstart-reid --keep-ratios 1.0,0.7,0.5
+	$(BIN)/python tools/evaluate.py checkpoints/quickstart-reid --keep-ratios 1.0,0.7,0.6,0.5
 	$(BIN)/python tools/export.py checkpoints/quickstart-reid
 
 test: $(READY)

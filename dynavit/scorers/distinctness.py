@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.functional import NEVER, full_precision
+from dynavit.functional import NEVER, full_precision, take
 from dynavit.scorers.attention import ClassAttention, block_attention
 from dynavit.scorers.base import Scorer, StageView, create_scorer, register_scorer
 
@@ -21,7 +23,7 @@ class Distinctness(Scorer):
     density peaks", eq. 2), with importance for density: ``log(1 - cos)`` of a token's key, mean over the heads, and
     the most similar key among the more important tokens. With the reducer ``merge_nearest`` it is ToMe's matching
     (Bolya et al. 2023, https://arxiv.org/abs/2210.09461) with two differences: which one of a pair survives is no
-    matter of its place, and any number of tokens may be merged at a stage. Of equal importance the first counts more.
+    matter of its place, and any number of tokens may be merged at a stage.
 
     Keys get no gradient.
 
@@ -56,25 +58,25 @@ class Distinctness(Scorer):
         keys = full_precision(attention.mean_keys()[:, attention.num_prefix_tokens :])
         if mask is not None:  # a hidden token is nobody's more important one
             importance = importance.masked_fill(mask <= 0.5, NEVER)
-        place = torch.arange(importance.shape[1], device=keys.device).expand_as(importance)
+        order = importance.argsort(dim=1, descending=True)
+        keys = take(keys.contiguous(), order)
+        keys = keys / torch.linalg.vector_norm(keys, dim=2, keepdim=True).clamp(min=1e-6)
+        rank = torch.arange(keys.shape[1], device=keys.device)
+        nearest, before = [], 0
         with torch.autocast(keys.device.type, enabled=False):
-            keys = keys / torch.linalg.vector_norm(keys, dim=2, keepdim=True).clamp(min=1e-6)
-            # in parts, as no more than a quarter of all pairs should be held
-            parts = zip(*(whole.tensor_split(_PARTS, dim=1) for whole in (keys, importance, place)), strict=True)
-            nearest = [
-                (some @ keys.transpose(1, 2)).masked_fill(~_before(one, importance, here, place), -1.0).amax(dim=2)
-                for some, one, here in parts
-            ]
-        return (1 - torch.cat(nearest, dim=1)).clamp(min=1e-6).log()
+            # in parts, as no more than a quarter of all pairs should be held; none looks further than its last token
+            for part in keys.tensor_split(_PARTS, dim=1):
+                end = before + part.shape[1]
+                cosine = part @ keys[:, :end].transpose(1, 2)
+                nearest.append(cosine.masked_fill(rank[:end] >= rank[before:end, None], -1.0).amax(dim=2))
+                before = end
+        distance = (1 - torch.cat(nearest, dim=1)).clamp(min=1e-6).log()
+        return torch.empty_like(distance).scatter(1, order, distance)
 
     def macs(self, n: int, num_prefix: int, num_heads: int, dim: int, folds: bool = True) -> int:
         width = dim // num_heads
         # most scores make all keys, of which the mean is free; those of one query do not where attention folds
         keys = (num_prefix + n) * dim * width if folds and isinstance(self.scorer, ClassAttention) else 0
-        return self.scorer.macs(n, num_prefix, num_heads, dim, folds) + keys + n * n * width
-
-
-def _before(one: Tensor, importance: Tensor, here: Tensor, place: Tensor) -> Tensor:
-    """Tell which tokens ``(B, n)`` come before some of them ``(B, m)``: ``(B, m, n)``; if alike, the first one does."""
-    one, here, importance, place = one.unsqueeze(2), here.unsqueeze(2), importance.unsqueeze(1), place.unsqueeze(1)
-    return (importance > one) | ((importance == one) & (place < here))
+        parts = [n // _PARTS + (part < n % _PARTS) for part in range(_PARTS)]
+        pairs = sum(part * end for part, end in zip(parts, accumulate(parts), strict=True))
+        return self.scorer.macs(n, num_prefix, num_heads, dim, folds) + keys + pairs * width

@@ -13,6 +13,8 @@ from dynavit.cli import main
 from dynavit.config import load_config
 from dynavit.cost.macs import closed_form_macs, scoring_macs
 from dynavit.models.counts import stage_counts
+from dynavit.models.hub import model_config
+from dynavit.models.pruning import PRUNING
 from dynavit.models.ratios import checked_ratios
 from dynavit.training.trainer import Trainer
 
@@ -78,6 +80,23 @@ def test_their_cost_is_the_published_one(name: str, gmacs: float) -> None:
     assert settings.architecture is not None
     model = dynavit.create_model(settings.architecture, stages=settings.stages, keep_ratio=settings.keep_ratio, **parts)
     assert (closed_form_macs(model) - scoring_macs(model)) / 1e9 == pytest.approx(gmacs, abs=1e-4)
+
+
+def test_the_default_is_spelled_out() -> None:
+    """Also with a selector alone, and a configuration that says nothing."""
+    settings, nothing = load_config(CONFIGS["default"]).model, load_config(None, ["model.architecture=test_vit"]).model
+    size = {"img_size": 32, "embed_dim": 24, "num_heads": 3}  # of 12 blocks
+    built = [
+        model_config(dynavit.create_model("vit_tiny_patch16_224", **size, **parts))
+        for parts in (
+            {key: getattr(settings, key) for key in PRUNING},
+            {key: getattr(nothing, key) for key in PRUNING},
+            {"selector": {"name": "topk", "gradient": "none"}},
+            {},
+        )
+    ]
+    assert built[0]["stages"] == [0, 4]
+    assert all(one == built[0] for one in built)
 
 
 def test_tome_merges_13_patches_in_every_block() -> None:

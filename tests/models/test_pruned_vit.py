@@ -397,3 +397,30 @@ def test_torch_export_with_a_dynamic_batch(model_of: Model, images_for: Images) 
     for batch in (1, 3):
         images = images_for(model, batch, seed=batch)
         assert torch.equal(exported(images), model(images))
+
+
+# What goes together where it is not said
+
+
+@pytest.mark.parametrize(
+    ("given", "scorer", "reducer"),
+    [
+        ({}, "distinctness", "merge_nearest"),
+        ({"selector": "topk"}, "mlp", "merge_nearest"),
+        ({"selector": "ste"}, "mlp", "merge_nearest"),
+        ({"selector": "score_function"}, "mlp", "merge_nearest"),
+        ({"selector": "random"}, "distinctness", "merge_nearest"),
+        ({"selector": "gumbel_sigmoid"}, "mlp", "drop"),  # removes nothing while training
+        ({"selector": "soft_topk", "scorer": "linear"}, "linear", "drop"),
+        ({"scorer": "mlp"}, "mlp", "merge_nearest"),
+        ({"reducer": "fuse"}, "distinctness", "fuse"),
+    ],
+)
+def test_parts_that_are_not_given_fit_those_that_are(given: dict[str, str], scorer: str, reducer: str) -> None:
+    model = dynavit.create_model("test_vit", **given).train()
+    assert ({part.name for part in model.scorers}, model.reducer.name) == ({scorer}, reducer)
+    logits = model(torch.randn(2, 3, 160, 160))
+    logits.square().sum().backward()
+    learns = model.selector.trains_scorer and scorer == "mlp"
+    for predictor in model.scorers if learns else ():
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in predictor.parameters())

@@ -18,7 +18,6 @@ from dynavit.tasks.classification import ClassificationObjective
 from dynavit.tasks.lesson import check_score_distillation, late_attention, teach
 from dynavit.tasks.objective import Scheduled
 from dynavit.training.trainer import Trainer
-from tests.small_runs import TINY
 
 Make = Callable[..., Any]
 
