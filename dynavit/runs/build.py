@@ -144,7 +144,7 @@ def _created(config: Config, kwargs: dict[str, Any]) -> nn.Module:
         message = str(error)
         if message.partition("=")[0] in settings.kwargs:
             message = f"model.kwargs.{message}"
-        elif "model." not in message and not message.startswith("architecture"):
+        elif not message.startswith(("model.", "architecture")):
             message = f"model.architecture={settings.architecture}: {message}"
         raise type(error)(message) from error
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +24,8 @@ class AnchoredScorer(Scorer):
 
     Args:
         dim: token width D.
-        anchor: name of the scorer to start from: ``attention``, with a pooling head that attends ``latent_attention``,
-            or another that learns nothing.
+        anchor: the scorer to start from, a name or ``{"name": ..., option: value}``: ``attention``, with a pooling head
+            that attends ``latent_attention``, or another that learns nothing.
         reduction: of the predictor, as in :class:`~dynavit.scorers.LightPredictor`.
         initial_logit: added to all logits at the start, and learned from there. Selectors with a fixed count do not
             notice it; those with an expected one start near the dense model when it makes most logits positive: of N
@@ -35,9 +38,11 @@ class AnchoredScorer(Scorer):
     name = "anchored"
     learned = True
 
-    def __init__(self, dim: int, anchor: str = "attention", reduction: int = 8, initial_logit: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, anchor: str | Mapping[str, Any] = "attention", reduction: int = 8, initial_logit: float = 0.0
+    ) -> None:
         super().__init__()
-        free = create_scorer(anchor, dim)
+        free = create_scorer(anchor, dim) if isinstance(anchor, str) else create_scorer(dim=dim, **anchor)
         if free.learned:
             raise InputError(f"scorer 'anchored': anchor={anchor!r} learns itself; choose 'attention' or alike.")
         self.anchor, self.reduction, self.initial_logit = anchor, reduction, initial_logit

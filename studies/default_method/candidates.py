@@ -7,6 +7,7 @@ from typing import Any
 
 _FREE = {"name": "topk", "gradient": "none"}
 _BY_CLASS = {"selector": _FREE, "scorer": "class_attention"}
+_DISTINCT = {"name": "distinctness", "importance": "class_attention", "of": "keys"}
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,15 @@ class Candidate:
         return tuple(blocks[self.at])
 
 
-def _scored_merging(scorer: str) -> dict[str, Any]:
+def _scored_merging(scorer: Any) -> dict[str, Any]:
     return {"selector": _FREE, "scorer": scorer, "reducer": "merge_nearest"}
 
 
-def _anchored(anchor: str, **options: Any) -> dict[str, Any]:
+def _anchored(anchor: Any, **options: Any) -> dict[str, Any]:
     return {"selector": "topk", "scorer": {"name": "anchored", "anchor": anchor}, "reducer": "merge_nearest"} | options
 
 
-def _gradients(anchor: str, called: str) -> list[Candidate]:
+def _gradients(anchor: Any, called: str) -> list[Candidate]:
     """Return scored merging with each way in which scores can learn: by no gradient, by masks, weights or a teacher."""
     weighted = {"selector": _FREE, "reducer": {"name": "merge_nearest", "weighted": True}}
     return [
@@ -79,15 +80,19 @@ CANDIDATES = (
     Candidate("predictor, drop", {"selector": "topk", "scorer": "mlp"}),
     Candidate("anchored, drop", _anchored("class_attention", reducer="drop")),
     *_gradients("class_attention", "class attention"),
-    *_gradients("distinctness", "distinctness"),
-    Candidate(
-        "distinctness, merge, nine of twelve", _scored_merging("distinctness") | {"count_rule": "linear"}, at="first"
-    ),
+    *_gradients(_DISTINCT, "distinctness"),
+    Candidate("distinctness, merge, nine of twelve", _scored_merging(_DISTINCT) | {"count_rule": "linear"}, at="first"),
     Candidate(
         "distinctness, merge, every block inside",
-        _scored_merging("distinctness") | {"count_rule": "linear", "placement": "inside"},
+        _scored_merging(_DISTINCT) | {"count_rule": "linear", "placement": "inside"},
         at="every",
     ),
-    Candidate("distinctness, merge, early", _scored_merging("distinctness"), at="early"),
-    Candidate("distinctness, merge, outset", _scored_merging("distinctness"), at="outset"),
+    Candidate("distinctness, merge, early", _scored_merging(_DISTINCT), at="early"),
+    Candidate("distinctness, merge, outset", _scored_merging(_DISTINCT), at="outset"),
+    Candidate("distinctness of tokens, merge, outset", _scored_merging("distinctness"), at="outset"),
+    Candidate(
+        "distinctness of tokens by class attention, merge, outset",
+        _scored_merging({"name": "distinctness", "importance": "class_attention"}),
+        at="outset",
+    ),
 )

@@ -37,13 +37,14 @@ ON_ATTENTION = [
     "attention",
     "attention_received",
     "class_attention",
-    "distinctness",
+    "distinctness, of keys",
     "key_norm",
     "latent_attention",
     "mean_attention",
     "value_attention",
 ]
-NAMES = [*ON_ATTENTION, "anchored", "light", "linear", "mlp", "random"]
+NAMES = [*ON_ATTENTION, "anchored", "distinctness", "light", "linear", "mlp", "random"]
+OPTIONS = {"distinctness, of keys": {"importance": "attention", "of": "keys"}}
 READ_CLASS_TOKEN = ("class_attention", "value_attention")
 SOME_FAMILIES = ["vit", "dinov2_registers", "deit_distilled", "siglip", "dinov3", "rope_mixed", "beit"]
 each_scorer = pytest.mark.parametrize("scorer_name", NAMES)
@@ -57,9 +58,13 @@ def stage_of(backbone_of: Make, images_for: Make) -> Make:
     return partial(make_stage, backbone_of, images_for)
 
 
+def called(name: str) -> Scorer:
+    return create_scorer(name.partition(",")[0], DIM, **OPTIONS.get(name, {}))
+
+
 def scorer_for(name: str, stage: Any) -> Scorer:
     torch.manual_seed(0)
-    scorer = create_scorer(name, DIM)
+    scorer = called(name)
     if scorer.needs_class_token and not stage.adapter.has_class_token:
         pytest.skip("no class token")
     if scorer.needs_latent and stage.backbone.global_pool != "map":
@@ -236,18 +241,22 @@ def test_a_latent_of_another_kind_is_refused(backbone_of: Make) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("importance", ["class_attention", "key_norm"])
+@pytest.mark.parametrize("of", ["tokens", "keys"])
+@pytest.mark.parametrize("importance", [None, "class_attention", "key_norm"])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_distinctness(importance: str, hidden: bool, stage_of: Make) -> None:
-    """Token by token: the smallest distance of its key to that of a more important token still there."""
+def test_distinctness(importance: str | None, of: str, hidden: bool, stage_of: Make) -> None:
+    """One by one: the smallest distance of a token, or its key, to that of a more important one still there."""
     stage = stage_of("vit", hidden=hidden)
-    keys, logits = stage.view().keys().mean(dim=1)[:, 1:], stage.score(create_scorer(importance, DIM))
-    found = stage.score(create_scorer("distinctness", DIM, importance=importance)).exp()
+    compared = stage.patches if of == "tokens" else stage.view().keys().mean(dim=1)[:, 1:]
+    logits = -torch.arange(24.0).expand(2, 24) if importance is None else stage.score(create_scorer(importance, DIM))
+    found = stage.score(create_scorer("distinctness", DIM, importance=importance, of=of)).exp()
     for image in range(2):
         alive = [token for token in range(24) if not hidden or stage.mask[image, token] == 1]
         for token in alive:
             above = [other for other in alive if logits[image, other] > logits[image, token]]
-            cosines = [torch.cosine_similarity(keys[image, token], keys[image, other], dim=0) for other in above]
+            cosines = [
+                torch.cosine_similarity(compared[image, token], compared[image, other], dim=0) for other in above
+            ]
             torch.testing.assert_close(found[image, token], 1 - max(cosines, default=torch.tensor(-1.0)))
 
 
@@ -256,8 +265,14 @@ def test_of_copies_all_but_one_are_told_apart_last(stage_of: Make) -> None:
     """Copies are about equally important; one of each survives, whichever."""
     stage = stage_of("vit")
     stage.x[:, 1:] = stage.x[:, 1:5].repeat_interleave(6, dim=1)
-    best = stage.score(create_scorer("distinctness", DIM)).topk(4, dim=1).indices
-    assert (best // 6).sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 2
+    for options in ({}, {"importance": "attention"}):
+        best = stage.score(create_scorer("distinctness", DIM, **options)).topk(4, dim=1).indices
+        assert (best // 6).sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 2
+
+
+def test_distinctness_compares_nothing_else() -> None:
+    with pytest.raises(InputError, match=r"of='values'; choose 'tokens' or 'keys'"):
+        create_scorer("distinctness", DIM, of="values")
 
 
 @pytest.mark.parametrize("importance", ["random", "mlp", "anchored", "distinctness", "latent_attention"])
@@ -295,7 +310,8 @@ def test_masking_equals_gathering(scorer_name: str, family: str, stage_of: Make)
     stage = stage_of(family)
     scorer = scorer_for(scorer_name, stage)
     n = stage.positions.shape[1]
-    index = torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: n - 5] for seed in (0, 1)])
+    drawn = [torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: n - 5] for seed in (0, 1)]
+    index = torch.stack(drawn).sort(dim=1).values
     stage.mask = torch.zeros(2, n).scatter(1, index, 1.0)
     masked = stage.score(scorer).gather(1, index)
     stage.mask, whole = None, stage.context
@@ -320,7 +336,7 @@ def test_gradients_stay_finite_with_hidden_tokens(scorer_name: str, stage_of: Ma
         if training:
             stage.mask.requires_grad_()
         logits = stage.score(scorer_for(scorer_name, stage), training=training)
-        assert logits.requires_grad == (scorer_name != "distinctness")
+        assert logits.requires_grad == (scorer_name != "distinctness, of keys")
         if not logits.requires_grad:
             continue
         logits.sum().backward()
@@ -334,12 +350,12 @@ def test_gradients_stay_finite_with_hidden_tokens(scorer_name: str, stage_of: Ma
 
 @each_scorer_on_attention
 def test_without_attention_it_is_asked_for(scorer_name: str) -> None:
-    scorer = create_scorer(scorer_name, DIM)
+    scorer = called(scorer_name)
     assert scorer.needs_attention
     assert not scorer.learned
     assert not list(scorer.parameters())
     for view in (None, StageView(0, torch.arange(4).expand(1, 4))):
-        with pytest.raises(InputError, match=f"'{scorer_name}' reads the attention"):
+        with pytest.raises(InputError, match=f"'{scorer.name}' reads the attention"):
             scorer(torch.zeros(1, 4, DIM), None, view)
 
 
@@ -347,7 +363,7 @@ def test_without_attention_it_is_asked_for(scorer_name: str) -> None:
 @each_scorer
 def test_models_without_a_class_token(name: str, scorer_name: str, stage_of: Make) -> None:
     stage = stage_of(name)
-    scorer = create_scorer(scorer_name, DIM)
+    scorer = called(scorer_name)
     assert scorer.needs_class_token == (scorer_name in READ_CLASS_TOKEN)
     assert scorer.needs_latent == (scorer_name == "latent_attention")
     if scorer.needs_class_token:
@@ -526,7 +542,7 @@ class Mine(Scorer):
 
 def test_list_names_and_describes() -> None:
     found = list_scorers()
-    assert list(found) == sorted(NAMES)
+    assert list(found) == sorted({*NAMES, "distinctness"} - OPTIONS.keys())
     for line in found.values():
         assert line.endswith(".")
         assert "\n" not in line
