@@ -82,7 +82,7 @@ def check_scorers(model: Any) -> None:
                 check_attention(getattr(block, "attn", block))
             except UnsupportedBackbone as error:
                 reader = readers[0] if readers else "reducer 'merge'"
-                raise UnsupportedBackbone(f"{reader}: {error} scorer='mlp' reads none.") from error
+                raise UnsupportedBackbone(f"{reader}: {error} Scorers 'distinctness' and 'mlp' read none.") from error
     for scorer in model.scorers:
         if scorer.needs_latent:
             try:

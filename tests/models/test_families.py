@@ -609,8 +609,11 @@ def test_adding_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     register_adapter(NearViT)(NearAdapter)
 
     assert torch.equal(dynavit.prune(backbone, stages=())(images), backbone(images))
-    with pytest.raises(UnsupportedBackbone, match=r"attention of NearBlock cannot be read.* scorer='mlp' reads none"):
-        dynavit.prune(backbone)
+    with pytest.raises(
+        UnsupportedBackbone, match=r"attention of NearBlock cannot be read.*'distinctness' and 'mlp' read none"
+    ):
+        dynavit.prune(backbone, scorer="attention")
+    assert dynavit.prune(backbone)(images).shape == (3, 4)
     model = dynavit.prune(backbone, stages=(1, 2, 3), keep_ratio=0.7, scorer="mlp", reducer="drop")
     with torch.no_grad():
         assert_mask_equals_gather(model, images)

@@ -581,10 +581,12 @@ def test_the_scorer_is_remembered_where_none_is_needed(model_of: Model, tmp_path
 
 def test_attention_that_cannot_be_read_is_refused_at_once() -> None:
     backbone = timm.create_model("vit_tiny_patch16_224", depth=2, attn_layer="diff")
-    for options, reader in ((({}), "scorer 'distinctness'"), ({"reducer": "merge"}, "reducer 'merge'")):
-        with pytest.raises(UnsupportedBackbone, match=f"{reader}: .*DiffAttention cannot be read.* scorer='mlp'"):
+    for options, reader in (({"scorer": "attention"}, "scorer 'attention'"), ({"reducer": "merge"}, "reducer 'merge'")):
+        with pytest.raises(
+            UnsupportedBackbone, match=f"{reader}: .*DiffAttention cannot be read.*'distinctness' and 'mlp'"
+        ):
             dynavit.prune(backbone, stages=(1,), **options)  # type: ignore[arg-type]
-    dynavit.prune(backbone, stages=(1,), scorer="mlp")
+    dynavit.prune(backbone, stages=(1,))
 
 
 # Merging by scores
