@@ -88,7 +88,8 @@ class Registry(Generic[_T]):
         config: dict[str, Any] = {"name": name}
         for option in self.options(type(part)):
             value = getattr(part, option, inspect.Parameter.empty)
-            if not isinstance(value, bool | int | float | str | None):
+            values = value.values() if isinstance(value, dict) else (value,)
+            if not all(isinstance(one, bool | int | float | str | None) for one in values):
                 raise InputError(
                     f"option {option!r} of {self.kind} {name!r} cannot be saved: keep it as a plain number, string or "
                     f"None in self.{option}."

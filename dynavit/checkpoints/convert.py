@@ -24,6 +24,7 @@ from dynavit.errors import InputError
 from dynavit.models.backbone import create_backbone
 from dynavit.models.factory import OWN, create_model
 from dynavit.models.pruned_vit import PrunedViT
+from dynavit.models.pruning import quarters
 
 __all__ = ["FORMATS", "convert", "detect_format", "pooling_hint"]
 
@@ -138,8 +139,7 @@ def _classes(weights: Mapping[str, Tensor]) -> int:
 def _published_options(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return how DynamicViT prunes: at a quarter, half and three quarters of the depth, by learned scores."""
     depth = len({name.split(".")[2] for name in weights if name.startswith("backbone.blocks.")})
-    stages = tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0}))
-    return {"stages": stages, "selector": "topk", "scorer": "mlp", "reducer": "drop"}
+    return {"stages": quarters(depth), "selector": "topk", "scorer": "mlp", "reducer": "drop"}
 
 
 def _check_stages(weights: Mapping[str, Tensor], model: PrunedViT) -> None:

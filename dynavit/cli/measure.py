@@ -17,7 +17,9 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--keep-ratios", type=numbers(float), metavar="0.7,0.5", help="(default: 0.7)")
     parser.add_argument("--batch-sizes", type=numbers(int), metavar="1,8,32", help="(default: 1,8,32; selectors: 256)")
     parser.add_argument("--dtypes", metavar="float32,bfloat16", help="float16, too (default: float32)")
-    parser.add_argument("--selector", metavar="NAME", help="with what suits it (default: none: the default method)")
+    parser.add_argument(
+        "--selector", metavar="NAME", help="of learned scores (default: the default method, which learns none)"
+    )
     parser.add_argument(
         "--methods", nargs="+", metavar="FILE", help="configurations of methods, or shipped ones such as methods/evit"
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from dynavit.cost.macs import closed_form_macs, mean_macs, tokens_per_stage
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, prune
+from dynavit.models.pruning import quarters
 from dynavit.models.thresholds import calibrate, kept_counts
 
 _TRIES = 8
@@ -25,7 +26,7 @@ def plain_dropping_macs(dense: PrunedViT, keep_ratio: float) -> int:
         dense: any model around the backbone.
         keep_ratio: r keeps r, r^2 and r^3 of the patches.
     """
-    stages = sorted({dense.adapter.depth * quarter // 4 for quarter in (1, 2, 3)})
+    stages = quarters(dense.adapter.depth)
     model = prune(dense.backbone, stages=stages, keep_ratio=keep_ratio, scorer="random", reducer="drop")
     return closed_form_macs(model)
 

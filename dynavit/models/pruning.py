@@ -84,6 +84,16 @@ class Pruning:
 PRUNING = tuple(option.name for option in fields(Pruning))
 
 
+def quarters(depth: int) -> list[int]:
+    """Return the blocks at a quarter, half and three quarters of the depth, where DynamicViT and EViT prune.
+
+    Example:
+        >>> quarters(12)
+        [3, 6, 9]
+    """
+    return sorted({depth * quarter // 4 for quarter in (1, 2, 3)})
+
+
 def build_scorer(part: str | Mapping[str, Any], dim: int) -> Scorer:
     """Build the scorer of one stage, for tokens of width ``dim``."""
     return _created(part, "scorer", partial(create_scorer, dim=dim))

@@ -42,10 +42,15 @@ class AnchoredScorer(Scorer):
         self, dim: int, anchor: str | Mapping[str, Any] = "attention", reduction: int = 8, initial_logit: float = 0.0
     ) -> None:
         super().__init__()
-        free = create_scorer(anchor, dim) if isinstance(anchor, str) else create_scorer(dim=dim, **anchor)
+        parts = {"name": anchor} if isinstance(anchor, str) else anchor
+        named = isinstance(parts, Mapping) and isinstance(parts.get("name"), str) and "dim" not in parts
+        if not named or not all(isinstance(option, str) for option in parts):
+            raise InputError(f"scorer 'anchored': anchor={anchor!r}; give a name, or a mapping with 'name'.")
+        free = create_scorer(dim=dim, **parts)
         if free.learned:
             raise InputError(f"scorer 'anchored': anchor={anchor!r} learns itself; choose 'attention' or alike.")
-        self.anchor, self.reduction, self.initial_logit = anchor, reduction, initial_logit
+        self.anchor = anchor if isinstance(anchor, str) else dict(anchor)
+        self.reduction, self.initial_logit = reduction, initial_logit
         self.needs_attention, self.needs_class_token = free.needs_attention, free.needs_class_token
         self.needs_latent = free.needs_latent
         self.free = free

@@ -425,6 +425,24 @@ def test_an_anchor_learns_nothing(anchor: str) -> None:
         create_scorer("anchored", DIM, anchor=anchor)
 
 
+@pytest.mark.parametrize(
+    "anchor", [3, None, {}, {"name": 3}, {"name": "key_norm", "dim": 7}, {1: 2, "name": "key_norm"}, ["key_norm"]]
+)
+def test_an_anchor_has_a_name(anchor: Any) -> None:
+    with pytest.raises(InputError, match=r"anchor=.*give a name, or a mapping with 'name'"):
+        create_scorer("anchored", DIM, anchor=anchor)
+
+
+@torch.no_grad()
+def test_an_anchor_may_have_options(stage_of: Make) -> None:
+    stage, options = stage_of("vit"), {"name": "key_norm", "longest": True}
+    anchored = create_scorer("anchored", DIM, anchor=options)
+    assert torch.equal(stage.score(anchored), stage.score(create_scorer(dim=DIM, **options)))
+    assert scorer_config(anchored)["anchor"] == options
+    with pytest.raises(InputError, match="has no option 'shortest'"):
+        create_scorer("anchored", DIM, anchor={"name": "key_norm", "shortest": True})
+
+
 @pytest.mark.parametrize("reduction", [0, DIM + 1, True])
 def test_reduction_leaves_a_layer(reduction: int) -> None:
     for name in ("light", "anchored"):
