@@ -91,7 +91,7 @@ def quarters(depth: int) -> list[int]:
         >>> quarters(12)
         [3, 6, 9]
     """
-    return sorted({depth * quarter // 4 for quarter in (1, 2, 3)})
+    return sorted({depth * quarter // 4 for quarter in (1, 2, 3)} - {0})
 
 
 def build_scorer(part: str | Mapping[str, Any], dim: int) -> Scorer:

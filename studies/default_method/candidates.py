@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynavit.models.pruning import quarters
+
 _FREE = {"name": "topk", "gradient": "none"}
 _BY_CLASS = {"selector": _FREE, "scorer": "class_attention"}
 _DISTINCT = {"name": "distinctness", "importance": "class_attention", "of": "keys"}
@@ -32,7 +34,7 @@ class Candidate:
     def stages(self, depth: int) -> tuple[int, ...]:
         """Return its stages in a backbone of so many blocks."""
         blocks = {
-            "quarters": (depth // 4, depth // 2, depth * 3 // 4),
+            "quarters": quarters(depth),
             "every": range(depth),
             "first": range(depth * 3 // 4),
             "early": (depth // 6, depth // 3),

@@ -16,7 +16,7 @@ from dynavit.data.transforms import create_transforms
 from dynavit.scorers import create_scorer
 
 FOLDER = Path(__file__).parents[2] / "checkpoints/quickstart-pruned"
-SHARE = {torch.bfloat16: 0.98, torch.float16: 0.995}
+SHARE = {torch.bfloat16: 0.99, torch.float16: 0.995}
 
 
 @pytest.fixture(scope="module")
