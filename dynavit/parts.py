@@ -132,3 +132,16 @@ def _where(module: str) -> str:
             "first, or put that into a module of your own."
         )
     return f"it was registered by {module}, import that first."
+
+
+def named_config(part: Any, called: str, otherwise: str = "") -> dict[str, Any]:
+    """Return a part that is given by its name, or by a mapping, as ``{"name": ..., option: value}``.
+
+    Raises:
+        InputError: it is neither; ``called`` names what was given and ``otherwise`` what else is possible.
+    """
+    if isinstance(part, str):
+        return {"name": part}
+    if isinstance(part, Mapping) and isinstance(part.get("name"), str) and all(isinstance(key, str) for key in part):
+        return dict(part)
+    raise InputError(f"{called}: give a name, or a mapping with 'name'{otherwise}.")

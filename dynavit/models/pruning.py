@@ -11,6 +11,7 @@ from torch import nn
 
 from dynavit.errors import InputError
 from dynavit.models.counts import CountRule
+from dynavit.parts import named_config
 from dynavit.reducers import Merge, Reducer, create_reducer
 from dynavit.scorers import Scorer, create_scorer
 from dynavit.selectors import Selector, create_selector
@@ -102,12 +103,8 @@ def build_scorer(part: str | Mapping[str, Any], dim: int) -> Scorer:
 def _created(part: Any, noun: str, create: Callable[..., Any], *kinds: type[nn.Module]) -> Any:
     if kinds and isinstance(part, kinds):
         return part
-    if isinstance(part, str):
-        return create(part)
-    if isinstance(part, Mapping) and isinstance(part.get("name"), str) and all(isinstance(key, str) for key in part):
-        if "dim" in part:
-            raise InputError(f"{noun}={dict(part)}: the width of the tokens is the backbone's; leave out dim.")
-        return create(**part)
     shown = type(part).__name__ if isinstance(part, nn.Module) else repr(part)
-    otherwise = f", or a {kinds[0].__name__}" if kinds else ""
-    raise InputError(f"{noun}={shown}: give a name, or a mapping with 'name'{otherwise}.")
+    config = named_config(part, f"{noun}={shown}", f", or a {kinds[0].__name__}" if kinds else "")
+    if "dim" in config:
+        raise InputError(f"{noun}={config}: the width of the tokens is the backbone's; leave out dim.")
+    return create(**config)

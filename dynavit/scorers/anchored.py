@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.functional import full_precision
+from dynavit.parts import named_config
 from dynavit.scorers.base import Scorer, StageView, create_scorer, register_scorer
 from dynavit.scorers.light import LightPredictor
 
@@ -42,14 +43,14 @@ class AnchoredScorer(Scorer):
         self, dim: int, anchor: str | Mapping[str, Any] = "attention", reduction: int = 8, initial_logit: float = 0.0
     ) -> None:
         super().__init__()
-        parts = {"name": anchor} if isinstance(anchor, str) else anchor
-        named = isinstance(parts, Mapping) and isinstance(parts.get("name"), str) and "dim" not in parts
-        if not named or not all(isinstance(option, str) for option in parts):
-            raise InputError(f"scorer 'anchored': anchor={anchor!r}; give a name, or a mapping with 'name'.")
-        free = create_scorer(dim=dim, **parts)
+        called = f"scorer 'anchored': anchor={anchor!r}"
+        config = named_config(anchor, called)
+        if "dim" in config:
+            raise InputError(f"{called}: give a name, or a mapping with 'name' and without 'dim'.")
+        free = create_scorer(dim=dim, **config)
         if free.learned:
             raise InputError(f"scorer 'anchored': anchor={anchor!r} learns itself; choose 'attention' or alike.")
-        self.anchor = anchor if isinstance(anchor, str) else dict(anchor)
+        self.anchor = anchor if isinstance(anchor, str) else config
         self.reduction, self.initial_logit = reduction, initial_logit
         self.needs_attention, self.needs_class_token = free.needs_attention, free.needs_class_token
         self.needs_latent = free.needs_latent
