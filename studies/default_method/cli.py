@@ -28,7 +28,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of a ViT-S/14, as safetensors")
     parser.add_argument(
-        "--part", default="small", choices=["student", "small", "training-free"], help="(default: %(default)s)"
+        "--part",
+        default="small",
+        choices=["student", "small", "large", "larger", "training-free"],
+        help="(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--times", action="store_true", help="measure speed instead of training; nothing else should run meanwhile"
     )
     parser.add_argument("--seeds", default="0,1,2", metavar="0,1,2", help="(default: %(default)s)")
     parser.add_argument("--methods", metavar="NAME;NAME", help="train these only (default: all)")
@@ -44,6 +50,7 @@ def _run(options: argparse.Namespace) -> None:
     from studies.default_method.experiment import DENSE, run_cells
     from studies.default_method.parts import PARTS, Sources, compare_training_free, make_student
     from studies.default_method.report import tables
+    from studies.default_method.times import measure_times
     from studies.runner import check, parse_seeds
 
     require_one_process("reproduce")
@@ -63,5 +70,8 @@ def _run(options: argparse.Namespace) -> None:
     names = check(asked, [DENSE, *part.names], seeds, part.recipe.steps)
     cells = [cell for cell in part.cells(seeds) if cell.name in names]
     part.make(sources)
+    if options.times:
+        print(measure_times(part, part.load(sources, options.split).dense, folder.with_name(f"{part.name}-times.json")))
+        return
     run_cells(folder, partial(part.load, sources, options.split), cells, part.recipe, part.evaluated, options.workers)
     print(tables(folder, seeds))

@@ -140,7 +140,7 @@ def _run(folder: Path, cell: Cell, recipe: Recipe, evaluated: Sequence[float]) -
             except InputError:
                 continue
             model.set_keep_ratio(ratio)
-        logits = answers(runner, problem.seen)
+        logits = answers(runner, problem.seen, recipe.bf16)
         loss_of = F.cross_entropy(logits, problem.seen_labels, reduction="none")
         hits = logits.argmax(dim=1) == problem.seen_labels
         results[f"{budget:g}"] = {

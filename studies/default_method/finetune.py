@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynavit.config import LossConfig, OptimizerConfig
-from dynavit.models import PrunedViT, prune
+from dynavit.models import PrunedViT, Trace, prune
 from dynavit.runs.build import StartingModel
 from dynavit.tasks.classification import ClassificationObjective
 from dynavit.tasks.count_loss import CountLoss
+from dynavit.tasks.lesson import Lesson
 from dynavit.tasks.objective import Scheduled
 from dynavit.training.optimization import clip_by_part, create_optimizer, set_learning_rates
 from dynavit.training.schedules import LearningRate
@@ -36,12 +37,24 @@ class Recipe:
         steps, batch_size: optimiser steps, and images of each.
         optimizer: rates; the backbone learns at ``backbone_lr_scale`` times the scorers' rate.
         loss: weights; the teacher is the dense model at full size.
+        bf16: compute in bfloat16 where autocast does, in training and in evaluation.
     """
 
     steps: int
     batch_size: int
     optimizer: OptimizerConfig
     loss: LossConfig
+    bf16: bool = False
+
+
+class DenseObjective(ClassificationObjective):
+    """Dense models imitate the teacher's tokens as pruned ones do, smaller images its grid, resampled to theirs."""
+
+    def _agreement(self, output: Any, trace: Trace, lesson: Lesson) -> dict[str, tuple[Tensor, float]]:
+        terms = super()._agreement(output, trace, lesson)
+        target = resampled_tokens(lesson.features.float(), trace.features.shape[1])
+        loss = F.mse_loss(trace.features.float(), target)
+        return terms | {"token_distillation": (loss, self.settings.token_distillation_weight)}
 
 
 class Shrunk(nn.Module):
@@ -77,7 +90,8 @@ def finetune(
     """
     num_patches = math.prod(model.adapter.grid_size)
     counts = None if model.selector.fixed_k else CountLoss(recipe.loss.keep_ratio_measure)
-    objective = ClassificationObjective(recipe.loss, model.selector, counts, teacher)
+    kind = ClassificationObjective if model.stages else DenseObjective
+    objective = kind(recipe.loss, model.selector, counts, teacher)
     start, has_target = StartingModel(model, model, False, True), recipe.loss.score_distillation_weight > 0
     optimizer = create_optimizer(recipe.optimizer, start, "none", scores_have_target=has_target)
     rate = LearningRate(recipe.steps // 20, recipe.steps)
@@ -93,16 +107,25 @@ def finetune(
         images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
         set_learning_rates(optimizer, recipe.optimizer.lr * rate(step))
         optimizer.zero_grad()
-        losses, _ = objective(runner, images, labels[index], index, scheduled)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            losses, _ = objective(runner, images, labels[index], index, scheduled)
         losses["loss"].backward()
         clip_by_part(optimizer, 1.0)
         optimizer.step()
 
 
+def resampled_tokens(features: Tensor, count: int) -> Tensor:
+    """Return a square grid of tokens ``(B, N, D)`` as one of ``count`` tokens, ``(B, count, D)``."""
+    size, of = math.isqrt(count), math.isqrt(features.shape[1])
+    grid = features.mT.unflatten(-1, (of, of))
+    return F.interpolate(grid, (size, size), mode="bilinear", antialias=True).flatten(2).mT
+
+
 @torch.inference_mode()
-def answers(runner: nn.Module, pixels: Tensor) -> Tensor:
-    """Return logits ``(M, C)`` of whole images ``(M, 3, S, S)`` uint8."""
-    return torch.cat([runner(normalise(some)) for some in pixels.split(_EVALUATED)])
+def answers(runner: nn.Module, pixels: Tensor, bf16: bool = False) -> Tensor:
+    """Return logits ``(M, C)``, fp32, of whole images ``(M, 3, S, S)`` uint8."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return torch.cat([runner(normalise(some)).float() for some in pixels.split(_EVALUATED)])
 
 
 def resized(dense: PrunedViT, size: int) -> PrunedViT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from torchvision.transforms.v2 import functional as F
 
 from dynavit.commands.comparisons import compare_methods
 from dynavit.config import LossConfig, OptimizerConfig
+from dynavit.evaluation.linear_head import fit_linear_head, set_linear_head
 from dynavit.models import prune
 from studies.default_method.candidates import CANDIDATES
 from studies.default_method.experiment import DENSE, Cell, Problem
-from studies.default_method.finetune import Recipe
+from studies.default_method.finetune import Recipe, answers
 from studies.default_method.images import HELD_OUT, Photographs
 from studies.default_method.student import ARCHITECTURE, SHAPE, train_student
 from studies.default_method.teacher import SIZE, Views
@@ -59,7 +60,8 @@ class Part:
         names: candidates.
         budgets: that they are trained at.
         evaluated: that they are evaluated at.
-        sizes: pixels of dense rows, the full size among them.
+        size: pixels of the images.
+        dense: pixels of dense rows, smaller images among them.
     """
 
     name: str
@@ -69,15 +71,15 @@ class Part:
     names: Sequence[str]
     budgets: Sequence[float]
     evaluated: Sequence[float]
-    sizes: Sequence[int]
+    size: int
+    dense: Sequence[int]
 
     def cells(self, seeds: Sequence[int]) -> list[Cell]:
         """Return the cells, seed by seed, so that a table is whole as early as can be."""
-        size = max(self.sizes)
         cells = []
         for seed in seeds:
-            cells += [Cell(DENSE, 1.0, pixels, seed) for pixels in self.sizes]
-            cells += [Cell(name, budget, size, seed) for budget in self.budgets for name in self.names]
+            cells += [Cell(DENSE, 1.0, pixels, seed) for pixels in self.dense]
+            cells += [Cell(name, budget, self.size, seed) for budget in self.budgets for name in self.names]
         return cells
 
 
@@ -114,6 +116,31 @@ def make_student(sources: Sources, seed: int = 0) -> None:
     save_file({name: value.half().contiguous() for name, value in student.state_dict().items()}, STUDENT)
 
 
+def fit_head(sources: Sources, size: int) -> None:
+    """Fit a classifier of the ViT-S/14's class token to the whole training images, and write it to :func:`_head`."""
+    path = _head(sources, size)
+    if path.exists():
+        return
+    photographs, model = Photographs.of(sources.photographs), large_vit(sources.weights, size)
+    labels = torch.tensor(photographs.labels("train"))
+    features = answers(model, whole_images(photographs.files["train"], size), bf16=True)
+    weight, bias = fit_linear_head(features, labels, len(photographs.classes), l2=1e-2)
+    save_file({"weight": weight, "bias": bias}, path)
+
+
+def load_large(sources: Sources, split: str, size: int) -> Problem:
+    """Return the ViT-S/14 with the classifier that :func:`fit_head` wrote, and whole images as its one view."""
+    photographs, model = Photographs.of(sources.photographs), large_vit(sources.weights, size)
+    set_linear_head(model, **load_file(_head(sources, size)))
+    pixels, seen = (whole_images(photographs.files[name], size) for name in ("train", split))
+    labels, seen_labels = (torch.tensor(photographs.labels(name)) for name in ("train", split))
+    return Problem(prune(model, stages=()), pixels[None], labels, seen, seen_labels)
+
+
+def _head(sources: Sources, size: int) -> Path:
+    return sources.folder / f"head-{size}.safetensors"
+
+
 def compare_training_free(sources: Sources, split: str) -> str:
     """Compare the methods that need no training on the ViT-S/14, and return the table."""
     images = Photographs.of(sources.photographs).linked(sources.folder / f"images-{split}", split)
@@ -146,6 +173,9 @@ def whole_images(files: Sequence[Path], size: int) -> Tensor:
     return torch.stack([F.resize(image, [size, size]) for image in images])
 
 
+_LARGE = Recipe(124, 64, replace(_RATES, backbone_lr_scale=0.03), _LOSS, bf16=True)  # one epoch
+_WINNER = "distinctness of tokens, merge, outset"
+
 SMALL = Part(
     "small",
     small_views,
@@ -154,6 +184,29 @@ SMALL = Part(
     [candidate.name for candidate in CANDIDATES],
     budgets=(0.7, 0.35),
     evaluated=(0.9, 0.7, 0.5, 0.35),
-    sizes=(64, 56, 48, 40, 32),
+    size=64,
+    dense=(64, 56, 48, 40, 32),
 )
-PARTS = {part.name: part for part in (SMALL,)}
+LARGE = Part(
+    "large",
+    partial(fit_head, size=112),
+    partial(load_large, size=112),
+    _LARGE,
+    [_WINNER, "distinctness, merge, early", "ToMe", "class attention, squeeze"],
+    budgets=(0.5,),
+    evaluated=(0.9, 0.7, 0.5, 0.35),
+    size=112,
+    dense=(112, 98, 84, 70),
+)
+LARGER = Part(
+    "larger",
+    partial(fit_head, size=FREE_SIZE),
+    partial(load_large, size=FREE_SIZE),
+    _LARGE,
+    [_WINNER],
+    budgets=(0.43,),
+    evaluated=(0.5, 0.47, 0.45, 0.43, 0.41, 0.39),
+    size=FREE_SIZE,
+    dense=(112,),
+)
+PARTS = {part.name: part for part in (SMALL, LARGE, LARGER)}

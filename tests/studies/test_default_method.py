@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,25 @@ from PIL import Image
 
 from dynavit.config import LossConfig, OptimizerConfig
 from dynavit.cost.macs import closed_form_macs
+from dynavit.cost.timing import measure
 from dynavit.errors import InputError
 from dynavit.evaluation.equal_macs import plain_dropping_macs
 from dynavit.models import PrunedViT, prune
-from studies.default_method import images, teacher
+from dynavit.tasks.objective import Scheduled
+from studies.default_method import images, teacher, times
 from studies.default_method.candidates import CANDIDATES, Candidate
 from studies.default_method.experiment import DENSE, Cell, Problem, build, read_rows, run_cells
-from studies.default_method.finetune import Recipe, Shrunk, answers, finetune, resized
+from studies.default_method.finetune import (
+    DenseObjective,
+    Recipe,
+    Shrunk,
+    answers,
+    finetune,
+    normalise,
+    resampled_tokens,
+    resized,
+)
+from studies.default_method.parts import Part
 from studies.default_method.report import read_lines, tables
 
 RECIPE = Recipe(2, 4, OptimizerConfig(lr=1e-3), LossConfig(logit_distillation_weight=0.5))
@@ -93,6 +108,42 @@ def test_a_smaller_image_is_seen_smaller_and_its_teacher_is_not() -> None:
     expected = model(torch.nn.functional.interpolate(pictures, (16, 16), mode="bicubic", antialias=True))
     assert torch.equal(runner(pictures), expected)
     finetune(model.train(), runner, given.dense.backbone, given.pixels, given.labels, RECIPE, seed=0)
+
+
+def test_smaller_images_imitate_the_tokens_of_the_same_place() -> None:
+    tokens = torch.zeros(1, 16, 2)
+    tokens[0, 7, 1] = 1.0  # second row, last column of 4
+    assert torch.equal(resampled_tokens(tokens, 16), tokens)
+    smaller = resampled_tokens(tokens, 4)
+    assert smaller[..., 1].argmax() == 1  # first row, last column of 2
+    assert smaller[..., 0].count_nonzero() == 0
+    given = problem()
+    images, index = normalise(given.seen), torch.arange(12)
+    loss = LossConfig(token_distillation_weight=1.0)
+    model = deepcopy(given.dense)
+    objective = DenseObjective(loss, model.selector, None, given.dense.backbone)
+    same, _ = objective(model, images, given.labels, index, Scheduled(1.0, ()))
+    shrunk, _ = objective(Shrunk(resized(given.dense, 16)), images, given.labels, index, Scheduled(1.0, ()))
+    assert same["token_distillation"] == 0
+    assert shrunk["token_distillation"] > 0.01
+
+
+def test_the_speed_of_every_row_is_measured_while_nothing_else_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["random, drop", "ToMe"]
+    part = Part("tiny", lambda _: None, lambda *_: problem(), RECIPE, names, (0.7,), (0.7, 0.35), 32, (32, 16))
+    monkeypatch.setattr(times, "ROUNDS", 1)
+    monkeypatch.setattr(times, "measure", partial(measure, min_seconds=0.0))
+    monkeypatch.setattr(times.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    table = times.measure_times(part, dense_vit(), tmp_path / "times.json")
+    found = json.loads((tmp_path / "times.json").read_text())
+    expected = ["dense at 32 px", "dense at 16 px", "random, drop at 0.7", "random, drop at 0.35", "ToMe at 0.7"]
+    assert list(found["seconds"]) == expected
+    assert table == times.speed_table(found)
+    monkeypatch.setattr(times.os, "getloadavg", lambda: (1.5, 0.0, 0.0))
+    with pytest.raises(InputError, match=r"keep 1\.5 cores busy"):
+        times.measure_times(part, dense_vit(), tmp_path / "times.json")
 
 
 @pytest.mark.slow
