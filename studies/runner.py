@@ -20,15 +20,14 @@ _R = TypeVar("_R")
 
 
 def run_all(
-    train: Callable[[str, int, int], _R], names: Sequence[str], seeds: Sequence[int], steps: int, workers: int | None
+    train: Callable[[str, int], _R], names: Sequence[str], seeds: Sequence[int], workers: int | None
 ) -> dict[str, list[_R]]:
     """Train every variant with every seed.
 
     Args:
-        train: called with name, seed and steps; a function of a module, so that processes can find it.
+        train: called with name and seed; a function of a module, so that processes can find it.
         names: variants.
         seeds: of data, weights and noise.
-        steps: optimiser steps of each run.
         workers: processes; None starts one a CPU core. 1 starts none.
 
     Returns:
@@ -41,12 +40,12 @@ def run_all(
         if workers == 1:
             for name, seed in jobs:
                 bar.set_description(name)
-                done[name, seed] = _single_threaded(train, name, seed, steps)
+                done[name, seed] = _single_threaded(train, name, seed)
                 bar.update()
         else:
             # forked processes would inherit torch's thread pool in an unusable state
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                futures = {pool.submit(_single_threaded, train, name, seed, steps): (name, seed) for name, seed in jobs}
+                futures = {pool.submit(_single_threaded, train, name, seed): (name, seed) for name, seed in jobs}
                 for future in as_completed(futures):
                     done[futures[future]] = future.result()
                     bar.set_description(futures[future][0])
@@ -88,9 +87,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
-def _single_threaded(train: Callable[[str, int, int], _R], name: str, seed: int, steps: int) -> _R:
+def _single_threaded(train: Callable[[str, int], _R], name: str, seed: int) -> _R:
     with _one_thread(), torch.random.fork_rng(devices=[]):
-        return train(name, seed, steps)
+        return train(name, seed)
 
 
 @contextmanager

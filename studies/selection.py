@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def run_selection(
         InputError: unknown variant, bad seeds or too few steps.
     """
     names = check(variants, [variant.name for variant in VARIANTS], seeds, steps)
-    runs = run_all(train, names, seeds, steps, workers)
+    runs = run_all(partial(train, steps=steps), names, seeds, workers)
     return [_summarise(_variant(name), runs[name]) for name in names]
 
 

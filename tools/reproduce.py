@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from studies.default_method.cli import main
+from studies.reproduce import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,0 +1,102 @@
+"""The command line of longer experiments: ``python tools/reproduce.py ...``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from dynavit.cli.arguments import numbers
+from dynavit.cli.program import Parser, require_one_process, run_program
+from dynavit.files import require_folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing of an experiment and print its tables; returns the exit status."""
+    return run_program(lambda: _run(_parser().parse_args(arguments)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="reproduce.py",
+        description="Make a table of the documentation again: what is not there yet is run, and what was stopped goes "
+        "on where it was.",
+    )
+    experiments = parser.add_subparsers(required=True, metavar="EXPERIMENT")
+    method = experiments.add_parser("default-method", help="which method to take, on photographs")
+    method.set_defaults(run=_default_method, output=Path("checkpoints/default-method"))
+    method.add_argument(
+        "--photographs", type=Path, required=True, metavar="DIR", help="Imagenette: train/CLASS, val/CLASS"
+    )
+    method.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of a ViT-S/14, as safetensors")
+    method.add_argument(
+        "--part",
+        default="small",
+        choices=["student", "small", "large", "larger", "training-free"],
+        help="(default: %(default)s)",
+    )
+    method.add_argument("--methods", metavar="NAME;NAME", help="train these only (default: all)")
+    method.add_argument(
+        "--split", default="choose", choices=["choose", "val"], help="images to evaluate on (default: %(default)s)"
+    )
+    method.add_argument(
+        "--times", action="store_true", help="measure speed instead of training; nothing else should run meanwhile"
+    )
+    removal = experiments.add_parser("training-by-removal", help="probes against masks, on the quickstarts")
+    removal.set_defaults(run=_training_by_removal, output=Path("checkpoints/training-by-removal"))
+    removal.add_argument(
+        "--problem", default="quickstart", choices=["quickstart", "quickstart-reid"], help="(default: %(default)s)"
+    )
+    removal.add_argument(
+        "--keep-ratios", type=numbers(float), default="0.7,0.5,0.3", metavar="R,R", help="(default: %(default)s)"
+    )
+    for experiment, seeds in ((method, "0,1,2"), (removal, "0,1,2,3,4")):
+        experiment.add_argument("--seeds", default=seeds, metavar=seeds, help="(default: %(default)s)")
+        experiment.add_argument("--workers", type=int, default=2, metavar="N", help="(default: %(default)s)")
+        experiment.add_argument("--output", type=Path, metavar="DIR", help="(default: %(default)s)")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    from studies.runner import parse_seeds
+
+    require_one_process("reproduce")
+    options.seeds = parse_seeds(options.seeds)
+    require_folder(options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
+    options.run(options)
+
+
+def _default_method(options: argparse.Namespace) -> None:
+    from studies.default_method.experiment import DENSE, run_cells
+    from studies.default_method.parts import PARTS, Sources, compare_training_free, make_student
+    from studies.default_method.report import tables
+    from studies.default_method.times import measure_times
+    from studies.runner import check
+
+    sources = Sources(options.photographs, options.weights, options.output)
+    if options.part == "student":
+        make_student(sources)
+        return
+    if options.part == "training-free":
+        print(compare_training_free(sources, options.split))
+        return
+    part = PARTS[options.part]
+    folder = options.output / f"{part.name}-{options.split}"
+    asked = options.methods and options.methods.split(";")
+    names = check(asked, [DENSE, *part.names], options.seeds, part.recipe.steps)
+    part.make(sources)
+    load = partial(part.load, sources, options.split)
+    if options.times:
+        print(measure_times(part, load().dense, folder.with_name(f"{part.name}-times.json")))
+        return
+    cells = [cell for cell in part.cells(options.seeds) if cell.name in names]
+    run_cells(folder, load, cells, part.recipe, part.evaluated, options.workers)
+    print(tables(folder, options.seeds))
+
+
+def _training_by_removal(options: argparse.Namespace) -> None:
+    from studies.training_by_removal import compare_executions
+
+    print(compare_executions(options.problem, options.keep_ratios, options.seeds, options.output, options.workers))
