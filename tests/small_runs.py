@@ -23,7 +23,7 @@ data:
   workers: 0
 optimizer: {lr: 2.0e-3}
 train: {epochs: 2, log_steps: 1}
-evaluate: {rounds: 2, keep_ratios: [1.0, 0.5], batch_sizes: [2]}
+evaluate: {rounds: 2, keep_ratios: [1.0, 0.5], batch_sizes: [2], rivals: none}
 """
 
 TINY_REID = """
@@ -42,7 +42,7 @@ data:
   workers: 0
 optimizer: {lr: 2.0e-3}
 train: {epochs: 2, log_steps: 1}
-evaluate: {rounds: 2, keep_ratios: [1.0, 0.5], batch_sizes: [2]}
+evaluate: {rounds: 2, keep_ratios: [1.0, 0.5], batch_sizes: [2], rivals: none}
 """
 
 

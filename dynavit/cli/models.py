@@ -28,6 +28,18 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="also let every image keep as many tokens as it needs, on average as many as the ratio says: thresholds "
         "calibrated on training images (number: evaluate.calibration_images)",
     )
+    parser.add_argument(
+        "--rivals",
+        metavar="192,160",
+        help="compare with the dense model on smaller images: heights in pixels, auto for those as fast as the keep "
+        "ratios, or none (default: auto)",
+    )
+    parser.add_argument(
+        "--rival-run",
+        action="append",
+        metavar="DIR",
+        help="compare with another trained model of the same classes, as one of smaller images; may be repeated",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: RUN_DIR)")
     add_overrides(parser)
     add_device(parser)
@@ -35,9 +47,10 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from dynavit.commands.models import evaluate
-    from dynavit.report.rows import is_dense
+    from dynavit.report.rows import is_pruned
     from dynavit.report.summary import explain
-    from dynavit.report.table import format_table
+    from dynavit.report.table import aligned, format_table
+    from dynavit.report.tradeoffs import PRICES, advice, price_columns
     from dynavit.runs.processes import is_main_process
 
     if options.no_timing:
@@ -47,16 +60,22 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.keep_ratios,
         [] if options.no_timing else options.batch_sizes,
         adaptive=options.adaptive or None,
+        rivals=options.rivals,
+        rival_runs=options.rival_run or (),
         overrides=options.overrides,
         output=options.output,
         device=options.device,
     )
     if not is_main_process():
         return
-    if all(is_dense(row) for row in rows):
+    if not any(is_pruned(row) for row in rows):
         print(f"{printable(options.run_dir)} holds a dense model: it has no pruning stages, so there is one row.")
     metric = "map" if any("map" in row for row in rows) else "top1"
     print(f"{format_table(rows, metric)}\n\n{explain(rows, metric)}")
+    if prices := price_columns(rows, metric):
+        print(f"\n{PRICES}\n\n{aligned(prices)}\n")
+    for line in advice(rows, metric):
+        print(line)
     written = printable(options.output or Path(options.run_dir))
     print(f"\nWritten to {written}: report.html, evaluation.json, evaluation.csv, pareto.png")
 

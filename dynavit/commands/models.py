@@ -46,24 +46,29 @@ def evaluate(
     batch_sizes: Sequence[int] | None = None,
     *,
     adaptive: bool | None = None,
+    rivals: str | None = None,
+    rival_runs: Sequence[str | Path] = (),
     overrides: Overrides = (),
     output: str | Path | None = None,
     device: str | None = None,
 ) -> list[Row]:
-    """Evaluate a trained model at several keep ratios, and write tables, figures and a page.
+    """Evaluate a trained model at several keep ratios and against smaller images, and write tables, figures and a page.
 
     Args:
         run_dir: folder of the model, with a ``config.yaml`` or ``overrides`` that name data.
         keep_ratios: r keeps r, r^2, r^3 ... over the stages, or as the count rule says; the configuration's if None.
         batch_sizes: at which speed is measured; the configuration's if None, none if empty.
         adaptive: also let every image keep as many tokens as it needs; the configuration's choice if None.
+        rivals: the dense model on smaller images, not trained on these: ``"192,160"``, heights in pixels; ``"auto"``,
+            those nearest in time to each keep ratio; or ``"none"``. The configuration's if None.
+        rival_runs: folders of other trained models of the same classes, to compare with.
         overrides: settings of data and evaluation, as ``{"data.root": "my_images"}`` or ``["data.root=my_images"]``.
         output: folder for ``evaluation.json``, ``report.html`` and so on; ``run_dir`` if None.
         device: name for torch; CUDA if there is one and None is given.
 
     Returns:
-        A row for each model (see :mod:`dynavit.report.rows`): the dense one that the run started from, then each
-        keep ratio. Of several processes only the main one's have ``throughput``.
+        A row for each model (see :mod:`dynavit.report.rows`): the dense one that the run started from, each keep
+        ratio, then the rivals. Of several processes only the main one's have ``throughput``.
 
     Raises:
         InputError: no such model, no data, an impossible ratio, or a setting that would change nothing.
@@ -71,10 +76,12 @@ def evaluate(
     from dynavit.evaluation.sweep import evaluate_run
     from dynavit.runs.open import open_run
 
-    require_lists(keep_ratios=keep_ratios, batch_sizes=batch_sizes)
+    require_lists(keep_ratios=keep_ratios, batch_sizes=batch_sizes, rival_runs=rival_runs)
     words, idle = as_words(overrides), {}
     if keep_ratios is not None:
         idle["evaluate.keep_ratios"] = "--keep-ratios says it already"
+    if rivals is not None:
+        idle["evaluate.rivals"] = "--rivals says it already"
     if batch_sizes:
         idle["evaluate.batch_sizes"] = "--batch-sizes says it already"
     elif batch_sizes is not None:
@@ -93,7 +100,8 @@ def evaluate(
     if not (configured if adaptive is None else adaptive):
         unread = "training images are read with --adaptive only"
         honour(words, TO_EVALUATE, {"evaluate.calibration_images": unread, "data.train_split": unread})
-    return evaluate_run(run, keep_ratios, batch_sizes, None if output is None else Path(output), adaptive)
+    folder = None if output is None else Path(output)
+    return evaluate_run(run, keep_ratios, batch_sizes, folder, adaptive, rivals, rival_runs)
 
 
 def export(

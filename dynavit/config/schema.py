@@ -229,6 +229,9 @@ class EvaluateConfig:
     over training images as many are kept as the keep ratio says."""
     calibration_images: int = setting(512, within="(0, inf)")
     """Training images, without augmentation, that thresholds are calibrated on."""
+    rivals: str = "auto"
+    """Smaller images for the dense model, to compare with: auto, those nearest in time to each keep ratio; none; or
+    heights in pixels with commas between them."""
 
 
 @dataclass

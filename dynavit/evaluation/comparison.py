@@ -84,8 +84,7 @@ def evaluate_methods(
     rows = make_rows(variants, evaluate_variants(variants, task, data, batch_size, accelerator), task)
     for ratio in ratios if rounds else ():
         members = [number for number, row in enumerate(rows) if row.get("budget_ratio", ratio) == ratio]
-        models = [variants[number].model for number in members]
-        throughputs = time_models(models, task, data, [batch_size], rounds)
+        throughputs = time_models([variants[number] for number in members], task, data, [batch_size], rounds)
         for number, throughput in zip(members, throughputs, strict=True):
             rows[number]["throughput"] = throughput
     return sorted(rows, key=lambda row: (-row.get("budget_ratio", 2.0), -row["top1"]))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from dynavit.config import Config
@@ -17,6 +18,7 @@ from dynavit.cost.macs import closed_form_macs, mean_macs, tokens_per_stage
 from dynavit.errors import InputError
 from dynavit.evaluation.drawings import draw_ranked_lists
 from dynavit.evaluation.results import write_evaluation
+from dynavit.evaluation.rivals import all_smaller_images, nearest, parse_rivals, smaller_images, trained_rival
 from dynavit.evaluation.speed import time_models
 from dynavit.evaluation.variants import Variant, check_adaptive, run_variants
 from dynavit.files import require_folder
@@ -30,6 +32,7 @@ from dynavit.tasks import Evaluation, Task, create_task
 
 _MOST = 65536  # images in a batch that is timed
 _BINS = 10
+_QUICK = 3  # rounds that choose smaller images; what is reported is measured again
 
 
 def evaluate_variants(
@@ -82,8 +85,10 @@ def evaluate_run(
     batch_sizes: Sequence[int] | None = None,
     output: Path | None = None,
     adaptive: bool | None = None,
+    rivals: str | None = None,
+    rival_runs: Sequence[str | Path] = (),
 ) -> list[Row]:
-    """Evaluate a run at several keep ratios and write tables, figures and a page.
+    """Evaluate a run at several keep ratios, beside smaller images, and write tables, figures and a page.
 
     The first row is the dense model that the run started from, on the same data; deltas and speedups are to it. Where
     that never learned these classes, the row has its MACs and speed alone, and deltas are to the run's own model with
@@ -99,10 +104,14 @@ def evaluate_run(
             ``token_counts.png``, ``ranked_lists.png`` and ``report.html`` go; the run's folder if None.
         adaptive: add for each ratio below 1 a row in which every image keeps as many tokens as it needs, by
             thresholds calibrated on training images; the configuration's choice if None.
+        rivals: the dense model on smaller images, not trained on these: heights in pixels with commas between them,
+            ``"auto"`` for those nearest in time to each of the ratios (in MACs where no speed is measured), or
+            ``"none"``; the configuration's if None.
+        rival_runs: folders of other trained models of the same classes, such as one trained on smaller images.
 
     Raises:
-        InputError: the folder has no configuration to take data from, an impossible ratio, or ``adaptive`` for a
-            model that does not choose tokens by scores.
+        InputError: the folder has no configuration to take data from, an impossible ratio, ``adaptive`` for a model
+            that does not choose tokens by scores, or rivals that cannot be made.
     """
     if run.config is None:
         raise InputError(
@@ -127,19 +136,62 @@ def evaluate_run(
     for note in data.notes:
         accelerator.print(note)
     variants = run_variants(run, task, data, settings.keep_ratios if keep_ratios is None else keep_ratios, adaptive)
+    heights = parse_rivals(settings.rivals if rivals is None else rivals)
+    others = [trained_rival(path, run) for path in rival_runs]
+    others = [*_smaller_images(run, task, data, variants, heights, batch_sizes), *others]
     # the ranked lists are those of the model as it was trained, which may be none of the rows
     deployed = next((n for n, variant in enumerate(variants) if _is_deployed(variant.model, run)), len(variants))
     more = [Variant("pruned", 1.0, run.model)] if run.is_reid and deployed == len(variants) else []
     evaluations = evaluate_variants([*variants, *more], task, data, run.config.data.batch_size, accelerator)
-    rows = make_rows(variants, evaluations[: len(variants)], task)
+    found = [*evaluations[: len(variants)], *(_evaluate_rival(rival, run, accelerator) for rival in others)]
+    compared = [*variants, *others]
+    rows = make_rows(compared, found, task)
     if accelerator.is_main_process:
-        models = [variant.model for variant in variants]
-        for row, throughput in zip(rows, time_models(models, task, data, batch_sizes, settings.rounds), strict=True):
+        throughputs = time_models(compared, task, data, batch_sizes, settings.rounds)
+        for row, throughput in zip(rows, throughputs, strict=True):
             row["throughput"] = throughput
         as_deployed = evaluations[deployed] if run.is_reid else None
         ranked = None if as_deployed is None else draw_ranked_lists(run, data, as_deployed.searched)
         write_evaluation(run, rows, output, torch.stack(first_images(data.validation, 4)), task.metric, ranked)
     return rows
+
+
+def _smaller_images(
+    run: Run,
+    task: Task,
+    data: Any,
+    variants: Sequence[Variant],
+    heights: Sequence[int] | None,
+    batch_sizes: Sequence[int],
+) -> list[Variant]:
+    """Return the first variant's model, which keeps all tokens, on smaller images."""
+    dense, pruned = variants[0].model, [variant for variant in variants if variant.kind != "dense"]
+    if heights is not None:
+        return [smaller_images(dense, run.preprocessing, height) for height in heights]
+    if not pruned:
+        return []
+
+    def milliseconds(compared: Sequence[Variant]) -> list[float]:
+        speeds = time_models(compared, task, data, batch_sizes[-1:], _QUICK)
+        return [1 / speed[str(batch_sizes[-1])]["images_per_second"] for speed in speeds]
+
+    def macs(compared: Sequence[Variant]) -> list[float]:
+        return [_macs(variant) for variant in compared]
+
+    every = all_smaller_images(dense, run.preprocessing)
+    chosen = nearest(pruned, every, milliseconds if batch_sizes else macs)
+    (sizes,) = broadcast_object_list([[rival.about["image_size"] for rival in chosen]])  # as measured by the first
+    return [rival for rival in every if rival.about["image_size"] in sizes]
+
+
+def _evaluate_rival(rival: Variant, run: Run, accelerator: Accelerator) -> Evaluation | None:
+    """Return what is found of a rival on images that are prepared as it wants them."""
+    assert run.config is not None
+    assert rival.preprocessing is not None
+    task = create_task(run.config)
+    data = task.open_data(rival.preprocessing, train=False, augment=False, class_names=run.class_names)
+    (evaluation,) = evaluate_variants([rival], task, data, run.config.data.batch_size, accelerator)
+    return evaluation
 
 
 def _is_deployed(model: PrunedViT, run: Run) -> bool:
@@ -148,13 +200,18 @@ def _is_deployed(model: PrunedViT, run: Run) -> bool:
 
 def _row(variant: Variant, evaluation: Evaluation | None, task: Task) -> Row:
     model = variant.model
-    row: Row = {**variant.about, "model": variant.kind, "keep_ratio": variant.keep_ratio}
+    row: Row = {**variant.about, "model": variant.kind}
+    row |= {} if variant.kind == "rival" else {"keep_ratio": variant.keep_ratio}
     if evaluation is not None:
         detail = evaluation.detail
         row |= {**evaluation.metrics, "images": len(detail.values), **task.interval(detail)}
     if evaluation is not None and evaluation.counts is not None:
         return row | _count_statistics(model, evaluation.counts)
-    return row | {"tokens": tokens_per_stage(model), "gmacs": closed_form_macs(model) / 1e9}
+    return row | {"tokens": tokens_per_stage(model), "gmacs": _macs(variant) / 1e9}
+
+
+def _macs(variant: Variant) -> int:
+    return closed_form_macs(variant.model, image_size=variant.image_size)
 
 
 def _count_statistics(model: PrunedViT, counts: Tensor) -> Row:

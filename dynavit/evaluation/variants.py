@@ -28,11 +28,12 @@ class Variant:
     """A model to evaluate, and what its row says of it.
 
     Attributes:
-        kind: "dense", "pruned", or "adaptive" where it has thresholds.
+        kind: "dense", "pruned", "adaptive" where it has thresholds, or "rival" (see :mod:`dynavit.evaluation.rivals`).
         keep_ratio: what it keeps, on average where images differ.
         model: in eval mode.
         trained: on these classes, so that its accuracy means something.
         about: what else stands in its row.
+        preprocessing: of its own images; None for what sees the same ones as the first.
     """
 
     kind: str
@@ -40,6 +41,15 @@ class Variant:
     model: PrunedViT
     trained: bool = True
     about: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of its own images in pixels; None for what sees the same ones as the first."""
+        if self.preprocessing is None:
+            return None
+        height, width = self.preprocessing["image_size"]
+        return height, width
 
 
 def run_variants(run: Run, task: Task, data: Any, ratios: Sequence[float], adaptive: bool) -> list[Variant]:

@@ -18,6 +18,7 @@ from dynavit.files import write_text
 from dynavit.report.rows import is_adaptive, is_dense
 from dynavit.report.summary import explain, headline
 from dynavit.report.table import evaluation_columns
+from dynavit.report.tradeoffs import advice, price_columns
 from dynavit.tables import Row
 
 Picture = str | Path | bytes | Image.Image
@@ -71,6 +72,8 @@ def render_report(
         title=title,
         headline=_typeset(headline(rows, metric)),
         explanation=_typeset(explain(rows, metric)),
+        advice=[_typeset(line) for line in advice(rows, metric)],
+        prices=[(column, [_typeset(cell) for cell in column.cells]) for column in price_columns(rows, metric)],
         adaptive=any(is_adaptive(row) for row in rows),
         groups=groups,
         columns=table,

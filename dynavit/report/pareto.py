@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dynavit.errors import InputError
 from dynavit.report.figures import Target, save_figure
-from dynavit.report.rows import batch_sizes, is_adaptive, is_dense, metric_name, ratio_text, require_rows, throughput
+from dynavit.report.rows import (
+    batch_sizes,
+    has_smaller_images,
+    is_adaptive,
+    is_dense,
+    is_pruned,
+    is_rival,
+    is_trained_rival,
+    metric_name,
+    ratio_text,
+    require_rows,
+    throughput,
+)
 from dynavit.report.style import COLOURS, INK, finish, new_figure
 from dynavit.tables import Row
 
@@ -45,12 +57,17 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
             best = row[metric] >= max(other[metric] for other in rows)
             offset, side = ((0, 9), "bottom") if best else ((0, -9), "top")
             _write(cost, "dense", (x, row[metric]), offset, ha="center", va=side, weight="bold")
+        elif is_rival(row):
+            _write(cost, _rival_label(row), (x, row[metric]), (-5, 4), va="bottom", ha="right", alpha=0.75)
         elif not is_adaptive(row):  # the curve falls to the left: below it and to the right is room
             _write(cost, ratio_text(row), (x, row[metric]), (5, -4), va="top")
     _label(cost, "GMACs per image", metric)
-    if any(is_adaptive(row) for row in rows):
-        cost.plot([], [], label="same number of tokens in every image", **_line(INK))
-        cost.plot([], [], label="as many as each image needs", **_line(INK, adaptive=True))
+    legend = {is_pruned: "pruned", is_adaptive: "as many tokens as each image needs"}
+    legend |= {has_smaller_images: "dense, smaller images (px)", is_trained_rival: "other models"}
+    shown = [kind for kind in legend if any(kind(row) for row in rows)]
+    if len(shown) > 1:
+        for kind in shown:
+            cost.plot([], [], label=legend[kind], **_STYLES[kind](INK))
         cost.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
 
     if sizes:
@@ -65,6 +82,8 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
         for x, row in fastest.values():  # a row has one height, so one label serves all batch sizes
             if ratio_text(row) == "1.0":  # beside the dense model's diamond
                 _write(speed, "1.0", (x, row[metric]), (-5, -4), va="top", ha="right")
+            elif is_rival(row):
+                _write(speed, _rival_label(row), (x, row[metric]), (-5, -4), va="top", ha="right", alpha=0.75)
             elif not (is_dense(row) or is_adaptive(row)):
                 _write(speed, ratio_text(row), (x, row[metric]), (6, 3), va="bottom")
         if any(is_dense(row) for _, row in fastest.values()):
@@ -128,30 +147,46 @@ def plot_methods(rows: Sequence[Row], path: Target, metric: str = "top1") -> Non
 
 
 def _draw(axes: Axes, points: Sequence[tuple[float, Row]], metric: str, colour: str, label: str | None = None) -> None:
-    """Draw pruned rows as a line, adaptive ones as another, dense ones as diamonds; each point is ``(x, row)``."""
-    for adaptive in (False, True):
-        line = [point for point in points if not is_dense(point[1]) and is_adaptive(point[1]) == adaptive]
-        line.sort(key=lambda point: point[0])
-        if line or not adaptive:
-            axes.plot(
-                [x for x, _ in line],
-                [row[metric] for _, row in line],
-                label=None if adaptive else label,
-                **_line(colour, adaptive),
-            )
-    for x, row in points:
-        if is_dense(row):
-            axes.plot(x, row[metric], **_diamond(colour))
+    """Draw rows of each kind in its style; each point is ``(x, row)``."""
+    for kind, style in _STYLES.items():
+        line = sorted(((x, row[metric]) for x, row in points if kind(row)), key=lambda point: point[0])
+        if line or kind is is_pruned:
+            xs, ys = [x for x, _ in line], [y for _, y in line]
+            axes.plot(xs, ys, label=label if kind is is_pruned else None, **style(colour))
 
 
-def _line(colour: str, adaptive: bool = False) -> dict[str, Any]:
-    style = {"color": colour, "marker": "o", "markersize": 5, "linewidth": 1.6}
-    return style | {"linestyle": "--", "markerfacecolor": "white"} if adaptive else style
+def _rival_label(row: Row) -> str:
+    return str(row["image_size"][0]) if has_smaller_images(row) else str(row["rival"])
+
+
+def _line(colour: str) -> dict[str, Any]:
+    return {"color": colour, "marker": "o", "markersize": 5, "linewidth": 1.6}
+
+
+def _dashed(colour: str) -> dict[str, Any]:
+    return _line(colour) | {"linestyle": "--", "markerfacecolor": "white"}
+
+
+def _dotted(colour: str) -> dict[str, Any]:
+    return _line(colour) | {"linestyle": ":", "linewidth": 1.2, "marker": "s", "markerfacecolor": "white"}
+
+
+def _squares(colour: str) -> dict[str, Any]:
+    return _line(colour) | {"linestyle": "none", "marker": "s"}
 
 
 def _diamond(colour: str) -> dict[str, Any]:
     edge = {"markeredgecolor": colour, "markeredgewidth": 1.8}
     return {"marker": "D", "markersize": 8, "color": "white", "linestyle": "none", "zorder": 3, **edge}
+
+
+_STYLES: dict[Callable[[Row], bool], Callable[[str], dict[str, Any]]] = {
+    is_pruned: _line,
+    is_adaptive: _dashed,
+    has_smaller_images: _dotted,
+    is_trained_rival: _squares,
+    is_dense: _diamond,
+}
 
 
 def _write(axes: Axes, text: str, point: tuple[float, float], offset: tuple[int, int], **style: Any) -> None:

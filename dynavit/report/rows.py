@@ -2,9 +2,11 @@
 
 A row is a mapping, as ``evaluation.json`` holds a list of them, and ``methods.json`` under ``rows``:
 
-- ``model``: "dense" for the starting checkpoint, "pruned", or "adaptive" where images keep different numbers of
-  tokens;
+- ``model``: "dense" for the starting checkpoint, "pruned", "adaptive" where images keep different numbers of tokens,
+  or "rival" for what one would do instead of pruning;
 - ``keep_ratio``: a number, or one a stage; ``tokens``: patch tokens kept after each stage;
+- of "rival" rows ``rival``, what it is called; ``image_size``, the height and width of its images in pixels; and
+  ``rival_run``, its folder, unless it is the dense model on smaller images;
 - ``gmacs``: 1e9 multiply-accumulates an image; ``gmacs_ratio``: the dense model's over these;
 - of "adaptive" rows, whose ``tokens`` and ``gmacs`` are means over images: ``tokens_p95``, which 95 % of the images do
   not exceed after the last stage; ``tokens_histogram``, ``{"edges": 11 numbers, "images": 10 counts}``, how many images
@@ -54,9 +56,29 @@ def is_dense(row: Row) -> bool:
     return bool(row["model"] == "dense")
 
 
+def is_pruned(row: Row) -> bool:
+    """Whether this keeps the same number of tokens in every image."""
+    return bool(row["model"] == "pruned")
+
+
 def is_adaptive(row: Row) -> bool:
     """Whether images keep as many tokens as each needs."""
     return bool(row["model"] == "adaptive")
+
+
+def is_rival(row: Row) -> bool:
+    """Whether this is what one would do instead of pruning, such as smaller images."""
+    return bool(row["model"] == "rival")
+
+
+def has_smaller_images(row: Row) -> bool:
+    """Whether this is the dense model on smaller images, without training on these."""
+    return is_rival(row) and "rival_run" not in row
+
+
+def is_trained_rival(row: Row) -> bool:
+    """Whether this is another trained model."""
+    return is_rival(row) and "rival_run" in row
 
 
 def compares_methods(rows: Sequence[Row]) -> bool:
@@ -70,7 +92,7 @@ def accuracy_base(rows: Sequence[Row], metric: str) -> int:
     That is the dense model if its accuracy is known, else the run's own model with all tokens kept, else the first.
     """
     known = [number for number, row in enumerate(rows) if row.get(metric) is not None]
-    whole = [n for n in known if not is_adaptive(rows[n]) and not is_dense(rows[n]) and first_ratio(rows[n]) == 1]
+    whole = [n for n in known if is_pruned(rows[n]) and first_ratio(rows[n]) == 1]
     return next(iter([*(n for n in known if is_dense(rows[n])), *whole, *known]), 0)
 
 
@@ -81,6 +103,8 @@ def base_name(rows: Sequence[Row]) -> str:
 
 def row_name(row: Row) -> str:
     """Return what a row is called in a sentence."""
+    if is_rival(row):
+        return str(row["rival"])
     return "the dense model" if is_dense(row) else f"keep ratio {ratio_text(row)}"
 
 

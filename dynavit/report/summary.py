@@ -9,6 +9,7 @@ from dynavit.report.rows import (
     base_name,
     first_ratio,
     is_dense,
+    is_rival,
     metric_name,
     ratio_text,
     require_rows,
@@ -34,7 +35,7 @@ def headline(rows: Sequence[Row], metric: str = "top1") -> str:
     """
     require_rows(rows)
     name, base = metric_name(metric), accuracy_base(rows, metric)
-    pruned = [row for row in rows if not is_dense(row)]
+    pruned = [row for row in rows if not is_dense(row) and not is_rival(row)]
     if not pruned:
         parts = [f"{significant(rows[0]['gmacs'])} GMACs"] if "gmacs" in rows[0] else []
         parts += [f"{rows[0][metric]:.1f} % {name}"] if metric in rows[0] else []

@@ -170,7 +170,7 @@ def signed(value: float, decimals: int) -> str:
 
 def _model_columns(rows: Sequence[Row]) -> list[Column]:
     columns = [
-        Column("model", [str(row["model"]) for row in rows], left=True),
+        Column("model", [str(row.get("rival", row["model"])) for row in rows], left=True),
         Column("keep ratio", [ratio_text(row) for row in rows]),
         Column("tokens", ["/".join(map(_count, row.get("tokens") or [])) or _NOTHING for row in rows]),
     ]

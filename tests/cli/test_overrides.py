@@ -83,7 +83,13 @@ def test_data_may_be_named_for_a_model_without_a_configuration(
     words = [word.format(data=data) for word in words]
     assert main(["evaluate", str(saved), *QUICK, "--output", str(tmp_path), "data.workers=0", *words]) == 0
     rows = json.loads((tmp_path / "evaluation.json").read_text())
-    assert [row.get("top1") is None for row in rows] == [True, False, False]  # nothing is known of a dense model
+    # nothing is known of a dense model; smaller images are looked at by the run's own, all tokens kept
+    assert [(row["model"], row.get("top1") is None) for row in rows[:3]] == [
+        ("dense", True),
+        ("pruned", False),
+        ("pruned", False),
+    ]
+    assert all(row["model"] == "rival" and row["top1"] is not None for row in rows[3:])
     assert "model: accuracy against cost" in (tmp_path / "report.html").read_text()
 
 
@@ -112,6 +118,7 @@ def test_preprocessing_is_honoured(run: Path, saved: Path) -> None:
 
 def test_data_and_evaluation_are_honoured(run: Path, tmp_path: Path) -> None:
     words = ["data.validation_split=other", "evaluate.keep_ratios=[1.0, 0.3]", "evaluate.batch_sizes=[1]"]
+    words += ["evaluate.rivals=none"]
     assert main(["evaluate", str(run), "--output", str(tmp_path), *words, "evaluate.rounds=1"]) == 0
     rows = json.loads((tmp_path / "evaluation.json").read_text())
     assert [row["keep_ratio"] for row in rows] == [1.0, 1.0, 0.3]

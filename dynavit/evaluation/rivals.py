@@ -1,0 +1,99 @@
+"""What one would do instead of pruning: give the dense model smaller images, or take another trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from dynavit.errors import InputError
+from dynavit.evaluation.variants import Variant
+from dynavit.models import PrunedViT, prune
+from dynavit.runs.open import Run, open_run
+
+AUTO, NONE = "auto", "none"
+_LEAST = 3  # rows of patches of the smallest image
+
+
+def parse_rivals(text: str) -> list[int] | None:
+    """Return the heights that a setting names: None for ``auto``, an empty list for ``none``.
+
+    Raises:
+        InputError: neither of these nor whole numbers with commas between them.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if words in ([AUTO], [NONE]):
+        return None if words == [AUTO] else []
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise InputError(
+            f"evaluate.rivals={text} (--rivals): auto, none, or heights in pixels with commas between them, as 192,160."
+        )
+    return [int(word) for word in words]
+
+
+def smaller_images(dense: PrunedViT, preprocessing: dict[str, Any], height: int) -> Variant:
+    """Return a dense model on images of ``height`` pixels, their width in proportion.
+
+    Args:
+        dense: in eval mode.
+        preprocessing: how images are prepared for it.
+        height: a multiple of the patch size, below that of its images.
+
+    Raises:
+        InputError: another height.
+    """
+    own, patch = preprocessing["image_size"], dense.adapter.patch_size
+    if height % patch[0] or not 0 < height < own[0]:
+        raise InputError(
+            f"evaluate.rivals={height} (--rivals): give a multiple of {patch[0]} pixels, the patch size, below "
+            f"{own[0]}, the height of the images."
+        )
+    size = height, max(round(own[1] * height / own[0] / patch[1]), 1) * patch[1]
+    name = f"dense, {height} px" if height == size[1] else f"dense, {height}x{size[1]} px"
+    about = {"rival": name, "image_size": list(size)}
+    return Variant("rival", 1.0, at_size(dense, size), about=about, preprocessing={**preprocessing, "image_size": size})
+
+
+def all_smaller_images(dense: PrunedViT, preprocessing: dict[str, Any]) -> list[Variant]:
+    """Return a dense model on images of every smaller size, the largest first, one row of patches from each other."""
+    rows, step = dense.adapter.grid_of(preprocessing["image_size"])[0], dense.adapter.patch_size[0]
+    return [smaller_images(dense, preprocessing, step * count) for count in range(rows - 1, _LEAST - 1, -1)]
+
+
+def nearest(
+    pruned: Sequence[Variant], rivals: Sequence[Variant], cost: Callable[[Sequence[Variant]], Sequence[float]]
+) -> list[Variant]:
+    """Return of rivals those that cost nearest to each of the pruned variants, each once, in the order given."""
+    costs = [*cost([*pruned, *rivals])] if pruned and rivals else []
+    wanted, offered = costs[: len(pruned)], costs[len(pruned) :]
+    chosen = {min(range(len(offered)), key=lambda place: abs(offered[place] - value)) for value in wanted}
+    return [rivals[place] for place in sorted(chosen)]
+
+
+def trained_rival(path: str | Path, run: Run) -> Variant:
+    """Return the model of another run, which has to know the same classes.
+
+    Raises:
+        InputError: no such run, or one of another task or of other classes.
+    """
+    other = open_run(path, device=str(run.device))
+    if other.is_reid != run.is_reid:
+        task = "re-identification" if other.is_reid else "classification"
+        raise InputError(f"--rival-run {path}: a model for {task}, which the run that is evaluated is not.")
+    if not run.is_reid and other.class_names != run.class_names:
+        raise InputError(f"--rival-run {path}: its classes are not those of {run.path}, in the same order.")
+    name, size = Path(path).resolve().name, list(other.preprocessing["image_size"])
+    about = {"rival": name, "rival_run": str(path), "image_size": size}
+    return Variant("rival", 1.0, other.model.eval(), about=about, preprocessing=other.preprocessing)
+
+
+def at_size(dense: PrunedViT, size: tuple[int, int]) -> PrunedViT:
+    """Return a dense model for images ``size`` pixels high and wide: positions are resampled, other weights shared."""
+    if not hasattr(dense.backbone, "set_input_size"):
+        return dense  # takes images of any size as it is
+    shared = {id(weight): weight for weight in dense.backbone.parameters()}
+    model = prune(deepcopy(dense.backbone, shared), stages=())
+    model.neck, model.side, model.metadata = dense.neck, dense.side, dense.metadata
+    model.set_input_size(img_size=size)
+    return model.eval()
