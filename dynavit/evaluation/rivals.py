@@ -85,7 +85,8 @@ def trained_rival(path: str | Path, run: Run) -> Variant:
         raise InputError(f"--rival-run {path}: its classes are not those of {run.path}, in the same order.")
     name, size = Path(path).resolve().name, list(other.preprocessing["image_size"])
     about = {"rival": name, "rival_run": str(path), "image_size": size}
-    return Variant("rival", 1.0, other.model.eval(), about=about, preprocessing=other.preprocessing)
+    ratios = list(other.model.keep_ratios) or 1.0
+    return Variant("rival", ratios, other.model.eval(), about=about, preprocessing=other.preprocessing)
 
 
 def at_size(dense: PrunedViT, size: tuple[int, int]) -> PrunedViT:

@@ -200,8 +200,7 @@ def _is_deployed(model: PrunedViT, run: Run) -> bool:
 
 def _row(variant: Variant, evaluation: Evaluation | None, task: Task) -> Row:
     model = variant.model
-    row: Row = {**variant.about, "model": variant.kind}
-    row |= {} if variant.kind == "rival" else {"keep_ratio": variant.keep_ratio}
+    row: Row = {**variant.about, "model": variant.kind, "keep_ratio": variant.keep_ratio}
     if evaluation is not None:
         detail = evaluation.detail
         row |= {**evaluation.metrics, "images": len(detail.values), **task.interval(detail)}

@@ -29,7 +29,7 @@ class Variant:
 
     Attributes:
         kind: "dense", "pruned", "adaptive" where it has thresholds, or "rival" (see :mod:`dynavit.evaluation.rivals`).
-        keep_ratio: what it keeps, on average where images differ.
+        keep_ratio: what it keeps, on average where images differ, or what each stage keeps.
         model: in eval mode.
         trained: on these classes, so that its accuracy means something.
         about: what else stands in its row.
@@ -37,7 +37,7 @@ class Variant:
     """
 
     kind: str
-    keep_ratio: float
+    keep_ratio: float | Sequence[float]
     model: PrunedViT
     trained: bool = True
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -75,9 +75,9 @@ def run_variants(run: Run, task: Task, data: Any, ratios: Sequence[float], adapt
     variants = [Variant("dense", 1.0, dense or _without_stages(run.model), trained=dense is not None)]
     pruned = [Variant("pruned", ratio, run.model.at_ratio(ratio)) for ratio in ratios]
     twins = iter(_adaptive_twins(run, task, data, [ratio for ratio in ratios if ratio < 1]) if adaptive else ())
-    for variant in pruned:
+    for variant, ratio in zip(pruned, ratios, strict=True):
         variants.append(variant)
-        if adaptive and variant.keep_ratio < 1:
+        if adaptive and ratio < 1:
             variants.append(next(twins))
     return variants
 

@@ -122,7 +122,7 @@ def first_ratio(row: Row) -> float:
 def ratio_text(row: Row) -> str:
     """Return a row's keep ratio as text: ``0.7``, or ``0.7/0.5/0.3`` where stages have their own; ``-`` if dense."""
     ratio = row.get("keep_ratio")
-    if ratio is None or is_dense(row):
+    if ratio is None or is_dense(row) or has_smaller_images(row):
         return "-"
     ratios = ratio if isinstance(ratio, Sequence) else [ratio]
     return "/".join(str(round(float(r), 3)) for r in ratios)

@@ -114,7 +114,7 @@ def test_rivals_stand_beside_the_ratios_on_the_same_images(runs: tuple[Path, Pat
     }
     assert (other["delta_top1"], other["delta_top1_low"], other["delta_top1_high"]) == (0, 0, 0)
     assert rows[3]["gmacs"] < rows[2]["gmacs"] < first["gmacs"]
-    assert all("keep_ratio" not in row and row["throughput"]["2"]["speedup"] > 0 for row in rows[2:])
+    assert all(row["throughput"]["2"]["speedup"] > 0 for row in rows[2:])
     assert all(row["images"] == 12 for row in rows)
     assert "dense, 24 px" in (tmp_path / "report.html").read_text()
 
@@ -133,6 +133,12 @@ def test_a_smaller_image_is_made_of_the_file(runs: tuple[Path, Path], tmp_path: 
     alone = dynavit.evaluate(small, batch_sizes=[], overrides={"data.root": str(data.data.root)}, output=tmp_path)
     assert rows[-1]["top1"] == alone[0]["top1"]
     assert rows[-1]["gmacs"] == alone[0]["gmacs"]
+
+
+def test_a_pruned_rival_says_what_it_keeps(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    row = evaluate_run(open_run(runs[0]), [], [], tmp_path, rivals="none", rival_runs=[runs[0]])[-1]
+    assert (row["rival"], row["keep_ratio"], row["tokens"]) == ("pruned", [0.5, 0.25], [8, 4])
+    assert "0.5/0.25" in (tmp_path / "report.html").read_text()
 
 
 def test_without_speed_the_nearest_macs_decide(runs: tuple[Path, Path], tmp_path: Path) -> None:
