@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LEAST_SPAN = 4.0  # points of accuracy; less would make noise look like a result
+_RIVALS_BELOW = 1.0  # so many times the span of the other rows may rivals lie below these
 _LOG_FROM = 6.0  # speeds this many times apart are drawn on a logarithmic axis
 _MARKERS = "osv^DPX*<>"
 
@@ -58,7 +59,7 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
             offset, side = ((0, 9), "bottom") if best else ((0, -9), "top")
             _write(cost, "dense", (x, row[metric]), offset, ha="center", va=side, weight="bold")
         elif is_rival(row):
-            _write(cost, _rival_label(row), (x, row[metric]), (-5, 4), va="bottom", ha="right", alpha=0.75)
+            _write(cost, _rival_label(row), (x, row[metric]), (6, -3), va="top", alpha=0.75)
         elif not is_adaptive(row):  # the curve falls to the left: below it and to the right is room
             _write(cost, ratio_text(row), (x, row[metric]), (5, -4), va="top")
     _label(cost, "GMACs per image", metric)
@@ -80,10 +81,10 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
             for x, row in points:
                 fastest[id(row)] = max(fastest.get(id(row), (0.0, row)), (x, row), key=lambda point: point[0])
         for x, row in fastest.values():  # a row has one height, so one label serves all batch sizes
-            if ratio_text(row) == "1.0":  # beside the dense model's diamond
-                _write(speed, "1.0", (x, row[metric]), (-5, -4), va="top", ha="right")
-            elif is_rival(row):
+            if is_rival(row):
                 _write(speed, _rival_label(row), (x, row[metric]), (-5, -4), va="top", ha="right", alpha=0.75)
+            elif ratio_text(row) == "1.0":  # beside the dense model's diamond
+                _write(speed, "1.0", (x, row[metric]), (-5, -4), va="top", ha="right")
             elif not (is_dense(row) or is_adaptive(row)):
                 _write(speed, ratio_text(row), (x, row[metric]), (6, 3), va="bottom")
         if any(is_dense(row) for _, row in fastest.values()):
@@ -101,6 +102,7 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
             columnspacing=1.4,
             handletextpad=0.5,
         )
+    _cut_off(cost, [row[metric] for row in rows if not is_rival(row)])
     save_figure(figure, path)
 
 
@@ -202,6 +204,13 @@ def _label(axes: Axes, x_label: str, metric: str) -> None:
         middle = (low + high) / 2
         axes.set_ylim(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)
     finish(axes)
+
+
+def _cut_off(axes: Axes, values: Sequence[float]) -> None:
+    """Let rivals that are far behind fall out of the picture, where what is compared with them would be flattened."""
+    low, high = axes.get_ylim()
+    span = max(max(values) - min(values), _LEAST_SPAN)
+    axes.set_ylim(max(low, min(values) - _RIVALS_BELOW * span), high)
 
 
 def _use_log_scale(axes: Axes) -> None:

@@ -113,3 +113,21 @@ def test_adaptive_rows_are_a_line_of_their_own(tmp_path: Path, figures: list[Fig
     assert [text.get_text() for text in speed.get_legend().get_texts()] == ["batch 1", "batch 8", "dense"]
     plot_pareto(ROWS, tmp_path / "pareto.png")
     assert figures[1].axes[0].get_legend() is None
+
+
+def test_rivals_have_lines_of_their_own_and_fall_out_of_the_picture(tmp_path: Path, figures: list[Figure]) -> None:
+    sizes = [
+        {"model": "rival", "rival": f"dense, {size} px", "image_size": [size, size], "keep_ratio": 1.0, "gmacs": gmacs}
+        for size, gmacs in ((160, 2.4), (192, 3.4))
+    ]
+    other = {"model": "rival", "rival": "tiny", "rival_run": "runs/tiny", "image_size": [224, 224], "gmacs": 1.3}
+    rows = [*ROWS, *(one | {"top1": top1} for one, top1 in zip(sizes, (30.0, 78.0), strict=True)), other | {"top1": 76}]
+    plot_pareto([row | {"throughput": {}} for row in rows], tmp_path / "pareto.png")
+    (cost,) = figures[0].axes
+    lines = [line.get_xydata().tolist() for line in cost.lines]
+    assert [[2.4, 30.0], [3.4, 78.0]] in lines
+    assert [[1.3, 76.0]] in lines
+    assert {"160", "192", "tiny"} <= set(texts(cost))
+    assert 70 < cost.get_ylim()[0] < 76  # 77 minus the span of what is no rival, 4 points at least
+    labels = [text.get_text() for text in cost.get_legend().get_texts()]
+    assert labels == ["pruned", "dense, smaller images (px)", "other models"]
