@@ -38,6 +38,11 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def words(text: str) -> list[str]:
+    """Return words with commas between them."""
+    return [word.strip() for word in text.split(",")]
+
+
 def numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
     """Return a parser of positive numbers with commas between them."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dynavit.cli.arguments import add_device, command, mapping, numbers, refuse
+from dynavit.cli.arguments import add_device, command, mapping, numbers, refuse, words
 from dynavit.text import printable
 
 
@@ -16,7 +16,7 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--backbone", default="deit_small_patch16_224", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--keep-ratios", type=numbers(float), metavar="0.7,0.5", help="(default: 0.7)")
     parser.add_argument("--batch-sizes", type=numbers(int), metavar="1,8,32", help="(default: 1,8,32; selectors: 256)")
-    parser.add_argument("--dtypes", metavar="float32,bfloat16", help="float16, too (default: float32)")
+    parser.add_argument("--dtypes", type=words, metavar="float32,bfloat16", help="float16, too (default: float32)")
     parser.add_argument(
         "--selector", metavar="NAME", help="of learned scores (default: the default method, which learns none)"
     )
@@ -27,6 +27,13 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--training", action="store_true", help="time training steps, masked and gathered, and their memory"
     )
     parser.add_argument("--teacher", action="store_true", help="with --training: also with distillation from a teacher")
+    parser.add_argument(
+        "--rivals",
+        type=words,
+        metavar="auto,NAME",
+        help="also time the dense model on smaller images, auto for those as fast as the pruned ones or heights in "
+        "pixels, and other timm models",
+    )
     parser.add_argument("--selectors", action="store_true", help="time every selector against one block instead")
     parser.add_argument("--model-kwargs", type=mapping, metavar="JSON", help="for timm, as '{\"img_size\": 384}'")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each is timed (default: 7)")
@@ -42,7 +49,7 @@ def _benchmark(options: argparse.Namespace) -> None:
 
     common = {name: getattr(options, name) for name in ("rounds", "model_kwargs", "output", "device")}
     if options.selectors:
-        models_only = ("keep_ratios", "dtypes", "selector", "methods", "training", "teacher")
+        models_only = ("keep_ratios", "dtypes", "selector", "methods", "training", "teacher", "rivals")
         refuse(options, "means nothing with --selectors", *models_only)
         table = format_selectors(benchmark_selectors(options.backbone, options.batch_sizes or [256], **common))
     else:
@@ -52,11 +59,12 @@ def _benchmark(options: argparse.Namespace) -> None:
             options.backbone,
             options.keep_ratios or [0.7],
             options.batch_sizes or [1, 8, 32],
-            [name.strip() for name in (options.dtypes or "float32").split(",")],
+            options.dtypes or ["float32"],
             selector=options.selector,
             methods=options.methods or (),
             training=options.training,
             teacher=options.teacher,
+            rivals=options.rivals or (),
             **common,
         )
         table = format_models(rows)

@@ -154,6 +154,7 @@ def benchmark(
     methods: Sequence[str | Path] = (),
     training: bool = False,
     teacher: bool = False,
+    rivals: Sequence[int | str] = (),
     rounds: int = 7,
     model_kwargs: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
@@ -170,6 +171,8 @@ def benchmark(
         methods: configurations, as files or names such as ``"methods/evit"``, in place of that.
         training: time training steps instead, and measure their memory.
         teacher: time these with distillation from a dense teacher, too.
+        rivals: also time the dense model on smaller images, by their height in pixels or ``"auto"`` for those as fast
+            as the pruned models, and other timm models, by name.
         rounds: how often each is timed.
         model_kwargs: further arguments of ``timm.create_model``.
         output: file that ends in ``.json``, to which the numbers are written.
@@ -186,7 +189,7 @@ def benchmark(
     from dynavit.evaluation.methods import read_methods
     from dynavit.runs.open import choose_device
 
-    require_lists(keep_ratios=keep_ratios, dtypes=dtypes, methods=methods)
+    require_lists(keep_ratios=keep_ratios, dtypes=dtypes, methods=methods, rivals=rivals)
     _check_common(output, rounds, batch_sizes)
     rows = benchmark_models(
         backbone,
@@ -197,6 +200,7 @@ def benchmark(
         methods=read_methods(methods) if methods else (),
         training=training,
         teacher=teacher,
+        rivals=[str(rival) for rival in rivals],
         device=choose_device(device),
         rounds=rounds,
         model_kwargs=model_kwargs,

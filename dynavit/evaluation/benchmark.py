@@ -23,7 +23,9 @@ from dynavit.cost.timing import measure, median_interval, median_ratio
 from dynavit.errors import InputError
 from dynavit.evaluation.methods import Method
 from dynavit.evaluation.oracle import oracle
+from dynavit.evaluation.rivals import AUTO, all_smaller_images, nearest, untrained_rivals
 from dynavit.evaluation.training_steps import WITH_TEACHER, training_steps
+from dynavit.evaluation.variants import Variant
 from dynavit.functional import num_keep
 from dynavit.models import PrunedViT, create_model, prune
 from dynavit.selectors import Selector, create_selector, list_selectors
@@ -47,11 +49,12 @@ def benchmark_models(
     methods: Sequence[Method] = (),
     training: bool = False,
     teacher: bool = False,
+    rivals: Sequence[str] = (),
     device: torch.device | str = "cpu",
     rounds: int = 7,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Row]:
-    """Time pruned models against the dense timm model and against the oracle.
+    """Time pruned models against the dense timm model, against the oracle, and against what one would do instead.
 
     The oracle is what pruning could save at best: the same blocks on a sequence that is cut to the same
     lengths before each stage's block, without scoring or gathering. Inference has weights and images in the given
@@ -69,6 +72,8 @@ def benchmark_models(
         training: time training steps instead, in mask and, where the selector allows it, gather execution.
         teacher: time these a second time with distillation from a dense teacher, which the dense model and the oracle
             they are compared with then have, too.
+        rivals: heights in pixels, at which the dense model is timed on smaller images, ``"auto"`` for those nearest
+            in time to each pruned model, and names of other timm models.
         device: where to run.
         rounds: how often each is timed.
         model_kwargs: further arguments of ``timm.create_model``.
@@ -79,10 +84,12 @@ def benchmark_models(
         over rounds; ``share``, the oracle's time over the pruned model's, as [median, low, high] of a 95 % interval;
         ``macs_ratio``; and in inference, unless methods are given, ``stages``: by block number, how many times faster
         the model is with that stage. In training also ``teacher``, whether there was one, and of a step of the three
-        ``saved_bytes`` and on CUDA ``peak_bytes`` (see :class:`~dynavit.cost.memory.StepMemory`).
+        ``saved_bytes`` and on CUDA ``peak_bytes`` (see :class:`~dynavit.cost.memory.StepMemory`). Rows of rivals
+        have no ``keep_ratio``, oracle or stages.
 
     Raises:
-        InputError: an unknown name, an impossible value, a method that needs images, or a teacher where nothing trains.
+        InputError: an unknown name, an impossible value, a method that needs images, a teacher where nothing trains,
+            or rivals where something does.
     """
     unknown = [name for name in dtypes if name not in _DTYPES]
     if unknown:
@@ -96,7 +103,12 @@ def benchmark_models(
         raise InputError(
             "teacher=True (--teacher): training steps alone have one; time these, with training=True (--training)."
         )
-    dense = create_model(backbone, stages=(), **(model_kwargs or {})).to(device)
+    if rivals and training:
+        raise InputError("rivals (--rivals): they are timed in inference alone; leave them out of training=True.")
+    dense = create_model(backbone, stages=(), **(model_kwargs or {})).to(device).eval()
+    others = untrained_rivals(dense, [name for name in rivals if name != AUTO])
+    ladder = all_smaller_images(dense, {"image_size": checked_size(dense, None)}) if AUTO in rivals else []
+    ladder = [rival for rival in ladder if str(rival.about["image_size"][0]) not in rivals]
     named = [(one.name, {**one.parts, "stages": one.stages_in(dense.adapter.depth)}) for one in methods]
     named = named or [("default" if selector is None else selector, {"selector": selector})]
     cases = [(name, parts, ratio) for name, parts in named for ratio in keep_ratios]
@@ -114,6 +126,7 @@ def benchmark_models(
             else:
                 calls = _inference(dense, models, images, dtype)
                 calls |= {} if methods else _without_each_stage(models, selector, images.to(dtype))
+                calls |= _rivals([*ladder, *others], batch_size, dtype)
             seconds = measure(calls, rounds=rounds)
             memory = {call: step_memory(step, [dense, *models]) for call, step in calls.items()} if training else {}
         for number, ending, run in product(range(len(models)), ("", WITH_TEACHER), _RUNS):
@@ -134,6 +147,11 @@ def benchmark_models(
             else:
                 row["stages"] = _stage_gains(models[number], number, seconds)
             rows.append(row)
+        for rival in [*_nearest(ladder, seconds), *others]:
+            compared = {"dense": "dense", "pruned": str(rival.about["rival"])}
+            row = {"method": compared["pruned"], "dtype": name, "batch_size": batch_size, "run": "inference"}
+            row |= {"tokens": [], "macs_ratio": closed_form_macs(dense) / rival.macs}
+            rows.append(row | _speed(compared, seconds, batch_size))
     return rows
 
 
@@ -143,6 +161,16 @@ def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dt
     for number, model in enumerate(models):
         calls[f"inference {number}"] = partial(model.to(dtype).eval(), images)
         calls[f"oracle {number}"] = partial(oracle, model, images)
+    return calls
+
+
+def _rivals(rivals: Sequence[Variant], batch_size: int, dtype: torch.dtype) -> Calls:
+    calls: Calls = {}
+    for rival in rivals:
+        model, size = rival.model.to(dtype), rival.image_size
+        assert size is not None
+        images = torch.randn(batch_size, model.adapter.in_chans, *size, device=next(model.parameters()).device)
+        calls[rival.about["rival"]] = partial(model, images.to(dtype))
     return calls
 
 
@@ -162,12 +190,21 @@ def _without_each_stage(models: Sequence[PrunedViT], selector: str | None, image
 
 def _speed(compared: Mapping[str, str], seconds: Mapping[str, list[float]], batch_size: int) -> Row:
     times = {what: seconds[call] for what, call in compared.items()}
-    return {
+    row = {
         "ms": {what: 1e3 * median(per_call) / batch_size for what, per_call in times.items()},
         "speedup": median_ratio(times["dense"], times["pruned"]),
-        "oracle_speedup": median_ratio(times["dense"], times["oracle"]),
-        "share": median_interval(base=times["oracle"], other=times["pruned"]),
     }
+    if "oracle" in times:
+        row["oracle_speedup"] = median_ratio(times["dense"], times["oracle"])
+        row["share"] = median_interval(base=times["oracle"], other=times["pruned"])
+    return row
+
+
+def _nearest(rivals: Sequence[Variant], seconds: Mapping[str, list[float]]) -> list[Variant]:
+    """Return of smaller images those nearest in time to a pruned model."""
+    pruned = [median(times) for call, times in seconds.items() if call.startswith("inference ")]
+    places = nearest(pruned, [median(seconds[rival.about["rival"]]) for rival in rivals]) if rivals else []
+    return [rivals[place] for place in places]
 
 
 def _memory(memory: Mapping[str, StepMemory]) -> Row:

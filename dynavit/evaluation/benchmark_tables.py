@@ -13,6 +13,9 @@ _MODELS_LEGEND = (
     "ms: per image, the time of a batch over its size. oracle: what pruning could save at best, the same blocks on as "
     "few tokens without choosing them. share: how much of the oracle's speed the pruned model has; 95 % interval."
 )
+_RIVALS_LEGEND = (
+    "Rivals, instead of pruning, are compared with the dense model; what they cost in accuracy says evaluate."
+)
 _TRAINING_LEGEND = (
     "teacher: the dense model, the pruned one and the oracle all have one, or none has. saved: what the forward of a "
     "step keeps for its backward; peak, on CUDA: the most that a step allocates; both of the pruned model."
@@ -30,19 +33,20 @@ def format_models(rows: Sequence[Row]) -> str:
         *([Column("teacher", ["yes" if row["teacher"] else "no" for row in rows], left=True)] if training else []),
         Column("dtype", [row["dtype"] for row in rows], left=True),
         Column("batch", [str(row["batch_size"]) for row in rows]),
-        Column("keep ratio", [f"{row['keep_ratio']:g}" for row in rows]),
-        Column("tokens", [_counts(row["tokens"]) for row in rows]),
+        Column("keep ratio", [f"{row['keep_ratio']:g}" if "keep_ratio" in row else "-" for row in rows]),
+        Column("tokens", [_counts(row["tokens"]) or "-" for row in rows]),
         Column("x fewer", [f"{row['macs_ratio']:.2f}x" for row in rows]),
         *_milliseconds(rows, "dense", "pruned", "oracle"),
         Column("speedup", [f"{row['speedup'][0]:.2f}x" for row in rows]),
         Column("[min, max]", ["[{1:.2f}, {2:.2f}]".format(*row["speedup"]) for row in rows]),
-        Column("oracle", [f"{row['oracle_speedup'][0]:.2f}x" for row in rows]),
-        Column("share", [f"{row['share'][0]:.3f}" for row in rows]),
-        Column("95 % interval", ["{1:.3f} to {2:.3f}".format(*row["share"]) for row in rows]),
+        Column("oracle", [_of(row, "oracle_speedup", "{0:.2f}x") for row in rows]),
+        Column("share", [_of(row, "share", "{0:.3f}") for row in rows]),
+        Column("95 % interval", [_of(row, "share", "{1:.3f} to {2:.3f}") for row in rows]),
         *_memory(rows, "saved"),
         *_memory(rows, "peak"),
     ]
     legend = [_MODELS_LEGEND, *([_TRAINING_LEGEND] if training else [])]
+    legend += [_RIVALS_LEGEND] if any("keep_ratio" not in row for row in rows) else []
     return "\n".join([aligned(columns), "", *legend, *(["", *remarks] if remarks else [])])
 
 
@@ -60,7 +64,15 @@ def format_selectors(rows: Sequence[Row]) -> str:
 
 
 def _milliseconds(rows: Sequence[Row], *names: str) -> list[Column]:
-    return [Column(f"{name} ms", [significant(row["ms"][name]) for row in rows]) for name in names]
+    cells = {name: [row["ms"].get(name) for row in rows] for name in names}
+    return [
+        Column(f"{name} ms", ["-" if ms is None else significant(ms) for ms in times]) for name, times in cells.items()
+    ]
+
+
+def _of(row: Row, name: str, form: str) -> str:
+    """Return what was measured as text; rivals have no oracle."""
+    return form.format(*row[name]) if name in row else "-"
 
 
 def _memory(rows: Sequence[Row], kind: str) -> list[Column]:

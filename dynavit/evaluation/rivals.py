@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from dynavit.cost.macs import checked_size
 from dynavit.errors import InputError
 from dynavit.evaluation.variants import Variant
-from dynavit.models import PrunedViT, prune
+from dynavit.models import PrunedViT, create_model, prune
 from dynavit.runs.open import Run, open_run
 
 AUTO, NONE = "auto", "none"
@@ -27,7 +28,7 @@ def parse_rivals(text: str) -> list[int] | None:
         return None if words == [AUTO] else []
     if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise InputError(
-            f"evaluate.rivals={text} (--rivals): auto, none, or heights in pixels with commas between them, as 192,160."
+            f"--rivals {text} (evaluate.rivals): auto, none, or heights in pixels with commas between them, as 192,160."
         )
     return [int(word) for word in words]
 
@@ -46,7 +47,7 @@ def smaller_images(dense: PrunedViT, preprocessing: dict[str, Any], height: int)
     own, patch = preprocessing["image_size"], dense.adapter.patch_size
     if height % patch[0] or not 0 < height < own[0]:
         raise InputError(
-            f"evaluate.rivals={height} (--rivals): give a multiple of {patch[0]} pixels, the patch size, below "
+            f"--rivals {height} (evaluate.rivals): give a multiple of {patch[0]} pixels, the patch size, below "
             f"{own[0]}, the height of the images."
         )
     size = height, max(round(own[1] * height / own[0] / patch[1]), 1) * patch[1]
@@ -61,14 +62,31 @@ def all_smaller_images(dense: PrunedViT, preprocessing: dict[str, Any]) -> list[
     return [smaller_images(dense, preprocessing, step * count) for count in range(rows - 1, _LEAST - 1, -1)]
 
 
-def nearest(
-    pruned: Sequence[Variant], rivals: Sequence[Variant], cost: Callable[[Sequence[Variant]], Sequence[float]]
-) -> list[Variant]:
-    """Return of rivals those that cost nearest to each of the pruned variants, each once, in the order given."""
-    costs = [*cost([*pruned, *rivals])] if pruned and rivals else []
-    wanted, offered = costs[: len(pruned)], costs[len(pruned) :]
-    chosen = {min(range(len(offered)), key=lambda place: abs(offered[place] - value)) for value in wanted}
-    return [rivals[place] for place in sorted(chosen)]
+def nearest(pruned: Sequence[float], offered: Sequence[float]) -> list[int]:
+    """Return the places of what is offered nearest to each cost of pruned models, each once, ascending."""
+    return sorted({min(range(len(offered)), key=lambda place: abs(offered[place] - cost)) for cost in pruned})
+
+
+def untrained_rivals(dense: PrunedViT, names: Sequence[str]) -> list[Variant]:
+    """Return what is timed where nothing is trained.
+
+    Args:
+        dense: in eval mode.
+        names: heights of smaller images, and names of other timm models.
+
+    Raises:
+        InputError: an impossible height, or an unknown name.
+    """
+    preprocessing = {"image_size": checked_size(dense, None)}
+    device, rivals = next(dense.parameters()).device, []
+    for name in names:
+        if name.isdecimal():
+            rivals.append(smaller_images(dense, preprocessing, int(name)))
+        else:
+            model = create_model(name, stages=()).eval().to(device)
+            about = {"rival": name, "image_size": list(checked_size(model, None))}
+            rivals.append(Variant("rival", 1.0, model, about=about, preprocessing={"image_size": about["image_size"]}))
+    return rivals
 
 
 def trained_rival(path: str | Path, run: Run) -> Variant:

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from dynavit.config import Config
-from dynavit.cost.macs import closed_form_macs, mean_macs, tokens_per_stage
+from dynavit.cost.macs import mean_macs, tokens_per_stage
 from dynavit.errors import InputError
 from dynavit.evaluation.drawings import draw_ranked_lists
 from dynavit.evaluation.results import write_evaluation
@@ -171,17 +171,13 @@ def _smaller_images(
     if not pruned:
         return []
 
-    def milliseconds(compared: Sequence[Variant]) -> list[float]:
-        speeds = time_models(compared, task, data, batch_sizes[-1:], _QUICK)
-        return [1 / speed[str(batch_sizes[-1])]["images_per_second"] for speed in speeds]
-
-    def macs(compared: Sequence[Variant]) -> list[float]:
-        return [_macs(variant) for variant in compared]
-
     every = all_smaller_images(dense, run.preprocessing)
-    chosen = nearest(pruned, every, milliseconds if batch_sizes else macs)
-    (sizes,) = broadcast_object_list([[rival.about["image_size"] for rival in chosen]])  # as measured by the first
-    return [rival for rival in every if rival.about["image_size"] in sizes]
+    costs = [variant.macs for variant in [*pruned, *every]]
+    if batch_sizes:
+        speeds = time_models([*pruned, *every], task, data, batch_sizes[-1:], _QUICK)
+        costs = [1 / speed[str(batch_sizes[-1])]["images_per_second"] for speed in speeds]
+    (places,) = broadcast_object_list([nearest(costs[: len(pruned)], costs[len(pruned) :]) if every else []])
+    return [every[place] for place in places]
 
 
 def _evaluate_rival(rival: Variant, run: Run, accelerator: Accelerator) -> Evaluation | None:
@@ -206,11 +202,7 @@ def _row(variant: Variant, evaluation: Evaluation | None, task: Task) -> Row:
         row |= {**evaluation.metrics, "images": len(detail.values), **task.interval(detail)}
     if evaluation is not None and evaluation.counts is not None:
         return row | _count_statistics(model, evaluation.counts)
-    return row | {"tokens": tokens_per_stage(model), "gmacs": _macs(variant) / 1e9}
-
-
-def _macs(variant: Variant) -> int:
-    return closed_form_macs(variant.model, image_size=variant.image_size)
+    return row | {"tokens": tokens_per_stage(model), "gmacs": variant.macs / 1e9}
 
 
 def _count_statistics(model: PrunedViT, counts: Tensor) -> Row:

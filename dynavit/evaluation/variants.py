@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
+from dynavit.cost.macs import closed_form_macs
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, prune
 from dynavit.models.thresholds import calibrate
@@ -50,6 +51,11 @@ class Variant:
             return None
         height, width = self.preprocessing["image_size"]
         return height, width
+
+    @property
+    def macs(self) -> float:
+        """MACs of one of its images; where images differ, of one that keeps just the ratio."""
+        return closed_form_macs(self.model, image_size=self.image_size)
 
 
 def run_variants(run: Run, task: Task, data: Any, ratios: Sequence[float], adaptive: bool) -> list[Variant]:

@@ -234,6 +234,35 @@ def test_the_teacher_is_the_dense_model_and_teaches_all() -> None:
         assert all(alike) == (name == "dense"), name
 
 
+def test_rivals_are_timed_in_the_same_rounds(clock: dict[str, list[float]]) -> None:
+    clock |= {"dense": [4.0, 4.0], "inference 0": [2.0, 2.0], "inference 1": [1.0, 1.1]}
+    clock |= {f"dense, {size} px": [time, time] for size, time in ((176, 3.0), (160, 2.2), (144, 1.2))}
+    kwargs = TINY | {"img_size": 192}
+    rivals = ["auto", "176", "vit_tiny_patch16_224"]
+    rows = benchmark_models(NAME, [0.7, 0.5], [2], rivals=rivals, model_kwargs=kwargs)
+    # of the ladder those nearest to 2.0 and to 1.05 s; 128 px and below take as long as others do here, 1 s
+    names = ["default", "default", "dense, 160 px", "dense, 128 px", "dense, 176 px", "vit_tiny_patch16_224"]
+    assert [row["method"] for row in rows] == names
+    smaller = rows[2]
+    assert smaller["speedup"] == (4 / 2.2, 4 / 2.2, 4 / 2.2)
+    assert smaller["ms"] == {"dense": 2000.0, "pruned": 1100.0}
+    dense = dynavit.create_model(NAME, stages=(), **kwargs)
+    small = dynavit.create_model(NAME, stages=(), **(kwargs | {"img_size": 160}))
+    assert smaller["macs_ratio"] == closed_form_macs(dense) / closed_form_macs(small)
+    assert "share" not in smaller
+    line = next(line for line in format_models(rows).splitlines() if line.startswith("dense, 160 px"))
+    assert line.split()[-3:] == ["-", "-", "-"]
+
+
+def test_rivals_have_no_training_steps() -> None:
+    with pytest.raises(InputError, match=r"--rivals.*inference alone"):
+        benchmark_models(NAME, training=True, rivals=["auto"], model_kwargs=TINY)
+    with pytest.raises(InputError, match="multiple of 16 pixels"):
+        benchmark_models(NAME, rivals=["60"], model_kwargs=TINY)
+    with pytest.raises(InputError, match="vit_tiny_patch17"):
+        benchmark_models(NAME, rivals=["vit_tiny_patch17_224"], model_kwargs=TINY)
+
+
 def test_selectors_against_a_block(clock: dict[str, list[float]]) -> None:
     clock["block"] = [50.0, 100.0]
     clock["topk"] = [1.0, 1.0]

@@ -18,7 +18,6 @@ from dynavit.cost.macs import closed_form_macs
 from dynavit.errors import InputError
 from dynavit.evaluation.rivals import all_smaller_images, at_size, nearest, parse_rivals, smaller_images
 from dynavit.evaluation.sweep import evaluate_run
-from dynavit.evaluation.variants import Variant
 from dynavit.models import PrunedViT, prune
 from dynavit.runs.open import open_run
 from dynavit.training.trainer import Trainer
@@ -46,7 +45,7 @@ def runs(tiny: Make) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("text", ["", "big", "192,", "0", "-16", "192;160", "1.5", "auto,160"])
 def test_a_setting_that_means_nothing_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"evaluate\.rivals="):
+    with pytest.raises(InputError, match=r"--rivals .*evaluate\.rivals"):
         parse_rivals(text)
 
 
@@ -71,12 +70,9 @@ def test_the_width_follows_the_height() -> None:
 
 
 def test_those_nearest_in_cost_are_chosen_once() -> None:
-    pruned = [Variant("pruned", ratio, dense_vit()) for ratio in (0.9, 0.7, 0.5)]
-    rivals = [Variant("rival", 1.0, dense_vit(), about={"rival": name}) for name in "abcd"]
-    costs = {id(one): cost for one, cost in zip([*pruned, *rivals], (9, 8, 2, 10, 7.9, 4, 1), strict=True)}
-    chosen = nearest(pruned, rivals, lambda some: [costs[id(one)] for one in some])
-    assert [one.about["rival"] for one in chosen] == ["a", "b", "d"]
-    assert nearest([], rivals, lambda some: []) == []
+    assert nearest([9, 8, 2], [10, 7.9, 4, 1]) == [0, 1, 3]
+    assert nearest([5, 4.5], [10, 5, 1]) == [1]
+    assert nearest([], [10, 5]) == []
 
 
 def test_every_backbone_sees_smaller_images_and_stays_as_it_is(family: str) -> None:
