@@ -112,6 +112,8 @@ def expand(line: str, folder: Path) -> list[list[str]]:
             words += ["--seeds", "0", "--steps", "40", "--variants", SHORT_STUDIES[words[2]]]
         if "tools/methods.py" in words:
             words += ["--limit", "16", "--rounds", "1", "--keep-ratios", "0.7"]
+        if "tools/tune.py" in words:
+            words += ["--limit", "4", "--rounds", "1", "--configs", "configs/methods/default.yaml"]
         if "tools/benchmark.py" in words:
             words += ["--rounds", "1", "--backbone", "test_vit", "--batch-sizes", "2"]
         commands.append([sys.executable if word in ("python", ".venv/bin/python") else word for word in words])

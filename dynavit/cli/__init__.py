@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 
 from dynavit import __version__
-from dynavit.cli import data, measure, methods, models, training
+from dynavit.cli import data, measure, methods, models, training, tuning
 from dynavit.cli.program import Parser, require_one_process, run_program
 
 COMMANDS = (
+    tuning.add_tune,
     data.add_check,
     training.add_train,
     training.add_settings,

@@ -41,6 +41,13 @@ class Preparation:
         return self.steps(picture)
 
 
+def image_size_of(preprocessing: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of what a model's preprocessing makes of pictures."""
+    size = preprocessing["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 def create_transforms(
     image_size: int | Sequence[int],
     mean: Sequence[float],

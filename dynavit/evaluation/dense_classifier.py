@@ -15,12 +15,14 @@ from torch.utils.data import IterableDataset, Subset
 from tqdm import tqdm
 
 from dynavit.config import Config, DataConfig, ModelConfig
+from dynavit.data.transforms import create_transforms
 from dynavit.errors import InputError, did_you_mean
 from dynavit.evaluation.linear_head import dense_features, fit_linear_head, set_linear_head
+from dynavit.evaluation.variants import without_stages
 from dynavit.models import PrunedViT, load
 from dynavit.runs.build import build_outline, build_start, resolve_preprocessing
 from dynavit.runs.loading import make_loader, random_subset
-from dynavit.runs.open import open_run
+from dynavit.runs.open import Run, open_run
 from dynavit.tasks.classification import ClassificationTask
 
 _BATCH = 64  # of features for a new classifier
@@ -117,6 +119,33 @@ def open_dense_classifier(
     )
     origin = f"{checkpoint}, with a classifier fitted on its features of {len(labels)} training images"
     return DenseClassifier(dense, task, data, origin)
+
+
+def open_dense(
+    checkpoint: str, device: torch.device, *, architecture: str | None = None, img_size: int | None = None
+) -> Run:
+    """Open a model with all its tokens and its own classifier, if it has one; of a pruned run, its weights.
+
+    Args:
+        checkpoint, device, architecture, img_size: as for :func:`open_dense_classifier`.
+
+    Raises:
+        InputError: something does not exist or does not fit.
+    """
+    if Path(checkpoint).is_dir():
+        for name, value in (("architecture", architecture), ("img-size", img_size)):
+            if value is not None:
+                raise InputError(f"--{name} {value}: {checkpoint} already says how its model is built; leave it out.")
+        run = open_run(checkpoint, device=str(device))
+        return replace(run, model=without_stages(run.model))
+    config, _ = _describe(checkpoint, architecture, "", img_size)
+    start = build_start(config, None)
+    start.dense.architecture, start.dense.model_kwargs = start.model.architecture, start.model.model_kwargs
+    preprocessing = resolve_preprocessing(config.data, start.dense.backbone)
+    start.dense.metadata = {"preprocessing": preprocessing}
+    names = tuple(str(number) for number in range(start.dense.num_classes))
+    preparation = create_transforms(**preprocessing)[1]
+    return Run(Path(checkpoint), start.dense.to(device), None, preprocessing, preparation, names, device)
 
 
 def _describe(

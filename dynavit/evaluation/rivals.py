@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynavit.cost.macs import checked_size
+from dynavit.data.transforms import image_size_of
 from dynavit.errors import InputError
 from dynavit.evaluation.variants import Variant
 from dynavit.models import PrunedViT, create_model, prune
@@ -44,7 +45,7 @@ def smaller_images(dense: PrunedViT, preprocessing: dict[str, Any], height: int)
     Raises:
         InputError: another height.
     """
-    own, patch = preprocessing["image_size"], dense.adapter.patch_size
+    own, patch = image_size_of(preprocessing), dense.adapter.patch_size
     if height % patch[0] or not 0 < height < own[0]:
         raise InputError(
             f"--rivals {height} (evaluate.rivals): give a multiple of {patch[0]} pixels, the patch size, below "
@@ -58,7 +59,7 @@ def smaller_images(dense: PrunedViT, preprocessing: dict[str, Any], height: int)
 
 def all_smaller_images(dense: PrunedViT, preprocessing: dict[str, Any]) -> list[Variant]:
     """Return a dense model on images of every smaller size, the largest first, one row of patches from each other."""
-    rows, step = dense.adapter.grid_of(preprocessing["image_size"])[0], dense.adapter.patch_size[0]
+    rows, step = dense.adapter.grid_of(image_size_of(preprocessing))[0], dense.adapter.patch_size[0]
     return [smaller_images(dense, preprocessing, step * count) for count in range(rows - 1, _LEAST - 1, -1)]
 
 
@@ -101,7 +102,7 @@ def trained_rival(path: str | Path, run: Run) -> Variant:
         raise InputError(f"--rival-run {path}: a model for {task}, which the run that is evaluated is not.")
     if not run.is_reid and other.class_names != run.class_names:
         raise InputError(f"--rival-run {path}: its classes are not those of {run.path}, in the same order.")
-    name, size = Path(path).resolve().name, list(other.preprocessing["image_size"])
+    name, size = Path(path).resolve().name, list(image_size_of(other.preprocessing))
     about = {"rival": name, "rival_run": str(path), "image_size": size}
     ratios = list(other.model.keep_ratios) or 1.0
     return Variant("rival", ratios, other.model.eval(), about=about, preprocessing=other.preprocessing)

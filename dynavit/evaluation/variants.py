@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dynavit.cost.macs import closed_form_macs
+from dynavit.data.transforms import image_size_of
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, prune
 from dynavit.models.thresholds import calibrate
@@ -47,10 +48,7 @@ class Variant:
     @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of its own images in pixels; None for what sees the same ones as the first."""
-        if self.preprocessing is None:
-            return None
-        height, width = self.preprocessing["image_size"]
-        return height, width
+        return None if self.preprocessing is None else image_size_of(self.preprocessing)
 
     @property
     def macs(self) -> float:
@@ -78,7 +76,7 @@ def run_variants(run: Run, task: Task, data: Any, ratios: Sequence[float], adapt
     dense = _dense_start(run)
     if dense is None and 1.0 not in ratios:
         ratios = [1.0, *ratios]  # something has to be there to compare with
-    variants = [Variant("dense", 1.0, dense or _without_stages(run.model), trained=dense is not None)]
+    variants = [Variant("dense", 1.0, dense or without_stages(run.model), trained=dense is not None)]
     pruned = [Variant("pruned", ratio, run.model.at_ratio(ratio)) for ratio in ratios]
     twins = iter(_adaptive_twins(run, task, data, [ratio for ratio in ratios if ratio < 1]) if adaptive else ())
     for variant, ratio in zip(pruned, ratios, strict=True):
@@ -155,8 +153,8 @@ def _dense_start(run: Run) -> PrunedViT | None:
     return start.dense.to(run.device) if start.dense_is_trained else None
 
 
-def _without_stages(model: PrunedViT) -> PrunedViT:
-    """Return a model's backbone and head without stages: what a dense model costs."""
+def without_stages(model: PrunedViT) -> PrunedViT:
+    """Return a model's backbone and head, shared, without stages; in eval mode."""
     dense = prune(model.backbone, stages=())
     dense.neck, dense.side, dense.metadata = model.neck, model.side, model.metadata
     return dense.eval()

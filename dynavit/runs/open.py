@@ -19,7 +19,7 @@ from dynavit.checkpoints.state_dicts import check_numbers
 from dynavit.config import Config, load_config, named_settings
 from dynavit.data.files import NO_FILE, describe_skipped, find_images, image_endings
 from dynavit.data.pictures import UNREADABLE, convert_picture, read_picture
-from dynavit.data.transforms import Preparation, apply_transform, create_transforms, to_pixels
+from dynavit.data.transforms import Preparation, apply_transform, create_transforms, image_size_of, to_pixels
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT, load
 from dynavit.models.hub import WEIGHTS
@@ -153,10 +153,9 @@ def _check_preprocessing(preprocessing: Any, model: PrunedViT, file: Path) -> No
                 f"mean={preprocessing['mean']}: give {model.adapter.in_chans} number(s), one for each channel of the "
                 f"model."
             )
-        size = preprocessing["image_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        if getattr(model.adapter.stem, "strict_img_size", False) and (height, width) != model.adapter.image_size:
-            raise InputError(f"image_size={size}: the model takes {list(model.adapter.image_size or ())} alone.")
+        size = image_size_of(preprocessing)
+        if getattr(model.adapter.stem, "strict_img_size", False) and size != model.adapter.image_size:
+            raise InputError(f"image_size={list(size)}: the model takes {list(model.adapter.image_size or ())} alone.")
     except InputError as error:
         raise InputError(f"{file}, metadata.preprocessing: {error} Correct it, or save the model again.") from None
 
