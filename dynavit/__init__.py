@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dynavit.commands.comparisons import benchmark, benchmark_selectors, compare_methods, compare_runs
     from dynavit.commands.models import embed, evaluate, export, predict, visualize
     from dynavit.commands.training import check_data, train
-    from dynavit.commands.tuning import tune
+    from dynavit.commands.tuning import plan, tune
     from dynavit.models import PrunedViT, Trace, create_model, load, prune
     from dynavit.models.ratios import ratios_removing
     from dynavit.models.thresholds import calibrate
@@ -52,6 +52,7 @@ __all__ = [
     "list_scorers",
     "list_selectors",
     "load",
+    "plan",
     "predict",
     "prune",
     "ratios_removing",
@@ -72,7 +73,7 @@ _MODULES = {
     **dict.fromkeys(("benchmark", "benchmark_selectors", "compare_methods", "compare_runs"), "commands.comparisons"),
     **dict.fromkeys(("embed", "evaluate", "export", "predict", "visualize"), "commands.models"),
     **dict.fromkeys(("check_data", "train"), "commands.training"),
-    "tune": "commands.tuning",
+    **dict.fromkeys(("plan", "tune"), "commands.tuning"),
     **dict.fromkeys(("PrunedViT", "Trace", "create_model", "load", "prune"), "models"),
     **dict.fromkeys(
         ("Selection", "Selector", "check_selector", "create_selector", "list_selectors", "register_selector"),

@@ -114,6 +114,8 @@ def expand(line: str, folder: Path) -> list[list[str]]:
             words += ["--limit", "16", "--rounds", "1", "--keep-ratios", "0.7"]
         if "tools/tune.py" in words:
             words += ["--limit", "4", "--rounds", "1", "--configs", "configs/methods/default.yaml"]
+        if "tools/plan.py" in words:
+            words += ["--rounds", "1"]
         if "tools/benchmark.py" in words:
             words += ["--rounds", "1", "--backbone", "test_vit", "--batch-sizes", "2"]
         commands.append([sys.executable if word in ("python", ".venv/bin/python") else word for word in words])

@@ -11,6 +11,7 @@ from dynavit.cli.program import Parser, require_one_process, run_program
 
 COMMANDS = (
     tuning.add_tune,
+    tuning.add_plan,
     data.add_check,
     training.add_train,
     training.add_settings,

@@ -1,4 +1,4 @@
-"""The command that says how a model would get faster."""
+"""The commands that say how a model would get faster."""
 
 from __future__ import annotations
 
@@ -72,3 +72,40 @@ def _tune(options: argparse.Namespace) -> None:
         f"  dynavit export {where}/{MODEL} --images {printable(options.images)}\n"
         f"  dynavit train --config {where}/{CONFIG} data.root=IMAGES"
     )
+
+
+def add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``dynavit plan``."""
+    summary = "say which keep ratios reach a speed on this machine, before any training, or that pruning does not pay"
+    parser = command(commands, "plan", _plan, summary)
+    parser.add_argument("model", metavar="MODEL", help="timm name, folder of a model, or state dict")
+    parser.add_argument("--speedup", type=float, metavar="1.5", help="how many times faster than the dense model")
+    parser.add_argument("--target-ms", type=float, metavar="20", help="milliseconds an image, in place of that")
+    parser.add_argument("--keep-ratio", type=float, metavar="0.7", help="or the ratio whose time is asked for")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once (default: %(default)s)")
+    parser.add_argument(
+        "--method", default="methods/default", metavar="YAML", help="configuration (default: %(default)s)"
+    )
+    parser.add_argument("--architecture", metavar="NAME", help="timm name; needed for a state dict")
+    parser.add_argument("--img-size", type=int, metavar="PIXELS", help="(default: the architecture's)")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="of the last timing (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="measure blocks again, though this machine is known")
+    add_device(parser)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import yaml
+
+    from dynavit.commands.tuning import plan
+    from dynavit.evaluation.tuning_results import format_plan
+
+    given = {name: getattr(options, name) for name in ("speedup", "target_ms", "keep_ratio", "batch_size", "method")}
+    more = {name: getattr(options, name) for name in ("architecture", "img_size", "rounds", "fresh", "device")}
+    found = plan(options.model, **given, **more)
+    print(f"{printable(options.model)}, batch size {options.batch_size}; {found.about['measured_on']}\n")
+    print(format_plan(found.rows))
+    if found.why_not is not None:
+        print(f"\n{found.why_not[0].upper()}{found.why_not[1:]}")
+        return
+    print("\nAccuracy is not asked here: `dynavit tune` compares answers. To train this:\n")
+    print(yaml.safe_dump(found.settings, sort_keys=False, default_flow_style=None).rstrip())

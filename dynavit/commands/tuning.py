@@ -1,4 +1,4 @@
-"""The first question, as a function: how would my model get this much faster, and what would it change?"""
+"""The first questions, as functions: how would my model get this much faster, and what would it change?"""
 
 from __future__ import annotations
 
@@ -104,6 +104,99 @@ def tune(
     won = settings[best["setting"]]
     write_tuning(run, rows, won, about, folder)
     return Tuned(rows, best, won.model, about)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is foretold and measured of a model.
+
+    Attributes:
+        rows: of :func:`dynavit.evaluation.planning.compare_plan`.
+        stages, keep_ratios: of the model that was planned.
+        why_not: why not to prune, where that does not pay; else None.
+        settings: of a configuration that trains it.
+        about: what was measured on what.
+    """
+
+    rows: list[Row]
+    stages: tuple[int, ...]
+    keep_ratios: tuple[float, ...]
+    why_not: str | None
+    settings: dict[str, Any]
+    about: dict[str, Any]
+
+
+def plan(
+    model: str | Path,
+    *,
+    speedup: float | None = None,
+    target_ms: float | None = None,
+    keep_ratio: float | None = None,
+    batch_size: int = 1,
+    method: str | Path = "methods/default",
+    architecture: str | None = None,
+    img_size: int | None = None,
+    rounds: int = 9,
+    fresh: bool = False,
+    device: str | None = None,
+) -> Plan:
+    """Say before any training which keep ratios reach a speed on this device, or that pruning does not pay.
+
+    Blocks are measured at a ladder of token counts, once for a machine, model and batch size; the time of any ratios is
+    foretold from that, and what comes out is measured, beside smaller images that take as long.
+
+    Args:
+        model: folder of a model, state dict, or a timm name; a timm name gets random weights, which are as fast.
+        speedup: over the dense model.
+        target_ms: milliseconds an image, in its place.
+        keep_ratio: or the ratio whose time is asked for.
+        batch_size: images at once.
+        method: configuration, as a file or a name such as ``"methods/evit"``.
+        architecture: timm name; needed for a state dict.
+        img_size: side in pixels, for state dicts and timm names; the architecture's own if None.
+        rounds: of the final measurement.
+        fresh: measure blocks again, even if they were measured on this machine.
+        device: name for torch; CUDA if there is one and None is given.
+
+    Raises:
+        InputError: something does not exist or does not fit, or a speed that no ratio reaches, with what is attainable.
+    """
+    import timm
+
+    from dynavit.evaluation.cost_cache import cached_costs
+    from dynavit.evaluation.dense_classifier import open_dense
+    from dynavit.evaluation.machine import machine
+    from dynavit.evaluation.methods import read_methods
+    from dynavit.evaluation.planning import compare_plan, planned, verdict
+    from dynavit.evaluation.tuning import Target
+    from dynavit.models import create_model, prune
+    from dynavit.runs.open import choose_device
+
+    require_counts(batch_size=batch_size, rounds=rounds, img_size=img_size)
+    if keep_ratio is None:
+        target = Target(batch_size, *_asked(speedup, target_ms))
+    elif speedup is not None or target_ms is not None:
+        raise InputError(f"--keep-ratio {keep_ratio}: leave it out, or leave out the speed that is asked for.")
+    (chosen,) = read_methods([method])
+    place = choose_device(device)
+    if not Path(model).exists() and timm.is_model(str(model).partition(".")[0]):
+        size: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+        dense = create_model(str(model), stages=(), **size).to(place).eval()
+    else:
+        dense = open_dense(str(model), place, architecture=architecture, img_size=img_size).model
+    stages = chosen.stages_in(dense.adapter.depth)
+    pruned = prune(dense.backbone, stages=stages, **chosen.parts).to(place).eval()
+    costs = cached_costs(dense, chosen.parts, batch_size, fresh)
+    if keep_ratio is None:
+        pruned = planned(pruned, costs, target.seconds(costs.predict(pruned.at_ratio(1.0))))
+    else:
+        pruned = pruned.at_ratio(keep_ratio)
+    rows = compare_plan(dense, pruned, costs, batch_size, rounds)
+    settings = {name: value for name, value in chosen.parts.items() if value is not None}
+    settings |= {"stages": list(pruned.stages), "keep_ratios": [round(ratio, 4) for ratio in pruned.keep_ratios]}
+    about = {"model": str(model), "batch_size": batch_size, "measured_on": machine(place)}
+    why_not = verdict(rows, costs, batch_size)
+    return Plan(rows, pruned.stages, tuple(pruned.keep_ratios), why_not, {"model": settings}, about)
 
 
 def _asked(speedup: float | None, target_ms: float | None) -> tuple[float | None, float | None]:

@@ -45,6 +45,21 @@ def format_tuning(rows: Sequence[Row]) -> str:
     return aligned(tuning_columns(rows))
 
 
+def format_plan(rows: Sequence[Row]) -> str:
+    """Return the rows of :func:`~dynavit.evaluation.planning.compare_plan` as aligned plain text."""
+    foretold = ["-" if row["foretold_ms"] is None else significant(row["foretold_ms"]) for row in rows]
+    return aligned(
+        [
+            Column("setting", [row["setting"] for row in rows], left=True),
+            Column("keep ratios", [row["keep_ratios"] for row in rows]),
+            Column("foretold ms", foretold),
+            Column("measured ms", [significant(row["ms"]) for row in rows]),
+            Column("speedup", [f"{row['speedup'][0]:.2f}x" for row in rows]),
+            Column("95 % interval", ["{1:.2f} to {2:.2f}".format(*row["speedup"]) for row in rows]),
+        ]
+    )
+
+
 def write_tuning(run: Run, rows: Sequence[Row], won: Setting, about: Mapping[str, Any], output: Path) -> None:
     """Write ``tune.json``, ``.csv``, ``.md`` and ``.png``, the winning model, and a configuration that trains it.
 

@@ -17,6 +17,7 @@ import dynavit
 from dynavit.cli import main
 from dynavit.config import load_config
 from dynavit.cost.macs import closed_form_macs
+from dynavit.cost.timing import measure
 from dynavit.evaluation import tuning
 from dynavit.evaluation.agreement import Answers, agreement, answers
 from dynavit.evaluation.dense_classifier import open_dense
@@ -193,9 +194,11 @@ def test_what_cannot_be_is_refused(
 
 @pytest.mark.slow
 def test_the_tool_says_what_to_do_next(
-    saved: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With real times."""
+    quick = partial(measure, min_seconds=0.0)
+    monkeypatch.setattr(tuning, "measure", lambda calls, rounds, min_seconds: quick(calls, rounds))
     words = ["--speedup", "1.2", "--rounds", "3", "--batch-size", "2", "--output", str(tmp_path / "out")]
     assert main(["tune", str(saved), "--images", str(images), *words]) == 0
     said = capsys.readouterr().out
