@@ -108,35 +108,50 @@ def export(
     run_dir: str | Path,
     output: str | Path | None = None,
     *,
+    format: str = "onnx",
     keep_ratio: float | None = None,
+    batch: int | None = None,
+    with_tokens: bool = False,
     images: str | Path | None = None,
+    rounds: int | None = 15,
     overrides: Overrides = (),
 ) -> Exported:
-    """Write a trained model as ONNX, checked against the original in onnxruntime.
+    """Write a trained model as a file for deployment, checked against the original in what runs it.
 
     Args:
         run_dir: folder of the model.
-        output: file that ends in ``.onnx``; ``run_dir/model.onnx`` if None.
+        output: file to write; ``run_dir/model.onnx``, or with the ending of another format, if None.
+        format: ``"onnx"``, checked in onnxruntime, or ``"pt2"``, an ``ExportedProgram`` of torch.
         keep_ratio: in place of the one trained with.
+        batch: write a file for batches of this size alone, as some runtimes want; for any size if None.
+        with_tokens: the file also gives which patches each stage kept, ``tokens_1``, ``tokens_2``, ... ``(B, k)``.
         images: folder with images to check with; the run's validation data if None.
+        rounds: how often it is timed beside the dense model, exported likewise; None measures no speed.
         overrides: settings of these data, as for :func:`evaluate`.
 
     Returns:
-        Where the file is, and what was compared.
+        Where the file is, what was compared, and how fast it is.
 
     Raises:
-        InputError: no such model, nothing to check with, a missing package, or an exported model that differs.
+        InputError: no such model, nothing to check with, a missing package, or an exported model that differs, in its
+            answers or in more than 3 % of the tokens that a stage keeps.
     """
     from dynavit.deployment.export import export_run
+    from dynavit.deployment.formats import FORMATS
     from dynavit.runs.open import open_run
 
     words = as_words(overrides)
     honour(words, TO_EXPORT if images is None else TO_READ_IMAGES)
-    file = Path(output or Path(run_dir) / "model.onnx")
-    require_suffix(file, ".onnx")
+    require_counts(batch=batch, rounds=rounds)
+    if format not in FORMATS:
+        raise InputError(f"--format {format}: choose from {', '.join(FORMATS)}.")
+    suffix = FORMATS[format].suffix
+    file = Path(output or Path(run_dir) / f"model{suffix}")
+    require_suffix(file, suffix)
     if output is not None or Path(run_dir).is_dir():
         require_writable(file)
-    return export_run(open_run(run_dir, keep_ratio, "cpu", words), file, None if images is None else str(images))
+    run, folder = open_run(run_dir, keep_ratio, "cpu", words), None if images is None else str(images)
+    return export_run(run, file, folder, kind=format, batch=batch, with_tokens=with_tokens, rounds=rounds or 0)
 
 
 def visualize(

@@ -6,53 +6,83 @@ import warnings
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dynavit.cost.timing import measure, median_interval
 from dynavit.data.reid import ReidData
-from dynavit.deployment.onnx import export_onnx, open_onnx
+from dynavit.deployment.checked import write, write_checked
+from dynavit.deployment.deployed import Deployed
+from dynavit.deployment.formats import FORMATS
 from dynavit.deployment.verify import Verification, clear_choices
 from dynavit.errors import InputError
+from dynavit.models import PrunedViT
 from dynavit.runs.loading import first_images
 from dynavit.runs.open import Run, list_images, read_images
+from dynavit.tables import Row
 from dynavit.tasks import create_task
 from dynavit.tasks.reid import Searchable
 
 _IMAGES = 32
+_TIMED = (1, 8)  # batch sizes
 _QUERIES, _SEARCHED = 100, 1000
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model written as ONNX.
+    """A model written as a file.
 
     Attributes:
         path: the file.
+        runtime: what ran it, to check it.
         keep_ratios: of its stages; none if it is dense.
+        batch: the only batch size that it takes; None if any.
         without_thresholds: the model's were left out, because one graph has one number of tokens.
         classifies: it gives logits, and not an embedding.
         verification: what was compared with the original.
+        speeds: rows of ``batch_size``, ``dense_ms`` and ``ms`` an image, and ``speedup`` as [median, low, high] of a
+            95 % interval, in that runtime, in turns; empty where nothing is pruned or no speed was measured.
         search: for re-identification with the run's data, what a search by the exported model's embeddings gives
             beside one by the original's; else None.
     """
 
     path: Path
+    runtime: str
     keep_ratios: tuple[float, ...]
+    batch: int | None
     without_thresholds: bool
     classifies: bool
     verification: Verification
+    speeds: list[Row]
     search: str | None
 
 
-def export_run(run: Run, output: Path, images: str | None = None) -> Exported:
-    """Write a run's model, at its present keep ratio, as ONNX; thresholds are left out.
+def export_run(
+    run: Run,
+    output: Path,
+    images: str | None = None,
+    *,
+    kind: str = "onnx",
+    batch: int | None = None,
+    with_tokens: bool = False,
+    rounds: int = 15,
+) -> Exported:
+    """Write a run's model, at its present keep ratio, as a file; thresholds are left out.
 
     Args:
         run: opened on the CPU.
         output: file to write; its folder is made if missing.
         images: folder of images to check with; the run's validation data if None.
+        kind: one of :data:`~dynavit.deployment.formats.FORMATS`.
+        batch: the file takes batches of this size alone; of any size if None.
+        with_tokens: the file also gives the patches kept by each stage.
+        rounds: how often it is timed beside the dense model, exported likewise; 0 measures no speed.
 
     Raises:
         InputError: nothing to check with, a missing package, or an exported model that differs.
@@ -62,19 +92,7 @@ def export_run(run: Run, output: Path, images: str | None = None) -> Exported:
         static = copy(run.model)
         static.set_thresholds(None)
         run = replace(run, model=static)
-    data = None
-    if images is not None:
-        batches = list(read_images(run, list_images(images)[:_IMAGES], _IMAGES))
-        for problem in (problem for _, _, problems in batches for problem in problems):
-            warnings.warn(problem, stacklevel=2)
-        sample = torch.cat([batch for _, batch, _ in batches])
-    elif run.config is not None:
-        data = create_task(run.config).open_data(run.preprocessing, train=False)
-        sample = torch.stack(first_images(data.validation, _IMAGES))
-    else:
-        raise InputError(
-            f"{run.path} has no config.yaml that names data to check with: pass --images DIR, or data.root=IMAGES."
-        )
+    sample, data = _sample(run, images)
     metadata = {
         "preprocessing": run.preprocessing,
         "class_names": list(run.class_names),
@@ -83,28 +101,85 @@ def export_run(run: Run, output: Path, images: str | None = None) -> Exported:
     }
     if run.is_reid:
         del metadata["class_names"]  # of the training identities, which the embedding does not tell
-    model = run.model if run.model.side is None else _WithoutCameras(run)
-    name = "embedding" if run.is_reid else "logits"
-    clear = clear_choices(run.model, sample)
-    verification = export_onnx(model, output, sample, metadata, output=name, classifies=not run.is_reid, clear=clear)
+    verification = write_checked(
+        run.model,
+        output,
+        sample,
+        metadata,
+        kind=kind,
+        batch=batch,
+        with_tokens=with_tokens,
+        answer="embedding" if run.is_reid else "logits",
+        classifies=not run.is_reid,
+        clear=clear_choices(run.model, sample),
+    )
+    exported = FORMATS[kind].open(output)
     try:
-        search = _compare_searches(run, open_onnx(output, name), data) if isinstance(data, ReidData) else None
+        search = _compare_searches(run, lambda some: exported(some)[0], data) if isinstance(data, ReidData) else None
     except InputError:
         output.unlink()
         raise
-    return Exported(output, run.model.keep_ratios, without_thresholds, not run.is_reid, verification, search)
+    speeds = _speeds(run.model, exported, sample, kind, batch, rounds) if rounds and _prunes(run.model) else []
+    return Exported(
+        output,
+        FORMATS[kind].runtime,
+        run.model.keep_ratios,
+        batch,
+        without_thresholds,
+        not run.is_reid,
+        verification,
+        speeds,
+        search,
+    )
 
 
-class _WithoutCameras(nn.Module):
-    """A model with a camera embedding, told that every camera is unknown."""
+def _sample(run: Run, images: str | None) -> tuple[Tensor, Any]:
+    """Return images to check with, and the data that they are of; None where a folder is given."""
+    if images is not None:
+        batches = list(read_images(run, list_images(images)[:_IMAGES], _IMAGES))
+        for problem in (problem for _, _, problems in batches for problem in problems):
+            warnings.warn(problem, stacklevel=2)
+        return torch.cat([batch for _, batch, _ in batches]), None
+    if run.config is None:
+        raise InputError(
+            f"{run.path} has no config.yaml that names data to check with: pass --images DIR, or data.root=IMAGES."
+        )
+    data = create_task(run.config).open_data(run.preprocessing, train=False)
+    return torch.stack(first_images(data.validation, _IMAGES)), data
 
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.model = run.model
 
-    def forward(self, images: Tensor) -> Tensor:
-        embedding: Tensor = self.model(images, **self.model.unknown_cameras(images.shape[0]))
-        return embedding
+def _prunes(model: PrunedViT) -> bool:
+    return any(ratio < 1 for ratio in model.keep_ratios)
+
+
+@torch.inference_mode()
+def _speeds(
+    model: PrunedViT,
+    exported: Callable[[Tensor], object],
+    images: Tensor,
+    kind: str,
+    batch: int | None,
+    rounds: int,
+) -> list[Row]:
+    """Time the exported model in turns with the dense one, which is exported to a file that is thrown away."""
+    rows: list[Row] = []
+    with TemporaryDirectory() as elsewhere:
+        path = Path(elsewhere) / f"dense{FORMATS[kind].suffix}"
+        write(Deployed(model.at_ratio(1.0)), path, images, {}, kind, batch)
+        dense = FORMATS[kind].open(path)
+        for size in _TIMED if batch is None else (batch,):
+            some = images[torch.arange(size) % len(images)]
+            calls: dict[str, Callable[[], object]] = {"dense": partial(dense, some), "pruned": partial(exported, some)}
+            seconds = measure(calls, rounds=rounds, min_seconds=0.05)
+            rows.append(
+                {
+                    "batch_size": size,
+                    "dense_ms": 1e3 * median(seconds["dense"]) / size,
+                    "ms": 1e3 * median(seconds["pruned"]) / size,
+                    "speedup": list(median_interval(seconds["dense"], seconds["pruned"])),
+                }
+            )
+    return rows
 
 
 @torch.inference_mode()

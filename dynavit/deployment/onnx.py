@@ -1,11 +1,11 @@
-"""ONNX: a static keep ratio, a dynamic batch, checked before it is called a success."""
+"""ONNX files of models at one keep ratio."""
 
 from __future__ import annotations
 
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,47 +14,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dynavit.deployment.verify import Verification, verify
 from dynavit.errors import InputError
-from dynavit.files import replacing
 
 OPSET = 20
 
 
-def export_onnx(
-    model: nn.Module,
-    path: Path,
-    images: Tensor,
-    metadata: Mapping[str, Any],
-    batch_sizes: tuple[int, ...] = (1, 2, 5),
-    output: str = "logits",
-    classifies: bool = True,
-    clear: Tensor | None = None,
-) -> Verification:
-    """Write a model at its present keep ratio as ONNX, if onnxruntime agrees with torch.
-
-    Input ``images`` ``(batch, 3, H, W)``, one output ``(batch, C)``; the batch is dynamic. Tokens are
-    removed by TopK and Gather.
+def write_onnx(
+    module: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], metadata: Mapping[str, Any], dynamic: bool
+) -> None:
+    """Write a module as ONNX: input ``images`` ``(batch, 3, H, W)``; tokens are removed by TopK and Gather.
 
     Args:
-        model: in eval mode, on the CPU.
-        path: file to write; an existing one is replaced only by a checked one.
-        images: ``(M, 3, H, W)`` to check with.
+        module: in eval mode, on the CPU.
+        example: images ``(B, 3, H, W)``.
+        path: file to write.
+        outputs: their names.
         metadata: written into the file as JSON strings, one a key.
-        batch_sizes: at which the two are compared.
-        output: name of the output.
-        classifies: the largest output names a class, and has to stay the largest.
-        clear: ``(M,)`` bool, which images to compare; see :func:`~dynavit.deployment.verify.clear_choices`.
+        dynamic: the batch may have any size; else that of the example alone.
 
     Raises:
-        InputError: packages for ONNX are missing, the model has thresholds, the exported model differs, or the file
-            cannot be written.
+        InputError: packages for ONNX are missing, or the exporter fails.
     """
-    if getattr(model, "thresholds", None) is not None:
-        raise InputError(
-            "an exported model keeps the same number of tokens in every image, and this one has thresholds: call "
-            "model.set_thresholds(None) to export it at its keep ratios."
-        )
     try:
         import onnx
         import onnxruntime  # noqa: F401
@@ -62,24 +42,22 @@ def export_onnx(
     except ImportError as error:
         raise InputError(f"{error.name} is missing: run `pip install onnx onnxscript onnxruntime`.") from None
 
-    with replacing(path) as partial:
-        _export(model, images[torch.arange(2) % len(images)], partial, output)
-        written = onnx.load(partial)
-        onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in metadata.items()})
-        onnx.save(written, partial)
-        return verify(model, open_onnx(partial, output), images, batch_sizes, classifies=classifies, clear=clear)
+    _export(module, example, path, outputs, dynamic)
+    written = onnx.load(path)
+    onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in metadata.items()})
+    onnx.save(written, path)
 
 
-def open_onnx(path: Path, output: str = "logits") -> Callable[[Tensor], Tensor]:
-    """Return an exported model as a function from images ``(B, 3, H, W)`` to its output ``(B, C)``."""
+def open_onnx(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """Return an exported model as a function from images ``(B, 3, H, W)`` to all its outputs, the answer first."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([output], {"images": images.numpy()})[0])
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
 
     return run
 
@@ -98,22 +76,21 @@ def _errors_only(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _export(model: nn.Module, example: Tensor, path: Path, output: str) -> None:
-    # an example of one image would bake the batch size in, and torch's fused attention on CPU does
-    # not decompose with a mask: hence two images, and the plain backend
-    batch = torch.export.Dim("batch")
+def _export(module: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], dynamic: bool) -> None:
+    # torch's fused attention on CPU does not decompose with a mask: hence the plain backend
+    shapes = {"images": {0: torch.export.Dim("batch")}} if dynamic else None
     quiet = _errors_only("torch.onnx", "onnxscript")
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), quiet, torch.no_grad():
         warnings.simplefilter("ignore")  # about torch's own internals
         try:
             torch.onnx.export(
-                model,
+                module,
                 (example,),
                 path,
                 dynamo=True,
                 input_names=["images"],
-                output_names=[output],
-                dynamic_shapes={"images": {0: batch}},
+                output_names=list(outputs),
+                dynamic_shapes=shapes,
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,

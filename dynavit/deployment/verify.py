@@ -22,6 +22,7 @@ class Verification:
         images: number of images compared.
         batch_sizes: at which.
         left_out: number of images not compared, because rounding alone decides what becomes of their tokens.
+        same_tokens: for each stage the share of kept patches that are the same, over all images.
     """
 
     max_difference: float
@@ -29,6 +30,7 @@ class Verification:
     images: int
     batch_sizes: tuple[int, ...]
     left_out: int = 0
+    same_tokens: tuple[float, ...] = ()
 
 
 @torch.inference_mode()
@@ -121,3 +123,44 @@ def verify(
             )
     left_out = int((~compare).sum())
     return Verification(worst, scale, len(images) - left_out, tuple(batch_sizes), left_out)
+
+
+@torch.inference_mode()
+def same_tokens(
+    original: Callable[[Tensor], Sequence[Tensor]],
+    exported: Callable[[Tensor], Sequence[Tensor]],
+    images: Tensor,
+    batch_sizes: Sequence[int],
+    least: float = 0.97,
+) -> tuple[float, ...]:
+    """Return for each stage the share of kept patches that two models have in common, the least over batch sizes.
+
+    Args:
+        original: from ``(B, 3, H, W)`` to an answer and positions ``(B, k)`` int64 of each stage, ascending.
+        exported: likewise.
+        images: ``(M, 3, H, W)``; whole batches of each size are compared, the first images again to fill the last.
+        batch_sizes: as for :func:`verify`.
+        least: share to be had at every stage.
+
+    Raises:
+        InputError: a stage has less.
+    """
+    shares: list[list[float]] = []
+    for size in batch_sizes:
+        rows = torch.arange(-(-len(images) // size) * size) % len(images)
+        both = [[one(images[batch])[1:] for batch in rows.split(size)] for one in (original, exported)]
+        stages = [[torch.cat(parts) for parts in zip(*batches, strict=True)] for batches in both]
+        shares.append([_common(ours, theirs) for ours, theirs in zip(*stages, strict=True)])
+    worst = tuple(min(of_stage) for of_stage in zip(*shares, strict=True))
+    for stage, share in enumerate(worst):
+        if share < least:
+            raise InputError(
+                f"the exported model keeps other tokens than the original: at stage {stage + 1} {100 * share:.1f} % "
+                f"are the same, where {100 * least:.0f} % or more should be. Nothing was written. Please report this "
+                f"with the versions of torch, onnx and onnxruntime."
+            )
+    return worst
+
+
+def _common(ours: Tensor, theirs: Tensor) -> float:
+    return (ours[:, :, None] == theirs[:, None, :]).any(dim=2).double().mean().item()

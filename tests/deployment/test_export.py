@@ -16,9 +16,29 @@ from torch import Tensor
 
 import dynavit
 from dynavit.cli import main
-from dynavit.deployment.verify import clear_choices, verify
+from dynavit.deployment.verify import clear_choices, same_tokens, verify
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_tokens_that_differ_are_counted_and_refused() -> None:
+    images = torch.arange(40.0).reshape(10, 4)
+
+    def original(batch: Tensor) -> list[Tensor]:
+        kept = torch.arange(20).expand(len(batch), -1)
+        return [batch, kept, kept[:, :10]]
+
+    def exported(batch: Tensor, wrong: int) -> list[Tensor]:
+        answer, first, second = original(batch)
+        odd = batch[:, 0] == 4.0  # the second image
+        return [answer, torch.where(odd[:, None], first + wrong, first), second]
+
+    assert same_tokens(original, original, images, (1, 3)) == (1.0, 1.0)
+    # one image of ten has two of twenty tokens wrong; it is there twice where the first two fill the last batch of 3
+    assert same_tokens(original, lambda some: exported(some, 2), images, (1,)) == (pytest.approx(1 - 0.1 / 10), 1.0)
+    assert same_tokens(original, lambda some: exported(some, 2), images, (1, 3)) == (pytest.approx(1 - 0.2 / 12), 1.0)
+    with pytest.raises(dynavit.InputError, match=r"at stage 1 91\.7 % are the same, where 97 %"):
+        same_tokens(original, lambda some: exported(some, 10), images, (1, 3))
 
 
 def test_verify_accepts_equal_and_refuses_different_models() -> None:
@@ -64,20 +84,20 @@ def test_batch_sizes_that_compare_nothing_are_refused(sizes: tuple[int, ...]) ->
 def test_a_missing_package_is_named_as_its_index_names_it(
     model_of: Callable[..., Any], images_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dynavit.deployment.onnx import export_onnx
+    from dynavit.deployment.checked import write_checked
 
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     model = model_of("vit", depth=1, stages=(0,))
     with pytest.raises(
         dynavit.InputError, match="onnxscript is missing: run `pip install onnx onnxscript onnxruntime`"
     ):
-        export_onnx(model, tmp_path / "model.onnx", images_for(model, batch=2), {})
+        write_checked(model, tmp_path / "model.onnx", images_for(model, batch=2), {})
 
 
 def test_an_export_leaves_the_levels_of_loggers_as_they_were(
     model_of: Callable[..., Any], images_for: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dynavit.deployment.onnx import export_onnx
+    from dynavit.deployment.checked import write_checked
 
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     before, within = [logger.level for logger in loggers], []
@@ -89,7 +109,7 @@ def test_an_export_leaves_the_levels_of_loggers_as_they_were(
     monkeypatch.setattr(torch.onnx, "export", fail)
     model = model_of("vit", depth=1, stages=(0,))
     with pytest.raises(dynavit.InputError, match="no export today"):
-        export_onnx(model, tmp_path / "model.onnx", images_for(model, batch=2), {})
+        write_checked(model, tmp_path / "model.onnx", images_for(model, batch=2), {})
     assert within == [logging.ERROR, logging.ERROR]
     assert [logger.level for logger in loggers] == before
 
@@ -97,31 +117,82 @@ def test_an_export_leaves_the_levels_of_loggers_as_they_were(
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "deit_distilled", "dinov2_registers", "siglip", "gap"])
 def test_every_family_exports(model_of, images_for, family: str, tmp_path: Path) -> None:
-    from dynavit.deployment.onnx import export_onnx
+    from dynavit.deployment.checked import write_checked
 
     model = model_of(family, depth=3, stages=(1, 2), keep_ratio=0.5)
     images = images_for(model, batch=8)
-    checked = export_onnx(model, tmp_path / "model.onnx", images, {"a": [1, "b"]})
+    checked = write_checked(model, tmp_path / "model.onnx", images, {"a": [1, "b"]}, with_tokens=True)
     assert checked.max_difference < 1e-3 * checked.scale
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_what_is_deployed_tells_which_patches_are_kept(
+    family: str, model_of: Callable[..., Any], images_for: Any
+) -> None:
+    from dynavit.deployment.deployed import Deployed
+
+    model = model_of(family)
+    images = images_for(model, batch=3)
+    telling = Deployed(model, with_tokens=True)
+    assert telling.names("logits") == ["logits", *(f"tokens_{stage + 1}" for stage in range(len(model.stages)))]
+    with torch.no_grad():
+        answer, *kept = telling(images)
+        expected, trace = model(images, return_trace=True)
+    assert torch.equal(answer, expected)
+    assert all(torch.equal(one, other) for one, other in zip(kept, trace.kept, strict=True))
+    dense = Deployed(dynavit.prune(model.backbone, stages=()).eval(), with_tokens=True)
+    assert dense.names("logits") == ["logits"]
+    assert isinstance(dense(images), Tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_a_file_with_tokens_of_any_batch_or_of_one(
+    kind: str, batch: int | None, model_of: Callable[..., Any], images_for: Any, tmp_path: Path
+) -> None:
+    from dynavit.deployment.checked import write_checked
+    from dynavit.deployment.formats import FORMATS
+
+    model = model_of("vit", depth=3, stages=(1, 2), keep_ratio=0.5)
+    images = images_for(model, batch=6)
+    path = tmp_path / f"model{FORMATS[kind].suffix}"
+    checked = write_checked(model, path, images, {"a": [1]}, kind=kind, batch=batch, with_tokens=True)
+    assert checked.same_tokens == (1.0, 1.0)
+    assert checked.batch_sizes == ((1, 2, 5) if batch is None else (batch,))
+    run = FORMATS[kind].open(path)
+    some = images[: batch or 4]
+    answer, *kept = run(some)
+    with torch.no_grad():
+        expected, trace = model(some, return_trace=True)
+    torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(one, other) for one, other in zip(kept, trace.kept, strict=True))
+    if batch is not None:
+        with pytest.raises(Exception, match=r"(?i)dim|shape|size"):  # each runtime has its own error
+            run(images[: batch + 1])
+    plain = write_checked(model, path, images, {}, kind=kind, batch=batch)
+    assert plain.same_tokens == (1.0, 1.0)
+    assert len(FORMATS[kind].open(path)(some)) == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 @pytest.mark.slow
 def test_a_model_that_differs_is_not_written(model_of, images_for, tmp_path: Path, monkeypatch) -> None:
     from dynavit.deployment import onnx
+    from dynavit.deployment.checked import write_checked
 
     model = model_of("vit", depth=3, stages=(1,))
     (tmp_path / "model.onnx").write_text("earlier")
     original = onnx._export
 
-    def wrong(model: dynavit.PrunedViT, example: Tensor, path: Path, output: str) -> None:
-        model.set_keep_ratio(0.3)
-        original(model, example, path, output)
-        model.set_keep_ratio(0.7)
+    def wrong(module: Any, *arguments: Any) -> None:
+        module.model.set_keep_ratio(0.3)
+        original(module, *arguments)
+        module.model.set_keep_ratio(0.7)
 
     monkeypatch.setattr(onnx, "_export", wrong)
     with pytest.raises(dynavit.InputError, match="Nothing was written"):
-        onnx.export_onnx(model, tmp_path / "model.onnx", images_for(model, batch=8), {})
+        write_checked(model, tmp_path / "model.onnx", images_for(model, batch=8), {})
     assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
 
 
@@ -273,29 +344,30 @@ REDUCED: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCED)
 def test_every_reducer_exports(name: str, model_of: Callable[..., Any], images_for: Any, tmp_path: Path) -> None:
-    from dynavit.deployment.onnx import export_onnx, open_onnx
+    from dynavit.deployment.checked import write_checked
+    from dynavit.deployment.onnx import open_onnx
 
     family, options = REDUCED[name]
     model = model_of(family, depth=4, stages=(1, 2), keep_ratio=0.6, **options)
     images = images_for(model, batch=8)
     clear = clear_choices(model, images)
     assert clear.sum() >= 6
-    checked = export_onnx(model, tmp_path / "model.onnx", images, {}, clear=clear)
+    checked = write_checked(model, tmp_path / "model.onnx", images, {}, clear=clear, with_tokens=True)
     assert checked.max_difference < 1e-3 * checked.scale
     # the file reduces: it says something else than the model does at another ratio
     model.set_keep_ratio(0.9)
     with torch.inference_mode():
         other = model(images)
-    assert (open_onnx(tmp_path / "model.onnx")(images) - other).abs().max() > 1e-2 * checked.scale
+    assert (open_onnx(tmp_path / "model.onnx")(images)[0] - other).abs().max() > 1e-2 * checked.scale
 
 
 def test_a_model_with_thresholds_is_refused(model_of: Callable[..., Any], images_for: Any, tmp_path: Path) -> None:
-    from dynavit.deployment.onnx import export_onnx
+    from dynavit.deployment.checked import write_checked
 
     model = model_of("vit")
     model.set_thresholds([0.0] * 3)
     with pytest.raises(dynavit.InputError, match=r"model.set_thresholds\(None\)"):
-        export_onnx(model, tmp_path / "model.onnx", images_for(model, batch=8), {})
+        write_checked(model, tmp_path / "model.onnx", images_for(model, batch=8), {})
     assert not list(tmp_path.iterdir())
 
 
@@ -313,7 +385,7 @@ def test_the_command_leaves_thresholds_out_and_says_so(tmp_path: Path, capsys: p
     rng = np.random.default_rng(0)
     for number in range(5):
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
-    assert main(["export", str(tmp_path / "run"), "--images", str(tmp_path)]) == 0
+    assert main(["export", str(tmp_path / "run"), "--images", str(tmp_path), "--no-timing"]) == 0
     printed = capsys.readouterr().out
     assert "thresholds are left out" in printed
     assert "keep ratios 0.5, 0.25" in printed

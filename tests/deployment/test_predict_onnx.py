@@ -19,7 +19,7 @@ import dynavit
 from dynavit.data.files import find_images, image_endings
 from dynavit.data.pictures import convert_picture, read_picture
 from dynavit.data.transforms import create_transforms
-from dynavit.deployment.onnx import export_onnx
+from dynavit.deployment.checked import write_checked
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "F")
@@ -170,7 +170,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         output = "logits" if name.isdigit() else name
         paths[name] = str(folder / f"{name}.onnx")
         images = torch.randn(5, channels, 32, 32)
-        export_onnx(model.eval(), Path(paths[name]), images, metadata, output=output, classifies=name.isdigit())
+        write_checked(model.eval(), Path(paths[name]), images, metadata, answer=output, classifies=name.isdigit())
     return paths
 
 

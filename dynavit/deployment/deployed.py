@@ -1,0 +1,47 @@
+"""What is written into a file: the model's answer to images, and where asked the patches that each stage kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynavit.models import PrunedViT
+
+
+class Deployed(nn.Module):
+    """A model as a function of images alone, without records; it is told that every camera is unknown.
+
+    Args:
+        model: in eval mode, without thresholds.
+        with_tokens: also return for each stage the positions of the patches it kept, ascending, ``(B, k)`` int64: of
+            merged tokens the patch that survived.
+    """
+
+    def __init__(self, model: PrunedViT, with_tokens: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.with_tokens = with_tokens and bool(model.stages)
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the answer ``(B, C)``; with tokens a tuple of it and one tensor a stage."""
+        unknown = self.model.unknown_cameras(images.shape[0])
+        if not self.with_tokens:
+            return self.model(images, **unknown)
+        answer, trace = self.model(images, return_trace=True, **unknown)
+        patches = trace.source.shape[1]
+        place = torch.arange(patches, device=images.device)
+        counts = self.model.stage_counts(patches)
+        # each patch once, so that no two are equal and the k least, sorted, need no stable sort, which ONNX lacks
+        kept = [torch.where(stage.kept, place, patches) for stage in trace.stages]
+        least = [
+            positions.topk(count, dim=1, largest=False, sorted=True).values
+            for positions, count in zip(kept, counts, strict=True)
+        ]
+        return answer, *least
+
+    def names(self, answer: str) -> list[str]:
+        """Return the names of what is returned: ``answer``, then ``tokens_1``, ``tokens_2``, ..."""
+        stages = len(self.model.stages) if self.with_tokens else 0
+        return [answer, *(f"tokens_{stage + 1}" for stage in range(stages))]
