@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 _LEAST_SPAN = 4.0  # points of accuracy; less would make noise look like a result
 _RIVALS_BELOW = 1.0  # so many times the span of the other rows may rivals lie below these
-_LOG_FROM = 6.0  # speeds this many times apart are drawn on a logarithmic axis
+_LOG_FROM = 6.0  # times this many times apart are drawn on a logarithmic axis
 _MARKERS = "osv^DPX*<>"
 
 
 def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None:
-    """Draw accuracy against GMACs and, where rows were timed, against images per second.
+    """Draw accuracy against GMACs and, where rows were timed, against milliseconds per image.
 
     Args:
         rows: see :mod:`dynavit.report.rows`; those without the metric or ``gmacs`` are left out.
@@ -76,23 +76,23 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
         fastest: dict[int, tuple[float, Row]] = {}
         for number, size in enumerate(sizes):
             timed = [row for row in rows if size in throughput(row)]
-            points = [(throughput(row)[size]["images_per_second"], row) for row in timed]
+            points = [(_milliseconds(row, size), row) for row in timed]
             _draw(speed, points, metric, COLOURS[number % len(COLOURS)], f"batch {size}")
             for x, row in points:
-                fastest[id(row)] = max(fastest.get(id(row), (0.0, row)), (x, row), key=lambda point: point[0])
+                fastest[id(row)] = min(fastest.get(id(row), (x, row)), (x, row), key=lambda point: point[0])
         for x, row in fastest.values():  # a row has one height, so one label serves all batch sizes
             if is_rival(row):
-                _write(speed, _rival_label(row), (x, row[metric]), (-5, -4), va="top", ha="right", alpha=0.75)
+                _write(speed, _rival_label(row), (x, row[metric]), (6, -3), va="top", alpha=0.75)
             elif ratio_text(row) == "1.0":  # beside the dense model's diamond
-                _write(speed, "1.0", (x, row[metric]), (-5, -4), va="top", ha="right")
+                _write(speed, "1.0", (x, row[metric]), (5, -6), va="top")
             elif not (is_dense(row) or is_adaptive(row)):
-                _write(speed, ratio_text(row), (x, row[metric]), (6, 3), va="bottom")
+                _write(speed, ratio_text(row), (x, row[metric]), (-5, 3), va="bottom", ha="right")
         if any(is_dense(row) for _, row in fastest.values()):
             speed.plot([], [], label="dense", **_diamond(INK))
-        speeds = [throughput(row)[size]["images_per_second"] for row in rows for size in throughput(row)]
-        if max(speeds) > _LOG_FROM * min(speeds):
+        times = [_milliseconds(row, size) for row in rows for size in throughput(row)]
+        if max(times) > _LOG_FROM * min(times):
             _use_log_scale(speed)
-        _label(speed, "images per second", metric)
+        _label(speed, "milliseconds per image", metric)
         speed.legend(
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
@@ -155,6 +155,10 @@ def _draw(axes: Axes, points: Sequence[tuple[float, Row]], metric: str, colour: 
         if line or kind is is_pruned:
             xs, ys = [x for x, _ in line], [y for _, y in line]
             axes.plot(xs, ys, label=label if kind is is_pruned else None, **style(colour))
+
+
+def _milliseconds(row: Row, batch_size: int) -> float:
+    return 1e3 / float(throughput(row)[batch_size]["images_per_second"])
 
 
 def _rival_label(row: Row) -> str:

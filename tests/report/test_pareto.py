@@ -56,7 +56,9 @@ def test_panels_points_and_labels(tmp_path: Path, figures: list[Figure]) -> None
     assert sorted(texts(speed)) == ["0.5", "1.0"]  # once, though 1.0 was timed at two batch sizes
     assert speed.get_xscale() == "linear"
     points = {tuple(xy) for line in speed.lines for xy in line.get_xydata().tolist()}
-    assert points == {(10.0, 80.0), (14.0, 80.0), (10.0, 79.9), (14.0, 79.9), (14.0, 77.0)}
+    slow, fast = 1e3 / 10.0, 1e3 / 14.0
+    assert points == {(slow, 80.0), (fast, 80.0), (slow, 79.9), (fast, 79.9), (fast, 77.0)}
+    assert speed.get_xlabel() == "milliseconds per image"
 
 
 def test_one_row_without_speed_and_another_metric(tmp_path: Path, figures: list[Figure]) -> None:
