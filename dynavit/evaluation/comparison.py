@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -13,11 +14,15 @@ from dynavit.errors import InputError
 from dynavit.evaluation.dense_classifier import DenseClassifier
 from dynavit.evaluation.equal_macs import calibrate_to_budget, largest_keep_ratio, plain_dropping_macs
 from dynavit.evaluation.methods import Method
+from dynavit.evaluation.rivals import all_smaller_images
 from dynavit.evaluation.speed import time_models
 from dynavit.evaluation.sweep import evaluate_variants, make_rows
 from dynavit.evaluation.variants import CalibrationImages, Variant
 from dynavit.models import PrunedViT
 from dynavit.tables import Row
+from dynavit.tasks.classification import ClassificationTask
+
+SMALLER = "smaller images"
 
 
 class Comparison(NamedTuple):
@@ -59,7 +64,7 @@ def evaluate_methods(
 
     Returns:
         Rows (see :mod:`dynavit.report.rows`): the dense model, then one for each budget and method, the most accurate
-        first.
+        first. Beside the methods stands the dense model on the largest smaller images within each budget.
 
     Raises:
         InputError: an impossible number, or no method is left.
@@ -81,13 +86,32 @@ def evaluate_methods(
         raise InputError("there is nothing to compare: every method is left out.")
     device = next(dense.parameters()).device
     accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False)
-    rows = make_rows(variants, evaluate_variants(variants, task, data, batch_size, accelerator), task)
+    found = evaluate_variants(variants, task, data, batch_size, accelerator)
+    for rival, own_task, own_data in _smaller(classifier, budgets):
+        variants.append(rival)
+        found += evaluate_variants([rival], own_task, own_data, batch_size, accelerator)
+    rows = make_rows(variants, found, task)
     for ratio in ratios if rounds else ():
         members = [number for number, row in enumerate(rows) if row.get("budget_ratio", ratio) == ratio]
         throughputs = time_models([variants[number] for number in members], task, data, [batch_size], rounds)
         for number, throughput in zip(members, throughputs, strict=True):
             rows[number]["throughput"] = throughput
     return sorted(rows, key=lambda row: (-row.get("budget_ratio", 2.0), -row["top1"]))
+
+
+def _smaller(
+    classifier: DenseClassifier, budgets: Mapping[float, int]
+) -> Iterator[tuple[Variant, ClassificationTask, Any]]:
+    """Yield for each budget the dense model on the largest smaller images that cost no more, with task and data."""
+    for plain_ratio, budget in budgets.items():
+        if plain_ratio == 1:
+            continue
+        for candidate in all_smaller_images(classifier.model, classifier.preprocessing):
+            if candidate.macs <= budget:
+                rival, task, data = classifier.smaller(candidate.about["image_size"][0])
+                about = {"method": SMALLER, "budget_ratio": plain_ratio, "budget_gmacs": budget / 1e9}
+                yield replace(rival, about={**rival.about, **about}), task, data
+                break
 
 
 def _at_budgets(

@@ -18,7 +18,8 @@ from dynavit.config import Config, DataConfig, ModelConfig
 from dynavit.data.transforms import create_transforms
 from dynavit.errors import InputError, did_you_mean
 from dynavit.evaluation.linear_head import dense_features, fit_linear_head, set_linear_head
-from dynavit.evaluation.variants import without_stages
+from dynavit.evaluation.rivals import smaller_images
+from dynavit.evaluation.variants import Variant, without_stages
 from dynavit.models import PrunedViT, load
 from dynavit.runs.build import build_outline, build_start, resolve_preprocessing
 from dynavit.runs.loading import make_loader, random_subset
@@ -38,12 +39,36 @@ class DenseClassifier:
         data: that the task opened, without augmentation; ``train`` and ``validation`` are in random order that is
             always the same.
         origin: where the model is from, and how its classifier came about, in words.
+        preprocessing: how images are prepared for it.
+        limit: number of training and of validation images, at most.
+        fitted: the classifier was fitted on its features.
     """
 
     model: PrunedViT
     task: ClassificationTask
     data: Any
     origin: str
+    preprocessing: dict[str, Any]
+    limit: int | None
+    fitted: bool
+
+    def smaller(self, height: int) -> tuple[Variant, ClassificationTask, Any]:
+        """Return the model on smaller images, with the task and the data that these are of, the same ones as its own.
+
+        Where its classifier was fitted, the smaller images get one that is fitted on them.
+
+        Args:
+            height: in pixels; see :func:`~dynavit.evaluation.rivals.smaller_images`.
+        """
+        rival = smaller_images(self.model, self.preprocessing, height)
+        task = ClassificationTask(self.task.config)
+        assert rival.preprocessing is not None
+        data = task.open_data(rival.preprocessing)
+        training = _shuffled(data.train, self.limit)
+        data = replace(data, train=training, validation=_shuffled(data.validation, self.limit))
+        if self.fitted:
+            _fit_classifier(rival.model, training, len(data.class_names), self.task.config.data.workers)
+        return rival, task, data
 
 
 def open_dense_classifier(
@@ -91,7 +116,8 @@ def open_dense_classifier(
     dense.architecture, dense.model_kwargs = start.model.architecture, start.model.model_kwargs
     dense.metadata = {"preprocessing": preprocessing, "class_names": list(data.class_names)}
     if start.dense_is_trained:
-        return DenseClassifier(dense, task, data, f"{checkpoint}, with its own classifier")
+        origin = f"{checkpoint}, with its own classifier"
+        return DenseClassifier(dense, task, data, origin, preprocessing, limit, fitted=False)
     made_from = {
         "backbone": _fingerprint(dense),
         "data": [config.data.name, config.data.root, config.data.train_split],
@@ -104,21 +130,27 @@ def open_dense_classifier(
     if saved is not None:
         log(f"Using the classifier in {folder} again: it was fitted on the same features.")
         origin = f"{checkpoint}, with the classifier in {folder}"
-        return DenseClassifier(saved.to(device), task, data, origin)
-    loader = make_loader(training, _BATCH, config.data.workers)
-    features, labels = dense_features(dense, tqdm(loader, desc="features", leave=False, disable=None), device)
-    weight, bias = fit_linear_head(features, labels, len(data.class_names))
-    right = float(((features @ weight.T + bias).argmax(dim=1) == labels).double().mean())
-    set_linear_head(dense.backbone, weight, bias)
+        return DenseClassifier(saved.to(device), task, data, origin, preprocessing, limit, fitted=True)
+    labels, right = _fit_classifier(dense, training, len(data.class_names), config.data.workers)
     dense.metadata["linear_head"] = made_from
-    dense.to(device).requires_grad_(False).save_pretrained(folder)
+    dense.save_pretrained(folder)
     log(
         f"{checkpoint} has no classifier for these {len(data.class_names)} classes: fitted one by logistic regression "
-        f"on its features of {len(labels)} training images, and it gets {100 * right:.2f} % of them right; saved in "
+        f"on its features of {labels} training images, and it gets {100 * right:.2f} % of them right; saved in "
         f"{folder}."
     )
-    origin = f"{checkpoint}, with a classifier fitted on its features of {len(labels)} training images"
-    return DenseClassifier(dense, task, data, origin)
+    origin = f"{checkpoint}, with a classifier fitted on its features of {labels} training images"
+    return DenseClassifier(dense, task, data, origin, preprocessing, limit, fitted=True)
+
+
+def _fit_classifier(dense: PrunedViT, training: Any, num_classes: int, workers: int) -> tuple[int, float]:
+    """Give a model a classifier fitted on its features; return of how many images, and the share it gets right."""
+    device, loader = next(dense.parameters()).device, make_loader(training, _BATCH, workers)
+    features, labels = dense_features(dense, tqdm(loader, desc="features", leave=False, disable=None), device)
+    weight, bias = fit_linear_head(features, labels, num_classes)
+    set_linear_head(dense.backbone, weight, bias)
+    dense.to(device).requires_grad_(False)
+    return len(labels), float(((features @ weight.T + bias).argmax(dim=1) == labels).double().mean())
 
 
 def open_dense(

@@ -13,6 +13,7 @@ from dynavit.report.rows import (
     compares_methods,
     is_adaptive,
     is_dense,
+    is_rival,
     metric_name,
     ratio_text,
     require_rows,
@@ -183,9 +184,15 @@ def _method_columns(rows: Sequence[Row]) -> list[Column]:
     """Methods differ in their number of stages, up to one a block: the tokens after the last one are shown."""
     return [
         Column("method", [str(row["method"]) for row in rows], left=True),
-        Column("keep ratio", [_NOTHING if is_dense(row) else f"{row['keep_ratio']:.3f}" for row in rows]),
+        Column("keep ratio", [_ratio_or_pixels(row) for row in rows]),
         Column("tokens left", [_tokens_left(row) for row in rows]),
     ]
+
+
+def _ratio_or_pixels(row: Row) -> str:
+    if is_rival(row):
+        return f"{row['image_size'][0]} px"
+    return _NOTHING if is_dense(row) else f"{row['keep_ratio']:.3f}"
 
 
 def _tokens_left(row: Row) -> str:

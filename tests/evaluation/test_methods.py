@@ -24,7 +24,7 @@ from dynavit.cost.macs import mean_macs
 from dynavit.data.transforms import create_transforms
 from dynavit.errors import InputError
 from dynavit.evaluation import speed
-from dynavit.evaluation.comparison import evaluate_methods
+from dynavit.evaluation.comparison import SMALLER, evaluate_methods
 from dynavit.evaluation.dense_classifier import DenseClassifier, open_dense_classifier
 from dynavit.evaluation.equal_macs import (
     calibrate_to_budget,
@@ -324,25 +324,40 @@ def test_at_ratio_1_every_method_is_the_dense_model(classifier: DenseClassifier,
 def test_rows_say_what_the_models_do(classifier: DenseClassifier, methods: dict[str, Method]) -> None:
     chosen = [methods[name] for name in ("evit_fuse", "tome", "adaptive", "random")]
     rows = evaluate_methods(classifier, chosen, [0.8, 0.9], rounds=0, batch_size=5)
-    assert [row.get("budget_ratio") for row in rows] == [None, *[0.9] * 4, *[0.8] * 4]
+    assert [row.get("budget_ratio") for row in rows] == [None, *[0.9] * 5, *[0.8] * 5]
     images = torch.stack([classifier.data.validation[number][0] for number in range(12)])
     labels = torch.tensor([classifier.data.validation[number][1] for number in range(12)])
     assert len({row["top1"] for row in rows}) > 1
-    for group in (rows[1:5], rows[5:]):
+    for group in (rows[1:6], rows[6:]):
         assert [row["top1"] for row in group] == sorted((row["top1"] for row in group), reverse=True)
     for row in rows[1:]:
         if row["method"] == "adaptive":
             assert row["tokens_p95"] >= row["tokens"][-1]
             continue
         assert row["gmacs"] <= row["budget_gmacs"]
-        model = methods[row["method"]].apply(classifier.model)
-        model.set_keep_ratio(row["keep_ratio"])
+        seen = images
+        if row["method"] == SMALLER:
+            rival, _, data = classifier.smaller(row["image_size"][0])
+            seen, model = torch.stack([data.validation[number][0] for number in range(12)]), rival.model
+            assert seen.shape[-1] == row["image_size"][0] < images.shape[-1]
+        else:
+            model = methods[row["method"]].apply(classifier.model)
+            model.set_keep_ratio(row["keep_ratio"])
         with torch.no_grad():
-            right = model(images).argmax(dim=1) == labels
+            right = model(seen).argmax(dim=1) == labels
         assert row["top1"] == pytest.approx(100 * float(right.double().mean()))
         assert row["tokens"] == tokens_per_stage(model)
         assert row["delta_top1"] == pytest.approx(row["top1"] - rows[0]["top1"])
         assert row["delta_top1_low"] <= row["delta_top1"] <= row["delta_top1_high"]
+
+
+def test_smaller_images_get_a_classifier_of_their_own_where_one_was_fitted(classifier: DenseClassifier) -> None:
+    heads = [
+        replace(classifier, fitted=fitted).smaller(classifier.model.adapter.image_size[0] // 2)[0].model.backbone.head
+        for fitted in (False, True)
+    ]
+    assert heads[0].weight is classifier.model.backbone.head.weight
+    assert not torch.equal(heads[1].weight, heads[0].weight)
 
 
 def test_what_cannot_be_is_left_out_with_a_reason(
@@ -380,15 +395,16 @@ def test_speed_is_measured_in_turns_on_images_that_differ(
     monkeypatch.setattr(speed, "measure", fake)
     chosen = [methods["adaptive"], methods["random"]]
     rows = evaluate_methods(classifier, chosen, [0.9, 0.5], rounds=3, batch_size=4)
-    assert [len(shown) for shown in seen] == [3, 3]  # dense and two methods at each budget
+    assert [len(shown) for shown in seen] == [4, 4]  # dense, two methods and smaller images at each budget
     for shown in seen:
+        assert shown.pop() == []  # these have a stem of their own
         first = torch.cat(shown[0])
         assert [len(images) for images in shown[0]] == [4, 4, 4, 4]
         assert all(torch.equal(torch.cat(images), first) for images in shown)
         assert len({image.numpy().tobytes() for image in first}) == 12  # all there are, one of them twice or more
     speeds = {row["method"]: row["throughput"]["4"] for row in rows if row.get("budget_ratio") in (None, 0.5)}
     assert speeds["dense"]["images_per_second"] == pytest.approx(16 / 8)
-    assert {round(found["speedup"], 6) for found in speeds.values()} == {1.0, 2.0, 3.0}
+    assert {round(found["speedup"], 6) for found in speeds.values()} == {1.0, 2.0, 3.0, 4.0}
 
 
 # --- the tool
@@ -403,12 +419,13 @@ def test_the_tool_writes_what_it_prints(
     shown = capsys.readouterr().out
     assert "dynamicvit is left out: its scorer, mlp, has to be trained first." in shown
     written = json.loads((tmp_path / "methods.json").read_text())
-    assert len(written["rows"]) == 5
+    assert len(written["rows"]) == 7
     assert "dynamicvit" in written["left_out"]
     with (tmp_path / "methods.csv").open() as file:
         assert [row["method"] for row in csv.DictReader(file)] == [row["method"] for row in written["rows"]]
     markdown = (tmp_path / "methods.md").read_text()
-    shown_rows = [line for line in shown.splitlines() if line.startswith(("dense ", "tome ", "adaptive "))]
+    names = ("dense ", "tome ", "adaptive ", "smaller images ")
+    shown_rows = [line for line in shown.splitlines() if line.startswith(names)]
     for row, line in zip(written["rows"], shown_rows, strict=True):
         assert line.startswith(row["method"])
         assert f"{row['top1']:.2f}" in line
@@ -467,7 +484,7 @@ def test_a_newcomer_sees_the_whole_comparison(
     assert main([*arguments, "--rounds", "1"]) == 0
     rows = json.loads((tmp_path / "methods.json").read_text())["rows"]
     accuracy = {(row["method"], row.get("budget_ratio")): row["top1"] for row in rows}
-    assert {name for name, _ in accuracy} == {"dense", *FREE}
+    assert {name for name, _ in accuracy} == {"dense", SMALLER, *FREE}
     assert accuracy["dense", None] >= 97
     for name in ("evit", "evit_fuse", "etps", "class_attention", "attention_received", "adaptive"):
         assert accuracy[name, 0.7] > accuracy["random", 0.7] + 5
