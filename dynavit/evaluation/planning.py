@@ -95,7 +95,7 @@ def measure_costs(dense: PrunedViT, pruning: dict[str, Any], batch_size: int) ->
         index = torch.arange(rung, device=x.device).expand(batch_size, -1)
         left = x[:, : adapter.num_prefix_tokens + rung].contiguous()
         calls[f"blocks {rung}"] = partial(_blocks, dense, left, adapter.gather(context, index))
-    seconds = {name: median(times) for name, times in measure(calls, rounds=_QUICK).items()}
+    seconds = {name: median(times) for name, times in measure(calls, rounds=_QUICK, min_seconds=0.1).items()}
     measured = np.maximum.accumulate([seconds[f"blocks {rung}"] / adapter.depth for rung in rungs])
     stage = [(rows * columns, seconds[f"pruned {rows}"] - seconds[f"oracle {rows}"]) for rows, columns in (small, grid)]
     blocks = np.interp(np.arange(patches + 1), rungs, measured).tolist()

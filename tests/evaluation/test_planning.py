@@ -52,7 +52,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         chooses = bool(model.stages) and call.func is not oracle
         return 1e-9 * len(images) * closed_form_macs(model, image_size=tuple(images.shape[-2:])) + chooses
 
-    def fake(calls: Mapping[str, partial[object]], rounds: int) -> dict[str, list[float]]:
+    def fake(calls: Mapping[str, partial[object]], rounds: int, min_seconds: float = 0.0) -> dict[str, list[float]]:
         timed.extend(calls)
         return {name: [macs(call)] * rounds for name, call in calls.items()}
 
@@ -143,7 +143,8 @@ def test_the_tool_plans_and_its_settings_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With real times, of a model that is large enough for tokens to count."""
-    monkeypatch.setattr(planning, "measure", partial(measure, min_seconds=0.0))
+    quick = partial(measure, min_seconds=0.0)
+    monkeypatch.setattr(planning, "measure", lambda calls, rounds, min_seconds=0.0: quick(calls, rounds))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     words = ["plan", "vit_tiny_patch16_224", "--batch-size", "2", "--rounds", "3"]
     assert main([*words, "--speedup", "1.5"]) == 0
