@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
     options = parser.parse_args()
     session, names, settings = open_model(options.model)
+    size = session.get_inputs()[0].shape[0]
+    batch = size if isinstance(size, int) else 1  # a file for one batch size alone gets each picture as often
     paths = [path for image in options.images for path in find_pictures(image)]
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     print("image,label,probability")
@@ -51,7 +53,8 @@ def main() -> None:
         except Exception as error:  # Pillow answers damaged files with errors of any type
             print(f"warning: {printable(f'{path} cannot be read and is left out: {error}')}", file=sys.stderr)
             continue
-        logits = session.run(["logits"], {"images": preprocess(picture, **settings)[None]})[0][0]
+        images = np.repeat(preprocess(picture, **settings)[None], batch, axis=0)
+        logits = session.run(["logits"], {"images": images})[0][0]
         probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         best = int(logits.argmax())
         print(row([safe(path), safe(names[best]), f"{probabilities[best]:.4f}"]))
@@ -88,7 +91,7 @@ def open_model(path: str) -> tuple[onnxruntime.InferenceSession, list[str], dict
         stop(f"{path} is no model that onnxruntime can run: {str(error).splitlines()[0]}")
     about = session.get_modelmeta().custom_metadata_map
     outputs = [output.name for output in session.get_outputs()]
-    if outputs == ["embedding"]:
+    if "embedding" in outputs:
         stop(f"{path} is a re-identification model: it answers with embeddings, to be compared, not with labels.")
     if "logits" not in outputs or not {"preprocessing", "class_names"} <= about.keys():
         stop(f"{path} was not written by tools/export.py: it does not say its classes and how it wants its pictures.")

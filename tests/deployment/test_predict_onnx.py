@@ -175,6 +175,31 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_file_of_one_batch_size_and_with_tokens_says_the_same(
+    batch: int, example: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = dynavit.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=3, stages=(0,), keep_ratio=0.5,
+    ).eval()  # fmt: skip
+    picture = noise("RGB")
+    picture.save(tmp_path / "a.png")
+    metadata = {"preprocessing": SETTINGS | {"mean": [0.5] * 3, "std": [0.5] * 3}, "class_names": ["a", "b", "c"]}
+    said = []
+    for size in (None, batch):
+        path = tmp_path / f"{size}.onnx"
+        images = torch.randn(5, 3, 32, 32)
+        write_checked(model, path, images, metadata, batch=size, with_tokens=size is not None)
+        monkeypatch.setattr("sys.argv", ["predict_onnx.py", str(path), str(tmp_path / "a.png")])
+        example.main()
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert "a.png" in said[0]
+
+
+@pytest.mark.slow
 def test_from_files_to_a_table(
     example: Any, exported: dict[str, str], tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
