@@ -15,7 +15,7 @@ from dynavit.models import PrunedViT, create_model, prune
 from dynavit.runs.open import Run, open_run
 
 AUTO, NONE = "auto", "none"
-_LEAST = 3  # rows of patches of the smallest image
+_LEAST = 3  # patches that the smallest image is high
 
 
 def parse_rivals(text: str) -> list[int] | None:
@@ -58,9 +58,10 @@ def smaller_images(dense: PrunedViT, preprocessing: dict[str, Any], height: int)
 
 
 def all_smaller_images(dense: PrunedViT, preprocessing: dict[str, Any]) -> list[Variant]:
-    """Return a dense model on images of every smaller size, the largest first, one row of patches from each other."""
-    rows, step = dense.adapter.grid_of(image_size_of(preprocessing))[0], dense.adapter.patch_size[0]
-    return [smaller_images(dense, preprocessing, step * count) for count in range(rows - 1, _LEAST - 1, -1)]
+    """Return a dense model on images of every smaller size, the largest first, one patch from each other."""
+    height, step = image_size_of(preprocessing)[0], dense.adapter.patch_size[0]
+    counts = range((height - 1) // step, _LEAST - 1, -1)
+    return [smaller_images(dense, preprocessing, step * count) for count in counts]
 
 
 def nearest(pruned: Sequence[float], offered: Sequence[float]) -> list[int]:

@@ -69,6 +69,17 @@ def test_the_width_follows_the_height() -> None:
     assert rivals[1].preprocessing == {"image_size": (48, 24), "mean": 0.5}
 
 
+def test_overlapping_patches_have_smaller_images_too() -> None:
+    """Their rows are more than the image has patches that do not overlap."""
+    dense = dynavit.create_model("vit_tiny_patch16_224", stages=(), patch_stride=4, **(TINY | {"img_size": (64, 32)}))
+    rivals = all_smaller_images(dense.eval(), {"image_size": (64, 32)})
+    assert [rival.image_size for rival in rivals][:2] == [(56, 32), (48, 24)]
+    for rival in rivals:
+        assert rival.image_size is not None
+        assert rival.model(torch.randn(1, 3, *rival.image_size)).shape == (1, 3)
+    assert sorted((rival.macs for rival in rivals), reverse=True) == [rival.macs for rival in rivals]
+
+
 def test_those_nearest_in_cost_are_chosen_once() -> None:
     assert nearest([9, 8, 2], [10, 7.9, 4, 1]) == [0, 1, 3]
     assert nearest([5, 4.5], [10, 5, 1]) == [1]
