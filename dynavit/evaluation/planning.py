@@ -5,6 +5,7 @@ Shapes: N patches of an image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -78,16 +79,14 @@ def measure_costs(dense: PrunedViT, pruning: dict[str, Any], batch_size: int) ->
         batch_size: images at once.
     """
     own, patch, adapter = checked_size(dense, None), dense.adapter.patch_size, dense.adapter
-    grid = adapter.grid_of(own)
-    small = max(grid[0] // 2, 1), max(grid[1] // 2, 1)
+    half = max(own[0] // 2 // patch[0], 1) * patch[0], max(own[1] // 2 // patch[1], 1) * patch[1]
     images = _noise(dense, own, batch_size)
     calls: dict[str, Callable[[], object]] = {"dense": partial(dense, images)}
-    for rows, columns in (small, grid):
-        size = rows * patch[0], columns * patch[1]
+    for size in (half, own):
         sized = dense if size == own else at_size(dense, size)
         model = prune(sized.backbone, **pruning, stages=(0,), keep_ratio=0.5).to(_device(dense)).eval()
         seen = _noise(dense, size, batch_size)
-        calls[f"pruned {rows}"], calls[f"oracle {rows}"] = partial(model, seen), partial(oracle, model, seen)
+        calls[f"pruned {size}"], calls[f"oracle {size}"] = partial(model, seen), partial(oracle, model, seen)
     x, context = adapter.embed(images)
     patches = x.shape[1] - adapter.num_prefix_tokens
     rungs = sorted({max(round(patches * number / _RUNGS), 1) for number in range(1, _RUNGS + 1)})
@@ -97,7 +96,10 @@ def measure_costs(dense: PrunedViT, pruning: dict[str, Any], batch_size: int) ->
         calls[f"blocks {rung}"] = partial(_blocks, dense, left, adapter.gather(context, index))
     seconds = {name: median(times) for name, times in measure(calls, rounds=_QUICK, min_seconds=0.1).items()}
     measured = np.maximum.accumulate([seconds[f"blocks {rung}"] / adapter.depth for rung in rungs])
-    stage = [(rows * columns, seconds[f"pruned {rows}"] - seconds[f"oracle {rows}"]) for rows, columns in (small, grid)]
+    stage = [
+        (math.prod(adapter.grid_of(size)), seconds[f"pruned {size}"] - seconds[f"oracle {size}"])
+        for size in (half, own)
+    ]
     blocks = np.interp(np.arange(patches + 1), rungs, measured).tolist()
     return Costs(blocks, stage, seconds["dense"] - seconds[f"blocks {patches}"])
 

@@ -108,6 +108,14 @@ def test_costs_are_what_was_measured() -> None:
     assert costs.predict(pruned_vit(keep_ratio=1.0)) == pytest.approx(whole)
 
 
+@pytest.mark.usefixtures("clock")
+def test_patches_that_overlap_are_counted() -> None:
+    dense = dynavit.create_model("vit_tiny_patch16_224", stages=(), patch_stride=4, **TINY).eval()
+    costs = measure_costs(dense, PARTS, batch_size=1)
+    assert len(costs.blocks) == 15 * 15 + 1
+    assert [patches for patches, _ in costs.stage] == [7 * 7, 15 * 15]
+
+
 def test_costs_are_measured_once_for_a_machine(
     clock: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
