@@ -22,6 +22,7 @@ PRICES = "What speed costs, in points; interpolated between measured rows:"
 """What stands above :func:`price_columns`."""
 
 _SPEEDUPS = (1.5, 2.0)
+_PAYS = 1.05  # times as fast; less is noise
 _PRUNED, _ADAPTIVE, _SMALLER = "pruned", "adaptive", "smaller images"
 
 
@@ -92,6 +93,13 @@ def advice(rows: Sequence[Row], metric: str = "top1") -> list[str]:
     for size in batch_sizes(rows):
         smaller = curves(rows, metric, size).get(_SMALLER, Curve(()))
         timed = [row for row in rows if is_pruned(row) and metric in row and size in throughput(row)]
+        paying = [row for row in timed if throughput(row)[size]["speedup"] >= _PAYS]
+        if timed and not paying and smaller.points:
+            fastest = max(speedup for speedup, _ in smaller.points)
+            lines.append(
+                f"Batch {size}: no keep ratio is faster than the dense model; smaller images are, {fastest:.2f}x."
+            )
+        timed = paying
         rivals = [smaller.at(throughput(row)[size]["speedup"]) for row in timed]
         pairs = zip(timed, rivals, strict=True)
         ahead = {ratio_text(row): row[metric] - rival for row, rival in pairs if rival is not None}

@@ -69,6 +69,14 @@ def test_advice_names_the_ratios_at_which_smaller_images_win() -> None:
     assert advice([DENSE, row("pruned", 3.0, 70.0, keep_ratio=0.3), *SMALLER]) == []
 
 
+def test_where_no_ratio_is_faster_that_is_said() -> None:
+    slower = [row("pruned", 1.0, 80.0, keep_ratio=1.0), row("pruned", 0.8, 79.0, keep_ratio=0.7)]
+    (line,) = advice([DENSE, *slower, *SMALLER])
+    assert line == "Batch 8: no keep ratio is faster than the dense model; smaller images are, 2.50x."
+    assert advice([DENSE, *slower]) == []
+    assert advice([DENSE, slower[0], *PRUNED, *SMALLER]) == advice([DENSE, *PRUNED, *SMALLER])
+
+
 def test_adaptive_rows_are_a_way_of_their_own() -> None:
     rows = [DENSE, *PRUNED, *SMALLER]
     twin = row("adaptive", 2.0, 79.0, keep_ratio=0.6)
