@@ -191,7 +191,7 @@ def test_export_gives_the_same_search(reid: Make, capsys: pytest.CaptureFixture[
     Trainer(config).fit()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert main(["export", str(config.run_dir)]) == 0
+        assert main(["export", str(config.run_dir), "--no-timing"]) == 0
     out = capsys.readouterr().out
     searched = out.partition("Searching with its embeddings: ")[2]
     assert searched.split(" on ")[0] == searched.partition("the original: ")[2].strip().rstrip(".")
