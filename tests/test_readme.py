@@ -112,6 +112,10 @@ def expand(line: str, folder: Path) -> list[list[str]]:
             words += ["--seeds", "0", "--steps", "40", "--variants", SHORT_STUDIES[words[2]]]
         if "tools/methods.py" in words:
             words += ["--limit", "16", "--rounds", "1", "--keep-ratios", "0.7"]
+        if "tools/export.py" in words:
+            words += ["--no-timing"]
+        if "tools/evaluate.py" in words and "checkpoints/quickstart-pruned" not in words:
+            words += ["--rivals", "none"]
         if "tools/tune.py" in words:
             words += ["--limit", "4", "--rounds", "1", "--configs", "configs/methods/default.yaml"]
         if "tools/plan.py" in words:
