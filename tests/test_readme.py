@@ -114,8 +114,9 @@ def expand(line: str, folder: Path) -> list[list[str]]:
             words += ["--limit", "16", "--rounds", "1", "--keep-ratios", "0.7"]
         if "tools/export.py" in words:
             words += ["--no-timing"]
-        if "tools/evaluate.py" in words and "checkpoints/quickstart-pruned" not in words:
-            words += ["--rivals", "none"]
+        if "tools/evaluate.py" in words:
+            shipped = any(word in words for word in ("checkpoints/quickstart-pruned", "checkpoints/quickstart-dense"))
+            words += ["evaluate.rounds=1", "data.options.validation_size=64"] if shipped else ["--rivals", "none"]
         if "tools/tune.py" in words:
             words += ["--limit", "4", "--rounds", "1", "--configs", "configs/methods/default.yaml"]
         if "tools/plan.py" in words:
