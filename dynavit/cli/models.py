@@ -47,7 +47,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from dynavit.commands.models import evaluate
-    from dynavit.report.rows import is_pruned
+    from dynavit.report.rows import is_dense
     from dynavit.report.summary import explain
     from dynavit.report.table import aligned, format_table
     from dynavit.report.tradeoffs import PRICES, advice, price_columns
@@ -68,7 +68,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     )
     if not is_main_process():
         return
-    if not any(is_pruned(row) for row in rows):
+    if all(is_dense(row) for row in rows):
         print(f"{printable(options.run_dir)} holds a dense model: it has no pruning stages, so there is one row.")
     metric = "map" if any("map" in row for row in rows) else "top1"
     print(f"{format_table(rows, metric)}\n\n{explain(rows, metric)}")

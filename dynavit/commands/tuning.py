@@ -181,11 +181,12 @@ def plan(
     place = choose_device(device)
     if not Path(model).exists() and timm.is_model(str(model).partition(".")[0]):
         size: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
-        dense = create_model(str(model), stages=(), **size).to(place).eval()
+        backbone = create_model(str(model), stages=(), **size).backbone
     else:
-        dense = open_dense(str(model), place, architecture=architecture, img_size=img_size).model
+        backbone = open_dense(str(model), place, architecture=architecture, img_size=img_size).model.backbone
+    dense = prune(backbone, stages=()).to(place).eval()  # a neck and cameras cost nothing
     stages = chosen.stages_in(dense.adapter.depth)
-    pruned = prune(dense.backbone, stages=stages, **chosen.parts).to(place).eval()
+    pruned = prune(backbone, stages=stages, **chosen.parts).to(place).eval()
     costs = cached_costs(dense, chosen.parts, batch_size, fresh)
     if keep_ratio is None:
         pruned = planned(pruned, costs, target.seconds(costs.predict(pruned.at_ratio(1.0))))

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynavit.cost.macs import checked_size, plain_inference
+from dynavit.cost.images import random_images
+from dynavit.cost.macs import plain_inference
 from dynavit.cost.timing import measure
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
@@ -47,8 +48,7 @@ def block_latency(
     """
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: at least one image.")
-    parameter = next(model.parameters())
-    images = parameter.new_zeros(batch_size, model.adapter.in_chans, *checked_size(model, None)).normal_()
+    images = random_images(model, batch_size)
     with plain_inference(model), torch.no_grad():
         x, context = model.adapter.embed(images)
         num_prefix = model.num_prefix_tokens

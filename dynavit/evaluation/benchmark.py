@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dynavit.cost.images import random_images
 from dynavit.cost.macs import checked_size, closed_form_macs, tokens_per_stage
 from dynavit.cost.memory import StepMemory, step_memory
 from dynavit.cost.timing import measure, median_interval, median_ratio
@@ -167,10 +168,8 @@ def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dt
 def _rivals(rivals: Sequence[Variant], batch_size: int, dtype: torch.dtype) -> Calls:
     calls: Calls = {}
     for rival in rivals:
-        model, size = rival.model.to(dtype), rival.image_size
-        assert size is not None
-        images = torch.randn(batch_size, model.adapter.in_chans, *size, device=next(model.parameters()).device)
-        calls[rival.about["rival"]] = partial(model, images.to(dtype))
+        model = rival.model.to(dtype)
+        calls[rival.about["rival"]] = partial(model, random_images(model, batch_size, rival.image_size))
     return calls
 
 

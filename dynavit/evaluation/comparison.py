@@ -103,15 +103,14 @@ def _smaller(
     classifier: DenseClassifier, budgets: Mapping[float, int]
 ) -> Iterator[tuple[Variant, ClassificationTask, Any]]:
     """Yield for each budget the dense model on the largest smaller images that cost no more, with task and data."""
+    offered = all_smaller_images(classifier.model, classifier.preprocessing)
+    costs = {one.about["image_size"][0]: one.macs for one in offered}
     for plain_ratio, budget in budgets.items():
-        if plain_ratio == 1:
-            continue
-        for candidate in all_smaller_images(classifier.model, classifier.preprocessing):
-            if candidate.macs <= budget:
-                rival, task, data = classifier.smaller(candidate.about["image_size"][0])
-                about = {"method": SMALLER, "budget_ratio": plain_ratio, "budget_gmacs": budget / 1e9}
-                yield replace(rival, about={**rival.about, **about}), task, data
-                break
+        height = max((height for height, macs in costs.items() if macs <= budget), default=None)
+        if plain_ratio < 1 and height is not None:
+            rival, task, data = classifier.smaller(height)
+            about = {"method": SMALLER, "budget_ratio": plain_ratio, "budget_gmacs": budget / 1e9}
+            yield replace(rival, about={**rival.about, **about}), task, data
 
 
 def _at_budgets(

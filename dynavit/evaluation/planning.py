@@ -16,17 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynavit.cost.images import random_images
 from dynavit.cost.macs import checked_size, tokens_per_stage
 from dynavit.cost.timing import measure, median_interval
 from dynavit.errors import InputError
 from dynavit.evaluation.oracle import oracle
 from dynavit.evaluation.rivals import all_smaller_images, at_size, nearest
 from dynavit.models import PrunedViT, prune
+from dynavit.report.tradeoffs import PAYS
 from dynavit.tables import Row
 
 _RUNGS = 16  # numbers of tokens at which a block is timed
 _FREE = 1.005  # a block that is this much slower counts as equally fast
-_PAYS = 1.05  # times as fast; less is not worth a change of the model
 _QUICK = 5
 
 
@@ -80,12 +81,12 @@ def measure_costs(dense: PrunedViT, pruning: dict[str, Any], batch_size: int) ->
     """
     own, patch, adapter = checked_size(dense, None), dense.adapter.patch_size, dense.adapter
     half = max(own[0] // 2 // patch[0], 1) * patch[0], max(own[1] // 2 // patch[1], 1) * patch[1]
-    images = _noise(dense, own, batch_size)
+    images = random_images(dense, batch_size)
     calls: dict[str, Callable[[], object]] = {"dense": partial(dense, images)}
     for size in (half, own):
         sized = dense if size == own else at_size(dense, size)
-        model = prune(sized.backbone, **pruning, stages=(0,), keep_ratio=0.5).to(_device(dense)).eval()
-        seen = _noise(dense, size, batch_size)
+        model = prune(sized.backbone, **pruning, stages=(0,), keep_ratio=0.5).to(images.device).eval()
+        seen = random_images(dense, batch_size, size)
         calls[f"pruned {size}"], calls[f"oracle {size}"] = partial(model, seen), partial(oracle, model, seen)
     x, context = adapter.embed(images)
     patches = x.shape[1] - adapter.num_prefix_tokens
@@ -148,19 +149,19 @@ def compare_plan(dense: PrunedViT, plan: PrunedViT, costs: Costs, batch_size: in
         Rows of ``setting``, ``keep_ratios`` as text, ``ms`` an image as measured, ``foretold_ms``, and ``speedup`` as
         [median, low, high] of a 95 % interval.
     """
-    own = checked_size(dense, None)
     calls: dict[str, Callable[[], object]] = {
-        "dense": partial(dense, _noise(dense, own, batch_size)),
-        "pruned": partial(plan, _noise(dense, own, batch_size)),
+        "dense": partial(dense, random_images(dense, batch_size)),
+        "pruned": partial(plan, random_images(dense, batch_size)),
     }
-    rivals = all_smaller_images(dense, {"image_size": own})
-    for rival in rivals:
-        size = rival.image_size or own
-        calls[str(rival.about["rival"])] = partial(rival.model, _noise(dense, size, batch_size))
+    rivals = {
+        str(one.about["rival"]): one for one in all_smaller_images(dense, {"image_size": checked_size(dense, None)})
+    }
+    for name, rival in rivals.items():
+        calls[name] = partial(rival.model, random_images(rival.model, batch_size, rival.image_size))
     seconds = measure(calls, rounds=rounds)
-    times = [median(seconds[str(rival.about["rival"])]) for rival in rivals]
-    chosen = [rivals[place] for place in nearest([median(seconds["pruned"])], times)] if rivals else []
-    foretold = {"dense": costs.rest + dense.adapter.depth * costs.blocks[-1], "pruned": costs.predict(plan)}
+    names, times = list(rivals), [median(seconds[name]) for name in rivals]
+    chosen = [names[place] for place in nearest([median(seconds["pruned"])], times)] if rivals else []
+    foretold = {"dense": costs.predict(dense), "pruned": costs.predict(plan)}
     return [
         {
             "setting": name,
@@ -169,14 +170,14 @@ def compare_plan(dense: PrunedViT, plan: PrunedViT, costs: Costs, batch_size: in
             "foretold_ms": 1e3 * foretold[name] / batch_size if name in foretold else None,
             "speedup": list(median_interval(seconds["dense"], seconds[name])),
         }
-        for name in ("dense", "pruned", *(str(rival.about["rival"]) for rival in chosen))
+        for name in ("dense", "pruned", *chosen)
     ]
 
 
 def verdict(rows: Sequence[Row], costs: Costs, batch_size: int) -> str | None:
     """Return why not to prune, where that does not pay; None where it does."""
     gain = rows[1]["speedup"][0]
-    if gain >= _PAYS:
+    if gain >= PAYS:
         return None
     patches = len(costs.blocks) - 1
     whole, half = costs.blocks[-1], costs.blocks[patches // 2]
@@ -188,11 +189,3 @@ def verdict(rows: Sequence[Row], costs: Costs, batch_size: int) -> str | None:
         f"do not prune: the model would be {gain:.2f}x as fast. At batch size {batch_size} {reason}. Larger batches, "
         f"larger images or a larger model are where it pays."
     )
-
-
-def _noise(dense: PrunedViT, size: tuple[int, int], batch_size: int) -> Tensor:
-    return torch.randn(batch_size, dense.adapter.in_chans, *size, device=_device(dense))
-
-
-def _device(dense: PrunedViT) -> torch.device:
-    return next(dense.parameters()).device

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynavit.cost.images import random_images
 from dynavit.cost.macs import closed_form_macs
 from dynavit.cost.timing import measure, median_interval
 from dynavit.data.transforms import create_transforms, image_size_of
@@ -142,20 +143,17 @@ def winner(rows: Sequence[Row], target: Target) -> Row:
 
 def _ways(run: Run, methods: Sequence[Method], log: Log) -> list[Setting]:
     """Return every method on the model's own images, and the default one on larger ones."""
-    own, ways = image_size_of(run.preprocessing), []
+    own, patch, ways = image_size_of(run.preprocessing), run.model.adapter.patch_size, []
+    larger = round(own[0] * _LARGER / patch[0]) * patch[0], round(own[1] * _LARGER / patch[1]) * patch[1]
     for method in methods:
         try:
             if method.adaptive:
                 raise InputError("it keeps tokens by thresholds; evaluate it with --adaptive.")
             ways.append(Setting(method.name, method.apply(run.model), own))
+            if method.name == "default":
+                ways.append(Setting(f"default, {larger[0]} px", method.apply(at_size(run.model, larger)), larger))
         except InputError as error:
             log(f"{method.name} is left out: {error}")
-    default = next((way for way in ways if way.name == "default"), None)
-    if default is not None:
-        patch = run.model.adapter.patch_size
-        larger = round(own[0] * _LARGER / patch[0]) * patch[0], round(own[1] * _LARGER / patch[1]) * patch[1]
-        method = next(method for method in methods if method.name == "default")
-        ways.append(Setting(f"default, {larger[0]} px", method.apply(at_size(run.model, larger)), larger))
     return ways
 
 
@@ -184,18 +182,15 @@ def _corrected(way: Setting, measured: float, wanted: float) -> Setting:
 
 
 def _times(settings: Sequence[Setting], batch_size: int, rounds: int) -> dict[str, list[float]]:
-    calls = {one.name: partial(_call, one.model, _noise(one, batch_size)) for one in settings}
+    calls = {
+        one.name: partial(_call, one.model, random_images(one.model, batch_size, one.image_size)) for one in settings
+    }
     return measure(calls, rounds=rounds, min_seconds=0.1)
 
 
 @torch.inference_mode()
 def _call(model: PrunedViT, images: Tensor) -> None:
     model(images, **model.unknown_cameras(len(images)))
-
-
-def _noise(setting: Setting, batch_size: int) -> Tensor:
-    device = next(setting.model.parameters()).device
-    return torch.randn(batch_size, setting.model.adapter.in_chans, *setting.image_size, device=device)
 
 
 def _answers(run: Run, settings: Sequence[Setting], paths: Sequence[Path], batch_size: int) -> dict[str, Answers]:

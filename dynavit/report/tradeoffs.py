@@ -21,8 +21,10 @@ from dynavit.tables import Row
 PRICES = "What speed costs, in points; interpolated between measured rows:"
 """What stands above :func:`price_columns`."""
 
+PAYS = 1.05
+"""Times as fast as the dense model that a way has to be; less is noise, and not worth a change of the model."""
+
 _SPEEDUPS = (1.5, 2.0)
-_PAYS = 1.05  # times as fast; less is noise
 _PRUNED, _ADAPTIVE, _SMALLER = "pruned", "adaptive", "smaller images"
 
 
@@ -93,7 +95,7 @@ def advice(rows: Sequence[Row], metric: str = "top1") -> list[str]:
     for size in batch_sizes(rows):
         smaller = curves(rows, metric, size).get(_SMALLER, Curve(()))
         timed = [row for row in rows if is_pruned(row) and metric in row and size in throughput(row)]
-        paying = [row for row in timed if throughput(row)[size]["speedup"] >= _PAYS]
+        paying = [row for row in timed if throughput(row)[size]["speedup"] >= PAYS]
         if timed and not paying and smaller.points:
             fastest = max(speedup for speedup, _ in smaller.points)
             lines.append(
