@@ -27,8 +27,9 @@ quickstart-reid: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
+# a file is one worker's: what its tests share is made once, and no two of them start processes at once
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" --numprocesses 2 --dist loadfile
 
 # two minutes at most; FUZZ_SEED=NUMBER draws others
 test-fuzz: $(READY)

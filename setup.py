@@ -25,11 +25,13 @@ extras = {
         "tqdm>=4.66",
     ],
     "export": ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"],
+    "openvino": ["openvino>=2026.0", "nncf>=3.0"],
     "reid": ["pytorch-metric-learning>=2.9"],
 }
 extras["dev"] = [
     *extras["train"],
     *extras["export"],
+    *extras["openvino"],
     *extras["reid"],
     "hypothesis>=6.100",
     "import-linter>=2.1",

@@ -10,9 +10,10 @@ from dynavit.errors import InputError
 if TYPE_CHECKING:
     from dynavit.checkpoints.convert import convert
     from dynavit.commands.comparisons import benchmark, benchmark_selectors, compare_methods, compare_runs
-    from dynavit.commands.models import embed, evaluate, export, predict, visualize
+    from dynavit.commands.models import embed, evaluate, export, export_all, predict, visualize
     from dynavit.commands.training import check_data, train
     from dynavit.commands.tuning import plan, tune
+    from dynavit.deployment.formats import open_exported
     from dynavit.models import PrunedViT, Trace, create_model, load, prune
     from dynavit.models.ratios import ratios_removing
     from dynavit.models.thresholds import calibrate
@@ -48,10 +49,12 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "export_all",
     "list_reducers",
     "list_scorers",
     "list_selectors",
     "load",
+    "open_exported",
     "plan",
     "predict",
     "prune",
@@ -69,9 +72,10 @@ _MODULES = {
     "convert": "checkpoints.convert",
     "list_reducers": "reducers",
     "list_scorers": "scorers",
+    "open_exported": "deployment.formats",
     "ratios_removing": "models.ratios",
     **dict.fromkeys(("benchmark", "benchmark_selectors", "compare_methods", "compare_runs"), "commands.comparisons"),
-    **dict.fromkeys(("embed", "evaluate", "export", "predict", "visualize"), "commands.models"),
+    **dict.fromkeys(("embed", "evaluate", "export", "export_all", "predict", "visualize"), "commands.models"),
     **dict.fromkeys(("check_data", "train"), "commands.training"),
     **dict.fromkeys(("plan", "tune"), "commands.tuning"),
     **dict.fromkeys(("PrunedViT", "Trace", "create_model", "load", "prune"), "models"),

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dynavit.errors import InputError
 
@@ -80,6 +81,27 @@ def write_together(folder: str | Path, files: Mapping[str, str | bytes]) -> None
         for name, content in files.items():
             partial = stack.enter_context(replacing(Path(folder) / name))
             partial.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def replacing_together(path: str | Path, *others: str) -> Iterator[Path]:
+    """Yield a name to write to, in a new folder beside ``path``, for what writes several files at once.
+
+    Once everything is written, what stands there takes the place of ``path``, and what has its name with the endings
+    ``others`` stands beside it; those come first.
+
+    Raises:
+        InputError: one of them cannot be written; then all that stood there before stays.
+    """
+    path = Path(path)
+    with replacing(path) as partial, ExitStack() as stack:
+        partials = [stack.enter_context(replacing(path.with_suffix(other))) for other in others]
+        with TemporaryDirectory(prefix=".writing.", dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            yield whole
+            for other, place in zip(others, partials, strict=True):
+                whole.with_suffix(other).replace(place)
+            whole.replace(partial)
 
 
 def require_folder(folder: str | Path) -> None:

@@ -96,6 +96,9 @@ def open_model(path: str) -> tuple[onnxruntime.InferenceSession, list[str], dict
     if "logits" not in outputs or not {"preprocessing", "class_names"} <= about.keys():
         stop(f"{path} was not written by tools/export.py: it does not say its classes and how it wants its pictures.")
     settings = json.loads(about["preprocessing"])
+    size = session.get_inputs()[0].shape[2:]
+    if list(size) != list(settings["image_size"]):
+        stop(f"{path} takes images of {size}, and prepares them as {settings['image_size']}: export it again.")
     if settings.get("crop_mode") == "border":
         stop(f"{path} pads its pictures (crop_mode border), which this example does not do.")
     return session, json.loads(about["class_names"]), settings

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from dynavit import __version__
-from dynavit.cli import data, measure, methods, models, training, tuning
+from dynavit.cli import data, export, measure, methods, models, training, tuning
 from dynavit.cli.program import Parser, require_one_process, run_program
 
 COMMANDS = (
@@ -17,7 +17,7 @@ COMMANDS = (
     training.add_settings,
     training.add_configs,
     models.add_evaluate,
-    models.add_export,
+    export.add_export,
     models.add_visualize,
     models.add_predict,
     measure.add_benchmark,

@@ -43,8 +43,8 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _benchmark(options: argparse.Namespace) -> None:
     from dynavit.commands.comparisons import benchmark, benchmark_selectors
+    from dynavit.cost.machine import machine
     from dynavit.evaluation.benchmark_tables import format_models, format_selectors
-    from dynavit.evaluation.machine import machine
     from dynavit.runs.open import choose_device
 
     common = {name: getattr(options, name) for name in ("rounds", "model_kwargs", "output", "device")}

@@ -1,4 +1,4 @@
-"""Commands about a trained model: evaluate, export, visualize, predict."""
+"""Commands about a trained model: evaluate, visualize, predict."""
 
 from __future__ import annotations
 
@@ -78,73 +78,6 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(line)
     written = printable(options.output or Path(options.run_dir))
     print(f"\nWritten to {written}: report.html, evaluation.json, evaluation.csv, pareto.png")
-
-
-def add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``dynavit export``."""
-    summary = "write a pruned model as a file for deployment, checked against the original"
-    parser = command(commands, "export", _export, summary)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_HELP)
-    parser.add_argument(
-        "--format", default="onnx", metavar="onnx|pt2", help="pt2: an ExportedProgram of torch (default: onnx)"
-    )
-    parser.add_argument("--keep-ratio", type=float, metavar="R", help="(default: the one trained with)")
-    parser.add_argument(
-        "--batch", type=int, metavar="N", help="for batches of this size alone, as some runtimes want (default: any)"
-    )
-    parser.add_argument("--with-tokens", action="store_true", help="the file also gives which patches each stage kept")
-    parser.add_argument(
-        "--images", metavar="DIR", help="check with these images (default: the validation data of the run)"
-    )
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often speed is measured (default: 15)")
-    parser.add_argument("--no-timing", action="store_true", help="do not measure speed")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: RUN_DIR/model.onnx, or .pt2)")
-    add_overrides(parser)
-
-
-def _export(options: argparse.Namespace) -> None:
-    from dynavit.commands.models import export
-
-    if options.no_timing:
-        refuse(options, "with --no-timing speed is not measured", "rounds")
-    print("Exporting; this takes from half a minute to a few minutes ...")
-    exported = export(
-        options.run_dir,
-        options.output,
-        format=options.format,
-        keep_ratio=options.keep_ratio,
-        batch=options.batch,
-        with_tokens=options.with_tokens,
-        images=options.images,
-        rounds=None if options.no_timing else 15 if options.rounds is None else options.rounds,
-        overrides=options.overrides,
-    )
-    path, checked = exported.path, exported.verification
-    opset = ", opset 20" if options.format == "onnx" else ""
-    print(
-        f"Written: {printable(path)} ({path.stat().st_size / 1e6:.1f} MB){opset}, "
-        f"{'any batch size' if exported.batch is None else f'batch size {exported.batch}'}, keep ratios "
-        f"{', '.join(f'{ratio:g}' for ratio in exported.keep_ratios) or '1 (dense)'}."
-    )
-    print(
-        f"Checked in {exported.runtime} on {checked.images} images at batch sizes "
-        f"{', '.join(map(str, checked.batch_sizes))}: largest difference {checked.max_difference:.1e} (outputs have a "
-        f"standard deviation of {checked.scale:.2g})" + (", same top-1." if exported.classifies else ".")
-    )
-    if checked.same_tokens:
-        print(f"The same tokens are kept: {', '.join(f'{100 * share:.1f} %' for share in checked.same_tokens)}.")
-    if checked.left_out:
-        print(f"Left out: {checked.left_out} images on which rounding alone decides which tokens are kept or merged.")
-    if exported.without_thresholds:
-        print("The model's thresholds are left out: the file keeps the same number of tokens in every image.")
-    if exported.search is not None:
-        print(f"Searching with its embeddings: {exported.search}")
-    for row in exported.speeds:
-        speedup, low, high = row["speedup"]
-        print(
-            f"Speed in {exported.runtime}, batch {row['batch_size']}: {row['ms']:.3g} ms an image, dense "
-            f"{row['dense_ms']:.3g} ms: {speedup:.2f}x [{low:.2f}, {high:.2f}]."
-        )
 
 
 def add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

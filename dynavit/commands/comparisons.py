@@ -62,9 +62,9 @@ def compare_methods(
         InputError: something does not exist or does not fit, or every method is left out.
     """
     from dynavit.config.recipes import recipes
+    from dynavit.cost.machine import machine
     from dynavit.evaluation.comparison import Comparison, evaluate_methods
     from dynavit.evaluation.dense_classifier import open_dense_classifier
-    from dynavit.evaluation.machine import machine
     from dynavit.evaluation.methods import read_methods
     from dynavit.evaluation.results import write_methods
     from dynavit.runs.open import choose_device
@@ -250,7 +250,7 @@ def _check_common(output: str | Path | None, rounds: int, batch_sizes: Sequence[
 
 
 def _write_json(output: str | Path | None, backbone: str, device: str | None, rows: Sequence[Row]) -> None:
-    from dynavit.evaluation.machine import machine
+    from dynavit.cost.machine import machine
     from dynavit.runs.open import choose_device
 
     if output is not None:

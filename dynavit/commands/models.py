@@ -26,7 +26,7 @@ from dynavit.text import printable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dynavit.deployment.export import Exported
+    from dynavit.deployment.export import Exported, Exporter
 
 Report = Callable[[Sequence[str]], None]
 """Receives a line for each picture that cannot be read."""
@@ -109,6 +109,7 @@ def export(
     output: str | Path | None = None,
     *,
     format: str = "onnx",
+    precision: str = "fp32",
     keep_ratio: float | None = None,
     batch: int | None = None,
     with_tokens: bool = False,
@@ -121,7 +122,9 @@ def export(
     Args:
         run_dir: folder of the model.
         output: file to write; ``run_dir/model.onnx``, or with the ending of another format, if None.
-        format: ``"onnx"``, checked in onnxruntime, or ``"pt2"``, an ``ExportedProgram`` of torch.
+        format: ``"onnx"``, checked in onnxruntime; ``"openvino"``; or ``"pt2"``, an ``ExportedProgram`` of torch.
+        precision: of the blocks, ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``, where the format has it. Scores and
+            the choice of tokens stay fp32 but in ``pt2`` and in OpenVINO's bf16.
         keep_ratio: in place of the one trained with.
         batch: write a file for batches of this size alone, as some runtimes want; for any size if None.
         with_tokens: the file also gives which patches each stage kept, ``tokens_1``, ``tokens_2``, ... ``(B, k)``.
@@ -133,25 +136,90 @@ def export(
         Where the file is, what was compared, and how fast it is.
 
     Raises:
-        InputError: no such model, nothing to check with, a missing package, or an exported model that differs, in its
-            answers or in more than 3 % of the tokens that a stage keeps.
+        InputError: no such model, nothing to check with, a missing package, a precision that the format does not have,
+            or an exported model that differs: in more than 3 % of the tokens that a stage keeps, in its answers, or,
+            with fewer bits, by more than half a point of accuracy.
     """
-    from dynavit.deployment.export import export_run
-    from dynavit.deployment.formats import FORMATS
+    from dynavit.deployment.formats import require_target
+    from dynavit.deployment.target import Target
+
+    target = Target(format, precision, batch, with_tokens)
+    chosen = require_target(target)
+    file = Path(output or Path(run_dir) / f"model{chosen.suffix}")
+    require_suffix(file, chosen.suffix)
+    if output is not None or Path(run_dir).is_dir():
+        require_writable(file)
+    return _exporter(run_dir, keep_ratio, batch, images, rounds, overrides).export(file, target, rounds or 0)
+
+
+def export_all(
+    run_dir: str | Path,
+    output: str | Path | None = None,
+    *,
+    formats: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    keep_ratio: float | None = None,
+    batch: int | None = None,
+    with_tokens: bool = False,
+    images: str | Path | None = None,
+    rounds: int | None = 15,
+    overrides: Overrides = (),
+) -> list[Row]:
+    """Write a trained model as every file that it can be deployed as, each checked, and compare them.
+
+    Args:
+        run_dir: folder of the model.
+        output: folder for the files, ``exports.json`` and ``exports.md``; ``run_dir/exports`` if None.
+        formats: of those that :func:`export` has; all if None.
+        precisions: likewise.
+        keep_ratio, batch, with_tokens, images, rounds, overrides: as for :func:`export`.
+
+    Returns:
+        A row for each format and precision; see :func:`~dynavit.deployment.matrix.export_all`.
+
+    Raises:
+        InputError: no such model, nothing to check with, a format or precision that does not exist, or not one file
+            that could be written.
+    """
+    from dynavit.cost.machine import machine
+    from dynavit.deployment import matrix
+    from dynavit.deployment.formats import FORMATS, PRECISIONS, require_known
+    from dynavit.deployment.target import Target
+
+    require_lists(formats=formats, precisions=precisions)
+    targets = [
+        Target(format, precision, batch, with_tokens)
+        for format in formats or FORMATS
+        for precision in precisions or PRECISIONS
+    ]
+    for target in targets:
+        require_known(target)
+    folder = Path(output or Path(run_dir) / "exports")
+    if output is not None or Path(run_dir).is_dir():
+        require_folder(folder)
+    exporter = _exporter(run_dir, keep_ratio, batch, images, rounds, overrides)
+    rows = matrix.export_all(exporter, folder, targets, rounds or 0)
+    about = {"run": str(run_dir), "keep_ratios": exporter.run.model.keep_ratios, "machine": machine("cpu")}
+    matrix.write_matrix(rows, about, folder)
+    return rows
+
+
+def _exporter(
+    run_dir: str | Path,
+    keep_ratio: float | None,
+    batch: int | None,
+    images: str | Path | None,
+    rounds: int | None,
+    overrides: Overrides,
+) -> Exporter:
+    from dynavit.deployment.export import Exporter
     from dynavit.runs.open import open_run
 
     words = as_words(overrides)
     honour(words, TO_EXPORT if images is None else TO_READ_IMAGES)
     require_counts(batch=batch, rounds=rounds)
-    if format not in FORMATS:
-        raise InputError(f"--format {format}: choose from {', '.join(FORMATS)}.")
-    suffix = FORMATS[format].suffix
-    file = Path(output or Path(run_dir) / f"model{suffix}")
-    require_suffix(file, suffix)
-    if output is not None or Path(run_dir).is_dir():
-        require_writable(file)
-    run, folder = open_run(run_dir, keep_ratio, "cpu", words), None if images is None else str(images)
-    return export_run(run, file, folder, kind=format, batch=batch, with_tokens=with_tokens, rounds=rounds or 0)
+    run = open_run(run_dir, keep_ratio, "cpu", words)
+    return Exporter(run, None if images is None else str(images), batch)
 
 
 def visualize(

@@ -74,8 +74,8 @@ def tune(
         InputError: something does not exist or does not fit, or nothing is as fast as asked.
     """
     from dynavit.config.recipes import recipes
+    from dynavit.cost.machine import machine
     from dynavit.evaluation.dense_classifier import open_dense
-    from dynavit.evaluation.machine import machine
     from dynavit.evaluation.methods import read_methods
     from dynavit.evaluation.tuning import Target, tune_model, winner
     from dynavit.evaluation.tuning_results import write_tuning
@@ -163,9 +163,9 @@ def plan(
     """
     import timm
 
+    from dynavit.cost.machine import machine
     from dynavit.evaluation.cost_cache import cached_costs
     from dynavit.evaluation.dense_classifier import open_dense
-    from dynavit.evaluation.machine import machine
     from dynavit.evaluation.methods import read_methods
     from dynavit.evaluation.planning import compare_plan, planned, verdict
     from dynavit.evaluation.tuning import Target

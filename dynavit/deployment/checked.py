@@ -2,75 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dynavit.deployment.deployed import Deployed
-from dynavit.deployment.formats import FORMATS
-from dynavit.deployment.verify import Verification, same_tokens, verify
+from dynavit.deployment.formats import FORMATS, require_target
+from dynavit.deployment.judging import Judge
+from dynavit.deployment.target import ONNX, Target
+from dynavit.deployment.verify import Verification, require_same_answers, same_tokens, verify
 from dynavit.errors import InputError
-from dynavit.files import replacing
-from dynavit.models import PrunedViT
-
-BATCH_SIZES = (1, 2, 5)
+from dynavit.files import replacing_together
 
 
 def write_checked(
-    model: PrunedViT,
+    plain: Deployed,
     path: Path,
     images: Tensor,
     metadata: Mapping[str, Any],
+    target: Target = ONNX,
     *,
-    kind: str = "onnx",
-    batch: int | None = None,
-    with_tokens: bool = False,
     answer: str = "logits",
     classifies: bool = True,
     clear: Tensor | None = None,
+    calibration: Sequence[Tensor] = (),
+    telling: Deployed | None = None,
+    judge: Judge | None = None,
 ) -> Verification:
-    """Write a model at its present keep ratio, if what runs the file agrees with torch in answers and in tokens.
+    """Write a model, if what runs the file agrees with torch in answers and in tokens.
+
+    Of fewer bits than fp32 the same numbers are not demanded, but the same tokens are, and what ``judge`` demands.
 
     Args:
-        model: in eval mode, on the CPU.
+        plain: the model, without tokens.
         path: file to write; an existing one is replaced only by a checked one.
         images: ``(M, 3, H, W)`` to check with.
         metadata: written into the file.
-        kind: one of :data:`~dynavit.deployment.formats.FORMATS`.
-        batch: the file takes batches of this size alone; of any size if None.
-        with_tokens: the file also gives the patches kept by each stage.
+        target: what the file has to be.
         answer: name of the output, where outputs have names.
-        classifies: the largest output names a class, and has to stay the largest.
+        classifies: the largest output names a class.
         clear: ``(M,)`` bool, of which images to compare answers; see :func:`~dynavit.deployment.verify.clear_choices`.
+        calibration: batches of other images that int8 is fitted to.
+        telling: the model with tokens, where it was exported before.
+        judge: of the file on labelled data; without one, a file with fewer bits has to give the same answers.
 
     Raises:
         InputError: packages are missing, the model has thresholds, the exported model differs, or the file cannot be
             written.
     """
-    if model.thresholds is not None:
+    chosen = require_target(target)
+    if plain.model.thresholds is not None:
         raise InputError(
             "an exported model keeps the same number of tokens in every image, and this one has thresholds: call "
             "model.set_thresholds(None) to export it at its keep ratios."
         )
-    sizes = BATCH_SIZES if batch is None else (batch,)
-    telling = Deployed(model, with_tokens=True)
-    with replacing(path) as partial, TemporaryDirectory() as elsewhere:
-        written = Deployed(model, with_tokens)
-        write(written, partial, images, metadata, kind, batch, answer)
-        exported, plain = FORMATS[kind].open(partial), Deployed(model)
-        found = verify(plain, lambda some: exported(some)[0], images, sizes, classifies=classifies, clear=clear)
-        if not telling.with_tokens:
-            return found
-        if not with_tokens:
-            twin = Path(elsewhere) / f"tokens{FORMATS[kind].suffix}"
-            write(telling, twin, images, metadata, kind, batch, answer)
-            exported = FORMATS[kind].open(twin)
-        return replace(found, same_tokens=same_tokens(telling, exported, images, sizes))
+    telling = telling or Deployed(plain.model, with_tokens=True)
+    with replacing_together(path, *chosen.beside) as partial, TemporaryDirectory() as elsewhere:
+        written = telling if target.with_tokens else plain
+        write(written, partial, images, metadata, target, answer, calibration)
+        exported = chosen.open(partial)
+        tolerance = 1e-3 if target.precision == "fp32" else None
+        found = verify(
+            plain,
+            lambda some: exported(some)[0],
+            images,
+            target.batch_sizes,
+            tolerance,
+            classifies=classifies,
+            clear=clear,
+        )
+        if judge is not None:
+            found = replace(found, judgement=judge(lambda some: exported(some)[0]))
+        elif tolerance is None:
+            require_same_answers(found)
+        if telling.with_tokens:
+            if not target.with_tokens:
+                twin = Path(elsewhere) / f"tokens{chosen.suffix}"
+                write(telling, twin, images, metadata, target, answer, calibration)
+                exported = chosen.open(twin)
+            found = replace(found, same_tokens=same_tokens(telling, exported, images, target.batch_sizes))
+    return found
 
 
 def write(
@@ -78,11 +93,11 @@ def write(
     path: Path,
     images: Tensor,
     metadata: Mapping[str, Any],
-    kind: str,
-    batch: int | None,
+    target: Target,
     answer: str = "logits",
+    calibration: Sequence[Tensor] = (),
 ) -> None:
     """Write a file without checking it; the arguments are those of :func:`write_checked`."""
     # an example of one image would bake a dynamic batch size in
-    example = images[torch.arange(batch or 2) % len(images)]
-    FORMATS[kind].write(module, example, path, module.names(answer), metadata, batch is None)
+    example = images[[number % len(images) for number in range(target.batch or 2)]]
+    FORMATS[target.format].write(module, example, path, module.names(answer), metadata, target, calibration)

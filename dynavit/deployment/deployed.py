@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ class Deployed(nn.Module):
     """A model as a function of images alone, without records; it is told that every camera is unknown.
 
     Args:
-        model: in eval mode, without thresholds.
+        model: in eval mode, without thresholds. Its keep ratios are those of this moment; its weights must not change,
+            because what is exported is kept.
         with_tokens: also return for each stage the positions of the patches it kept, ascending, ``(B, k)`` int64: of
             merged tokens the patch that survived.
     """
 
     def __init__(self, model: PrunedViT, with_tokens: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model = copy(model)
         self.with_tokens = with_tokens and bool(model.stages)
 
     def forward(self, images: Tensor) -> Any:

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynavit.cost.timing import measure, median_interval
-from dynavit.data.reid import ReidData
-from dynavit.deployment.checked import write, write_checked
+from dynavit.deployment.checked import write_checked
 from dynavit.deployment.deployed import Deployed
 from dynavit.deployment.formats import FORMATS
+from dynavit.deployment.judging import Judge, create_judge
+from dynavit.deployment.speeds import time_exported
+from dynavit.deployment.target import Target
 from dynavit.deployment.verify import Verification, clear_choices
 from dynavit.errors import InputError
-from dynavit.models import PrunedViT
-from dynavit.runs.loading import first_images
+from dynavit.runs.loading import first_images, random_samples
 from dynavit.runs.open import Run, list_images, read_images
 from dynavit.tables import Row
 from dynavit.tasks import create_task
-from dynavit.tasks.reid import Searchable
 
 _IMAGES = 32
-_TIMED = (1, 8)  # batch sizes
-_QUERIES, _SEARCHED = 100, 1000
+_CALIBRATION = 128
 
 
 @dataclass(frozen=True)
@@ -40,178 +35,142 @@ class Exported:
 
     Attributes:
         path: the file.
+        target: what it is.
         runtime: what ran it, to check it.
+        megabytes: of the file and those that go with it.
         keep_ratios: of its stages; none if it is dense.
-        batch: the only batch size that it takes; None if any.
         without_thresholds: the model's were left out, because one graph has one number of tokens.
         classifies: it gives logits, and not an embedding.
         verification: what was compared with the original.
-        speeds: rows of ``batch_size``, ``dense_ms`` and ``ms`` an image, and ``speedup`` as [median, low, high] of a
-            95 % interval, in that runtime, in turns; empty where nothing is pruned or no speed was measured.
-        search: for re-identification with the run's data, what a search by the exported model's embeddings gives
-            beside one by the original's; else None.
+        speeds: rows of :func:`~dynavit.deployment.speeds.time_exported`; empty where no speed was measured.
     """
 
     path: Path
+    target: Target
     runtime: str
+    megabytes: float
     keep_ratios: tuple[float, ...]
-    batch: int | None
     without_thresholds: bool
     classifies: bool
     verification: Verification
     speeds: list[Row]
-    search: str | None
 
 
-def export_run(
-    run: Run,
-    output: Path,
-    images: str | None = None,
-    *,
-    kind: str = "onnx",
-    batch: int | None = None,
-    with_tokens: bool = False,
-    rounds: int = 15,
-) -> Exported:
-    """Write a run's model, at its present keep ratio, as a file; thresholds are left out.
+class Exporter:
+    """Writes a run's model, at its present keep ratio, as files; thresholds are left out.
 
     Args:
         run: opened on the CPU.
-        output: file to write; its folder is made if missing.
         images: folder of images to check with; the run's validation data if None.
-        kind: one of :data:`~dynavit.deployment.formats.FORMATS`.
-        batch: the file takes batches of this size alone; of any size if None.
-        with_tokens: the file also gives the patches kept by each stage.
-        rounds: how often it is timed beside the dense model, exported likewise; 0 measures no speed.
+        batch: files take batches of this size alone; of any size if None.
 
     Raises:
-        InputError: nothing to check with, a missing package, or an exported model that differs.
+        InputError: nothing to check with.
     """
-    without_thresholds = run.model.thresholds is not None
-    if without_thresholds:  # one graph has one number of tokens
-        static = copy(run.model)
-        static.set_thresholds(None)
-        run = replace(run, model=static)
-    sample, data = _sample(run, images)
-    metadata = {
-        "preprocessing": run.preprocessing,
-        "class_names": list(run.class_names),
-        "keep_ratios": list(run.model.keep_ratios),
-        "architecture": run.model.architecture,
-    }
-    if run.is_reid:
-        del metadata["class_names"]  # of the training identities, which the embedding does not tell
-    verification = write_checked(
-        run.model,
-        output,
-        sample,
-        metadata,
-        kind=kind,
-        batch=batch,
-        with_tokens=with_tokens,
-        answer="embedding" if run.is_reid else "logits",
-        classifies=not run.is_reid,
-        clear=clear_choices(run.model, sample),
-    )
-    exported = FORMATS[kind].open(output)
-    try:
-        search = _compare_searches(run, lambda some: exported(some)[0], data) if isinstance(data, ReidData) else None
-    except InputError:
-        output.unlink()
-        raise
-    speeds = _speeds(run.model, exported, sample, kind, batch, rounds) if rounds and _prunes(run.model) else []
-    return Exported(
-        output,
-        FORMATS[kind].runtime,
-        run.model.keep_ratios,
-        batch,
-        without_thresholds,
-        not run.is_reid,
-        verification,
-        speeds,
-        search,
-    )
 
+    def __init__(self, run: Run, images: str | None = None, batch: int | None = None) -> None:
+        self.without_thresholds = run.model.thresholds is not None
+        if self.without_thresholds:  # one graph has one number of tokens
+            static = copy(run.model)
+            static.set_thresholds(None)
+            run = replace(run, model=static)
+        self.run, self.batch, self._folder = run, batch, images
+        self._others: Tensor | None = None
+        self.sample = self._read_data() if images is None else self._read_folder(images)
+        self._plain, self._telling = (Deployed(run.model, with_tokens) for with_tokens in (False, True))
+        self._dense = Deployed(run.model.at_ratio(1.0))
+        self._clear = clear_choices(run.model, self.sample)
 
-def _sample(run: Run, images: str | None) -> tuple[Tensor, Any]:
-    """Return images to check with, and the data that they are of; None where a folder is given."""
-    if images is not None:
-        batches = list(read_images(run, list_images(images)[:_IMAGES], _IMAGES))
+    def export(self, path: Path, target: Target, rounds: int = 15) -> Exported:
+        """Write a file.
+
+        Args:
+            path: its name; the folder is made if missing.
+            target: what it has to be, of this exporter's batch size.
+            rounds: how often it is timed beside the dense model, exported likewise; 0 measures no speed.
+
+        Raises:
+            InputError: a missing package, a precision that the format does not have, or an exported model that
+                differs.
+        """
+        ratios, low = self.run.model.keep_ratios, target.precision != "fp32"
+        calibration = self.calibration if target.precision == "int8" else []
+        labelled = self._folder is None and (low or self.run.is_reid)
+        verification = write_checked(
+            self._plain,
+            path,
+            self.sample,
+            self._metadata(target),
+            target,
+            answer="embedding" if self.run.is_reid else "logits",
+            classifies=not self.run.is_reid,
+            clear=self._clear,
+            calibration=calibration,
+            telling=self._telling,
+            judge=self._judge if labelled else None,
+        )
+        chosen = FORMATS[target.format]
+        exported = chosen.open(path)
+        timed = rounds > 0 and any(ratio < 1 for ratio in ratios)
+        files = [path, *(path.with_suffix(suffix) for suffix in chosen.beside)]
+        return Exported(
+            path,
+            target,
+            chosen.runtime,
+            sum(file.stat().st_size for file in files) / 1e6,
+            ratios,
+            self.without_thresholds,
+            not self.run.is_reid,
+            verification,
+            time_exported(self._dense, exported, self.sample, target, calibration, rounds) if timed else [],
+        )
+
+    @cached_property
+    def calibration(self) -> list[Tensor]:
+        """Batches of images that int8 is fitted to: of the training split, or of the folder."""
+        size = self.batch or 8
+        if self._others is None:
+            assert self.run.config is not None  # _read_data asked for it
+            data = create_task(self.run.config).open_data(self.run.preprocessing, train=True, augment=False)
+            batches = [images for images, _ in random_samples(data.train, _CALIBRATION, size)]
+        else:
+            batches = list(self._others.split(size))
+        if self.batch is not None:  # the last one again from its beginning
+            batches = [batch[torch.arange(size) % len(batch)] for batch in batches]
+        return batches
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return create_judge(self.run, self._data, self.batch)
+
+    def _metadata(self, target: Target) -> dict[str, Any]:
+        metadata = {
+            "preprocessing": self.run.preprocessing,
+            "class_names": list(self.run.class_names),
+            "keep_ratios": list(self.run.model.keep_ratios),
+            "architecture": self.run.model.architecture,
+            "precision": target.precision,
+        }
+        if self.run.is_reid:
+            del metadata["class_names"]  # of the training identities, which the embedding does not tell
+        return metadata
+
+    def _read_folder(self, images: str) -> Tensor:
+        """Return images to check with, and keep others; the same ones where there are no more."""
+        batches = list(read_images(self.run, list_images(images)[: 2 * _IMAGES], _IMAGES))
         for problem in (problem for _, _, problems in batches for problem in problems):
             warnings.warn(problem, stacklevel=2)
-        return torch.cat([batch for _, batch, _ in batches]), None
-    if run.config is None:
-        raise InputError(
-            f"{run.path} has no config.yaml that names data to check with: pass --images DIR, or data.root=IMAGES."
-        )
-    data = create_task(run.config).open_data(run.preprocessing, train=False)
-    return torch.stack(first_images(data.validation, _IMAGES)), data
+        found = torch.cat([batch for _, batch, _ in batches])
+        self._others = found[_IMAGES:] if len(found) > _IMAGES else found
+        return found[:_IMAGES]
 
-
-def _prunes(model: PrunedViT) -> bool:
-    return any(ratio < 1 for ratio in model.keep_ratios)
-
-
-@torch.inference_mode()
-def _speeds(
-    model: PrunedViT,
-    exported: Callable[[Tensor], object],
-    images: Tensor,
-    kind: str,
-    batch: int | None,
-    rounds: int,
-) -> list[Row]:
-    """Time the exported model in turns with the dense one, which is exported to a file that is thrown away."""
-    rows: list[Row] = []
-    with TemporaryDirectory() as elsewhere:
-        path = Path(elsewhere) / f"dense{FORMATS[kind].suffix}"
-        write(Deployed(model.at_ratio(1.0)), path, images, {}, kind, batch)
-        dense = FORMATS[kind].open(path)
-        for size in _TIMED if batch is None else (batch,):
-            some = images[torch.arange(size) % len(images)]
-            calls: dict[str, Callable[[], object]] = {"dense": partial(dense, some), "pruned": partial(exported, some)}
-            seconds = measure(calls, rounds=rounds, min_seconds=0.05)
-            rows.append(
-                {
-                    "batch_size": size,
-                    "dense_ms": 1e3 * median(seconds["dense"]) / size,
-                    "ms": 1e3 * median(seconds["pruned"]) / size,
-                    "speedup": list(median_interval(seconds["dense"], seconds["pruned"])),
-                }
+    def _read_data(self) -> Tensor:
+        if self.run.config is None:
+            raise InputError(
+                f"{self.run.path} has no config.yaml that names data to check with: pass --images DIR, or "
+                f"data.root=IMAGES."
             )
-    return rows
-
-
-@torch.inference_mode()
-def _compare_searches(run: Run, exported: Callable[[Tensor], Tensor], data: ReidData) -> str:
-    """Search part of the data with both models; the metrics have to be the same.
-
-    Raises:
-        InputError: they are not.
-    """
-    queries = [index for index in range(data.num_query) if data.has_match[index]][:_QUERIES]
-    wanted = set(data.identities[queries].tolist())
-    gallery = [index for index in range(data.num_query, len(data.identities)) if int(data.identities[index]) in wanted][
-        :_SEARCHED
-    ]
-    samples = [(index, data.validation[index]) for index in [*queries, *gallery]]
-    readable = [(index, sample[0]) for index, sample in samples if sample is not None]
-    indices = torch.tensor([index for index, _ in readable])
-    batches = torch.stack([image for _, image in readable]).split(_IMAGES)
-    summaries = [
-        Searchable(torch.cat([answer(batch) for batch in batches]), indices, data).search().summary()
-        for answer in (run.answer, exported)
-    ]
-    original, onnx = (f"mAP {values['map']:.2f} %, rank-1 {values['rank1']:.2f} %" for values in summaries)
-    tolerance = 0.05 + 100 / len(queries)  # two images at equal distance may change places
-    if any(abs(value - summaries[1][name]) > tolerance for name, value in summaries[0].items()):
-        raise InputError(
-            f"searching with the exported model gives {onnx}, with the original {original}: please report this with "
-            f"the versions of torch, onnx and onnxruntime."
+        self._data = create_task(self.run.config).open_data(
+            self.run.preprocessing, train=False, class_names=self.run.class_names
         )
-    cameras = ", told no cameras" if run.model.side is not None else ""
-    return (
-        f"{onnx} on {len(queries)} queries and {len(gallery)} gallery images{cameras} (a part of the data: at most "
-        f"{_QUERIES} queries and {_SEARCHED:,} images of their identities, so it is not what evaluate finds on all); "
-        f"the original: {original}."
-    )
+        return torch.stack(first_images(self._data.validation, _IMAGES))

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import json
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dynavit.deployment.deployed import Deployed
+from dynavit.deployment.inputs import require_file, require_images
+from dynavit.deployment.onnx_precision import to_fp16, to_int8
+from dynavit.deployment.quiet import errors_only
+from dynavit.deployment.target import Target
 from dynavit.errors import InputError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 OPSET = 20
 
+_graphs: WeakKeyDictionary[Deployed, dict[int | None, ModelProto]] = WeakKeyDictionary()
+
 
 def write_onnx(
-    module: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], metadata: Mapping[str, Any], dynamic: bool
+    module: Deployed,
+    example: Tensor,
+    path: Path,
+    outputs: Sequence[str],
+    metadata: Mapping[str, Any],
+    target: Target,
+    calibration: Sequence[Tensor] = (),
 ) -> None:
     """Write a module as ONNX: input ``images`` ``(batch, 3, H, W)``; tokens are removed by TopK and Gather.
 
@@ -30,7 +46,8 @@ def write_onnx(
         path: file to write.
         outputs: their names.
         metadata: written into the file as JSON strings, one a key.
-        dynamic: the batch may have any size; else that of the example alone.
+        target: its batch size and precision; see :mod:`~dynavit.deployment.onnx_precision`.
+        calibration: batches of images, for int8.
 
     Raises:
         InputError: packages for ONNX are missing, or the exporter fails.
@@ -42,44 +59,66 @@ def write_onnx(
     except ImportError as error:
         raise InputError(f"{error.name} is missing: run `pip install onnx onnxscript onnxruntime`.") from None
 
-    _export(module, example, path, outputs, dynamic)
-    written = onnx.load(path)
+    written = export_graph(module, example, outputs, target.batch is None)
+    if target.precision == "fp16":
+        written = to_fp16(written)
+    elif target.precision == "int8":
+        written = to_int8(written, calibration)
     onnx.helper.set_model_props(written, {key: json.dumps(value) for key, value in metadata.items()})
     onnx.save(written, path)
 
 
+def export_graph(module: Deployed, example: Tensor, outputs: Sequence[str], dynamic: bool) -> ModelProto:
+    """Return a module in fp32 as a graph of its own; the arguments are those of :func:`write_onnx`.
+
+    It is exported once for all files that are made of it, as long as the module is there.
+    """
+    import onnx
+
+    graphs = _graphs.setdefault(module, {})
+    key = None if dynamic else len(example)
+    if key not in graphs:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "graph.onnx"
+            _export(module, example, path, outputs, dynamic)
+            graphs[key] = onnx.load(path)
+    graph = onnx.ModelProto()
+    graph.CopyFrom(graphs[key])
+    return graph
+
+
 def open_onnx(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    """Return an exported model as a function from images ``(B, 3, H, W)`` to all its outputs, the answer first."""
-    import onnxruntime
+    """Return an exported model as a function from images ``(B, 3, H, W)`` to all its outputs, the answer first.
+
+    Raises:
+        InputError: onnxruntime is missing, or cannot read the file.
+    """
+    require_file(path)
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"{error.name} is missing: run `pip install onnxruntime`.") from None
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 3  # of what it does to the graph it warns, too
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        raise InputError(f"{path} is no model that onnxruntime can run: {str(error).splitlines()[0]}") from None
+    sizes = session.get_inputs()[0].shape
 
     def run(images: Tensor) -> list[Tensor]:
+        require_images(images, sizes, path)
         return [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
 
     return run
 
 
-@contextmanager
-def _errors_only(*names: str) -> Iterator[None]:
-    """Let loggers say nothing but errors."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _export(module: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], dynamic: bool) -> None:
+def _export(module: Deployed, example: Tensor, path: Path, outputs: Sequence[str], dynamic: bool) -> None:
     # torch's fused attention on CPU does not decompose with a mask: hence the plain backend
     shapes = {"images": {0: torch.export.Dim("batch")}} if dynamic else None
-    quiet = _errors_only("torch.onnx", "onnxscript")
+    quiet = errors_only("torch.onnx", "onnxscript")
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), quiet, torch.no_grad():
         warnings.simplefilter("ignore")  # about torch's own internals
         try:

@@ -4,34 +4,52 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dynavit.deployment.deployed import Deployed
+from dynavit.deployment.inputs import require_file, require_images
+from dynavit.deployment.target import Target
 from dynavit.errors import InputError
 
 METADATA = "dynavit.json"
 """The file within that holds preprocessing, class names and so on: ``torch.export.load(..., extra_files=...)``."""
 
 
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
 def write_pt2(
-    module: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], metadata: Mapping[str, Any], dynamic: bool
+    module: Deployed,
+    example: Tensor,
+    path: Path,
+    outputs: Sequence[str],
+    metadata: Mapping[str, Any],
+    target: Target,
+    calibration: Sequence[Tensor] = (),
 ) -> None:
     """Write a module as ``torch.export.save`` does; what it returns has no names.
 
+    In fp16 and bf16 the whole model is of that precision, scorers too; torch's kernels take the statistics of
+    LayerNorm and the softmax of attention in fp32 themselves.
+
     Args:
-        module, example, path, outputs, metadata, dynamic: as for :func:`~dynavit.deployment.onnx.write_onnx`.
+        module, example, path, outputs, metadata, target: as for :func:`~dynavit.deployment.onnx.write_onnx`.
+        calibration: of no use here.
 
     Raises:
         InputError: torch cannot export it.
     """
-    del outputs
-    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    del outputs, calibration
+    shapes = ({0: torch.export.Dim("batch")},) if target.batch is None else None
+    program_of = module if target.precision == "fp32" else _Low(module, _DTYPES[target.precision])
     try:
         with torch.no_grad():
-            program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(program_of, (example,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # the exporter's errors have no common base
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -42,12 +60,39 @@ def write_pt2(
 
 
 def open_pt2(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    """Return a program that :func:`write_pt2` wrote as a function from images to all its outputs."""
-    with path.open("rb") as file:
-        module = torch.export.load(file).module()
+    """Return a program that :func:`write_pt2` wrote as a function from images to all its outputs.
+
+    Raises:
+        InputError: torch cannot read the file.
+    """
+    require_file(path)
+    try:
+        with path.open("rb") as file:
+            program = torch.export.load(file)
+    except Exception as error:  # torch's errors have no common base
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{path} is no program that torch {torch.__version__} can load: {reason[:200]}") from None
+    module = program.module()
+    (name,) = program.graph_signature.user_inputs
+    (given,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
+    sizes = tuple(given.meta["val"].shape)
 
     def run(images: Tensor) -> list[Tensor]:
+        require_images(images, sizes, path)
         found = module(images)
         return [found] if isinstance(found, Tensor) else list(found)
 
     return run
+
+
+class _Low(nn.Module):
+    """A copy of a module that computes in another precision, with images and answers in fp32."""
+
+    def __init__(self, module: Deployed, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module = deepcopy(module).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Any:
+        found = self.module(images.to(self.dtype))
+        return found.float() if isinstance(found, Tensor) else (found[0].float(), *found[1:])

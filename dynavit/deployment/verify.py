@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from dynavit.deployment.judging import Judgement
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, Trace
+
+_NOTHING_LEFT = "Nothing was written."
 
 
 @dataclass(frozen=True)
@@ -21,16 +25,22 @@ class Verification:
         scale: standard deviation of the original's outputs, to judge it by.
         images: number of images compared.
         batch_sizes: at which.
+        same_answers: share of them with the same most likely class, or, where outputs are embeddings, with the same
+            nearest neighbour among them; the least over batch sizes.
         left_out: number of images not compared, because rounding alone decides what becomes of their tokens.
         same_tokens: for each stage the share of kept patches that are the same, over all images.
+        judgement: what the exported model is worth on labelled data beside the original; None where that was not
+            asked: of classifiers in fp32, which answer the same, and of images without labels.
     """
 
     max_difference: float
     scale: float
     images: int
     batch_sizes: tuple[int, ...]
+    same_answers: float = 1.0
     left_out: int = 0
     same_tokens: tuple[float, ...] = ()
+    judgement: Judgement | None = None
 
 
 @torch.inference_mode()
@@ -78,7 +88,7 @@ def verify(
     exported: Callable[[Tensor], Tensor],
     images: Tensor,
     batch_sizes: Sequence[int] = (1, 2, 5),
-    tolerance: float = 1e-3,
+    tolerance: float | None = 1e-3,
     classifies: bool = True,
     clear: Tensor | None = None,
 ) -> Verification:
@@ -89,12 +99,14 @@ def verify(
         exported: likewise.
         images: ``(M, 3, H, W)``; all are used at each batch size, the first ones again to fill the last batch.
         batch_sizes: an exporter that baked in one of them fails at the others.
-        tolerance: largest difference allowed, in units of the outputs' standard deviation.
+        tolerance: largest difference allowed, in units of the outputs' standard deviation. None, where the exported
+            model has fewer bits: nothing is demanded of it here but numbers.
         classifies: the largest output names a class, and has to stay the largest.
         clear: ``(M,)`` bool, which images to compare; see :func:`clear_choices`. All if None.
 
     Raises:
-        InputError: outputs differ by more, the most likely class differs, or there is nothing to compare.
+        InputError: outputs differ by more, the most likely class differs, one is no number, or there is nothing to
+            compare.
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError(f"batch_sizes={tuple(batch_sizes)}: give one or more, each a whole number of 1 or more.")
@@ -106,23 +118,53 @@ def verify(
             "train the scorers first, or check with other images."
         )
     scale, compared = float(expected.std()), expected[compare]
-    worst = 0.0
+    choose = _most_likely if classifies else _nearest
+    worst, same = 0.0, 1.0
     for size in batch_sizes:
         rows = torch.arange(-(-len(images) // size) * size) % len(images)
         answers = torch.cat([exported(images[batch]) for batch in rows.split(size)])[: len(images)][compare]
+        if not answers.isfinite().all():
+            raise InputError(f"the exported model answers at batch size {size} with what is no number: {_NOTHING_LEFT}")
         worst = max(worst, float((answers - compared).abs().max()))
+        equal = choose(answers) == choose(compared)
+        same = min(same, equal.double().mean().item())
+        if tolerance is None:
+            continue
         # two classes closer together than the tolerance may change places
         top = compared.topk(min(2, compared.shape[1]), dim=1).values
-        clear = (top[:, 0] - top[:, -1]) > 2 * tolerance * scale
-        wrong = int(((answers.argmax(1) != compared.argmax(1)) & clear).sum()) if classifies else 0
+        wrong = int((~equal & ((top[:, 0] - top[:, -1]) > 2 * tolerance * scale)).sum()) if classifies else 0
         if worst > tolerance * scale or wrong:
             raise InputError(
                 f"the exported model differs from the original at batch size {size}: by up to {worst:.2g} where "
                 f"outputs have a standard deviation of {scale:.2g}; {wrong} of {len(answers)} images change class. "
-                f"Nothing was written. Please report this with the versions of torch, onnx and onnxruntime."
+                f"{_NOTHING_LEFT} Please report this with the versions of torch, onnx and onnxruntime."
             )
     left_out = int((~compare).sum())
-    return Verification(worst, scale, len(images) - left_out, tuple(batch_sizes), left_out)
+    return Verification(worst, scale, len(images) - left_out, tuple(batch_sizes), same, left_out)
+
+
+def require_same_answers(found: Verification) -> None:
+    """Refuse a file with fewer bits that answers otherwise on one image in 200, or on two where they are fewer.
+
+    Raises:
+        InputError: it does.
+    """
+    changed = round((1 - found.same_answers) * found.images)
+    if changed > max(1, found.images // 200):
+        raise InputError(
+            f"the exported model answers otherwise than the original on {changed} of {found.images} images. "
+            f"{_NOTHING_LEFT} Choose another precision, or check with more images."
+        )
+
+
+def _most_likely(logits: Tensor) -> Tensor:
+    return logits.argmax(dim=1)
+
+
+def _nearest(embeddings: Tensor) -> Tensor:
+    """Return of each row the other one with the largest cosine."""
+    unit = functional.normalize(embeddings, dim=1)
+    return (unit @ unit.T).fill_diagonal_(-2).argmax(dim=1)
 
 
 @torch.inference_mode()
@@ -156,8 +198,7 @@ def same_tokens(
         if share < least:
             raise InputError(
                 f"the exported model keeps other tokens than the original: at stage {stage + 1} {100 * share:.1f} % "
-                f"are the same, where {100 * least:.0f} % or more should be. Nothing was written. Please report this "
-                f"with the versions of torch, onnx and onnxruntime."
+                f"are the same, where {100 * least:.0f} % or more should be. {_NOTHING_LEFT}"
             )
     return worst
 

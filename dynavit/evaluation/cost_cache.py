@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dynavit.evaluation.machine import machine
+from dynavit.cost.machine import machine
 from dynavit.evaluation.planning import Costs, measure_costs
 from dynavit.files import write_text
 from dynavit.models import PrunedViT

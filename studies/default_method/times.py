@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from dynavit.cost.machine import machine
 from dynavit.cost.timing import measure, median_interval
 from dynavit.errors import InputError
 from dynavit.evaluation.equal_macs import largest_keep_ratio, plain_dropping_macs
-from dynavit.evaluation.machine import machine
 from dynavit.models import PrunedViT
 from dynavit.report.table import Column, markdown
 from studies.default_method.experiment import DENSE, Cell, build

@@ -20,6 +20,8 @@ from dynavit.data.files import find_images, image_endings
 from dynavit.data.pictures import convert_picture, read_picture
 from dynavit.data.transforms import create_transforms
 from dynavit.deployment.checked import write_checked
+from dynavit.deployment.deployed import Deployed
+from dynavit.deployment.target import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "F")
@@ -170,7 +172,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         output = "logits" if name.isdigit() else name
         paths[name] = str(folder / f"{name}.onnx")
         images = torch.randn(5, channels, 32, 32)
-        write_checked(model.eval(), Path(paths[name]), images, metadata, answer=output, classifies=name.isdigit())
+        write_checked(
+            Deployed(model.eval()), Path(paths[name]), images, metadata, answer=output, classifies=name.isdigit()
+        )
     return paths
 
 
@@ -191,7 +195,7 @@ def test_a_file_of_one_batch_size_and_with_tokens_says_the_same(
     for size in (None, batch):
         path = tmp_path / f"{size}.onnx"
         images = torch.randn(5, 3, 32, 32)
-        write_checked(model, path, images, metadata, batch=size, with_tokens=size is not None)
+        write_checked(Deployed(model), path, images, metadata, Target(batch=size, with_tokens=size is not None))
         monkeypatch.setattr("sys.argv", ["predict_onnx.py", str(path), str(tmp_path / "a.png")])
         example.main()
         said.append(capsys.readouterr().out)
