@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart quickstart-reid test test-slow test-fuzz lint type imports check dense clean
+.PHONY: setup quickstart quickstart-reid test test-slow test-fuzz gpu lint type imports check dense clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -34,6 +34,11 @@ test-slow: $(READY)
 # two minutes at most; FUZZ_SEED=NUMBER draws others
 test-fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m fuzz tests/fuzz
+
+# on a machine with a GPU: its tests, and what pruning gives there, into benchmarks/
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python tools/benchmark.py --suite benchmarks/gpu.yaml --minutes 8
 
 lint: $(READY)
 	$(BIN)/ruff check .

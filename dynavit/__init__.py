@@ -9,8 +9,9 @@ from dynavit.errors import InputError
 
 if TYPE_CHECKING:
     from dynavit.checkpoints.convert import convert
-    from dynavit.commands.comparisons import benchmark, benchmark_selectors, compare_methods, compare_runs
+    from dynavit.commands.comparisons import compare_methods, compare_runs
     from dynavit.commands.models import embed, evaluate, export, export_all, predict, visualize
+    from dynavit.commands.speed import benchmark, benchmark_selectors, benchmark_suite
     from dynavit.commands.training import check_data, train
     from dynavit.commands.tuning import plan, tune
     from dynavit.deployment.formats import open_exported
@@ -38,6 +39,7 @@ __all__ = [
     "Trace",
     "benchmark",
     "benchmark_selectors",
+    "benchmark_suite",
     "calibrate",
     "check_data",
     "check_selector",
@@ -74,7 +76,8 @@ _MODULES = {
     "list_scorers": "scorers",
     "open_exported": "deployment.formats",
     "ratios_removing": "models.ratios",
-    **dict.fromkeys(("benchmark", "benchmark_selectors", "compare_methods", "compare_runs"), "commands.comparisons"),
+    **dict.fromkeys(("compare_methods", "compare_runs"), "commands.comparisons"),
+    **dict.fromkeys(("benchmark", "benchmark_selectors", "benchmark_suite"), "commands.speed"),
     **dict.fromkeys(("embed", "evaluate", "export", "export_all", "predict", "visualize"), "commands.models"),
     **dict.fromkeys(("check_data", "train"), "commands.training"),
     **dict.fromkeys(("plan", "tune"), "commands.tuning"),

@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/methods.md", "docs/training.md")}
+PAGES = {
+    page: (ROOT / page).read_text() for page in ("README.md", "docs/methods.md", "docs/speed.md", "docs/training.md")
+}
 
 # the same commands, made short: two steps of small batches, one timing round
 SHORT = [
@@ -113,7 +115,8 @@ def expand(line: str, folder: Path) -> list[list[str]]:
         if "tools/methods.py" in words:
             words += ["--limit", "16", "--rounds", "1", "--keep-ratios", "0.7"]
         if "tools/export.py" in words:
-            words += ["--no-timing"]
+            words = [word for word in words if word not in ("--rounds", "30")]
+            words += ["--no-timing", *(["--format", "onnx,openvino", "--precision", "int8"] if "all" in words else [])]
         if "tools/evaluate.py" in words:
             shipped = any(word in words for word in ("checkpoints/quickstart-pruned", "checkpoints/quickstart-dense"))
             words += ["evaluate.rounds=1", "data.options.validation_size=64"] if shipped else ["--rivals", "none"]

@@ -8,6 +8,11 @@ from pathlib import Path
 from dynavit.cli.arguments import add_device, command, mapping, numbers, refuse, words
 from dynavit.text import printable
 
+_OF_MODELS = (
+    *("keep_ratios", "dtypes", "selector", "methods", "training", "teacher", "rivals"),
+    *("modes", "parts", "image_sizes", "threads"),
+)
+
 
 def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``dynavit benchmark``."""
@@ -34,23 +39,44 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="also time the dense model on smaller images, auto for those as fast as the pruned ones or heights in "
         "pixels, and other timm models",
     )
+    parser.add_argument(
+        "--modes", type=words, metavar="eager,compile", help="compiled, too; on CUDA also graphs (default: eager)"
+    )
+    parser.add_argument("--parts", action="store_true", help="also time what the stages are made of")
+    parser.add_argument(
+        "--image-sizes", type=numbers(int), metavar="224,384", help="sides in pixels (default: the backbone's)"
+    )
+    parser.add_argument("--threads", type=numbers(int), metavar="1,2", help="of a CPU (default: torch's choice)")
     parser.add_argument("--selectors", action="store_true", help="time every selector against one block instead")
     parser.add_argument("--model-kwargs", type=mapping, metavar="JSON", help="for timm, as '{\"img_size\": 384}'")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each is timed (default: 7)")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers")
+    parser.add_argument(
+        "--suite",
+        type=Path,
+        metavar="FILE.yaml",
+        help="run the benchmarks of a file, in order; --output: a folder",
+    )
+    parser.add_argument("--minutes", type=float, metavar="M", help="with --suite: begin none after so many")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers, of every round")
     add_device(parser)
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from dynavit.commands.comparisons import benchmark, benchmark_selectors
+    from dynavit.commands.speed import benchmark, benchmark_selectors, benchmark_suite
     from dynavit.cost.machine import machine
     from dynavit.evaluation.benchmark_tables import format_models, format_selectors
     from dynavit.runs.open import choose_device
 
+    if options.suite is not None:
+        refuse(options, "means nothing with --suite", *_OF_MODELS, "batch_sizes", "selectors", "model_kwargs")
+        folder = options.output or Path("benchmarks")
+        benchmark_suite(options.suite, folder, minutes=options.minutes, device=options.device)
+        print(f"Written to {printable(folder)}")
+        return
+    refuse(options, "belongs to --suite", "minutes")
     common = {name: getattr(options, name) for name in ("rounds", "model_kwargs", "output", "device")}
     if options.selectors:
-        models_only = ("keep_ratios", "dtypes", "selector", "methods", "training", "teacher", "rivals")
-        refuse(options, "means nothing with --selectors", *models_only)
+        refuse(options, "means nothing with --selectors", *_OF_MODELS)
         table = format_selectors(benchmark_selectors(options.backbone, options.batch_sizes or [256], **common))
     else:
         if options.methods:
@@ -65,6 +91,10 @@ def _benchmark(options: argparse.Namespace) -> None:
             training=options.training,
             teacher=options.teacher,
             rivals=options.rivals or (),
+            modes=options.modes or ["eager"],
+            parts=options.parts,
+            image_sizes=options.image_sizes or (),
+            threads=options.threads or (),
             **common,
         )
         table = format_models(rows)

@@ -1,16 +1,14 @@
-"""What is compared and measured, as functions: methods at equal cost, trainings, and speed on this machine."""
+"""What is compared, as functions: methods at equal cost, and trainings."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dynavit.commands.settings import require_counts, require_lists, require_suffix
+from dynavit.commands.settings import require_counts, require_lists
 from dynavit.errors import InputError
-from dynavit.files import require_folder, require_writable, write_text
-from dynavit.tables import Row
+from dynavit.files import require_folder, require_writable
 from dynavit.text import printable
 
 if TYPE_CHECKING:
@@ -142,117 +140,3 @@ def compare_runs(run_dirs: Sequence[str | Path], output: str | Path = "losses.pn
         for name, path in zip(names, paths, strict=True)
     }
     plot_losses(runs, output, metrics.pop())
-
-
-def benchmark(
-    backbone: str = "deit_small_patch16_224",
-    keep_ratios: Sequence[float] = (0.7,),
-    batch_sizes: Sequence[int] = (1, 8, 32),
-    dtypes: Sequence[str] = ("float32",),
-    *,
-    selector: str | None = None,
-    methods: Sequence[str | Path] = (),
-    training: bool = False,
-    teacher: bool = False,
-    rivals: Sequence[int | str] = (),
-    rounds: int = 7,
-    model_kwargs: Mapping[str, Any] | None = None,
-    output: str | Path | None = None,
-    device: str | None = None,
-) -> list[Row]:
-    """Time pruned models on this machine against the dense one and what pruning could save at best, without data.
-
-    Args:
-        backbone: timm model name.
-        keep_ratios: r keeps r, r^2, r^3 ... over the default stages; of a method, by its own rule.
-        batch_sizes: images in a batch.
-        dtypes: of "float32", "bfloat16" and "float16".
-        selector: a registered name, with the scorer and the reducer that suit it; None: the default method.
-        methods: configurations, as files or names such as ``"methods/evit"``, in place of that.
-        training: time training steps instead, and measure their memory.
-        teacher: time these with distillation from a dense teacher, too.
-        rivals: also time the dense model on smaller images, by their height in pixels or ``"auto"`` for those as fast
-            as the pruned models, and other timm models, by name.
-        rounds: how often each is timed.
-        model_kwargs: further arguments of ``timm.create_model``.
-        output: file that ends in ``.json``, to which the numbers are written.
-        device: name for torch; CUDA if there is one and None is given.
-
-    Returns:
-        The rows of :func:`dynavit.evaluation.benchmark.benchmark_models`.
-
-    Raises:
-        InputError: an unknown name or impossible value, a teacher where nothing trains, or a file that cannot be
-            written.
-    """
-    from dynavit.evaluation.benchmark import benchmark_models
-    from dynavit.evaluation.methods import read_methods
-    from dynavit.runs.open import choose_device
-
-    require_lists(keep_ratios=keep_ratios, dtypes=dtypes, methods=methods, rivals=rivals)
-    _check_common(output, rounds, batch_sizes)
-    rows = benchmark_models(
-        backbone,
-        keep_ratios,
-        batch_sizes,
-        dtypes,
-        selector=selector,
-        methods=read_methods(methods) if methods else (),
-        training=training,
-        teacher=teacher,
-        rivals=[str(rival) for rival in rivals],
-        device=choose_device(device),
-        rounds=rounds,
-        model_kwargs=model_kwargs,
-    )
-    _write_json(output, backbone, device, rows)
-    return rows
-
-
-def benchmark_selectors(
-    backbone: str = "deit_small_patch16_224",
-    batch_sizes: Sequence[int] = (256,),
-    *,
-    rounds: int = 7,
-    model_kwargs: Mapping[str, Any] | None = None,
-    output: str | Path | None = None,
-    device: str | None = None,
-) -> list[Row]:
-    """Time every registered selector's forward and backward against those of one block of a backbone.
-
-    Args:
-        backbone: timm model name; the block is the one in the middle.
-        batch_sizes, rounds, model_kwargs, output, device: as for :func:`benchmark`.
-
-    Returns:
-        The rows of :func:`dynavit.evaluation.benchmark.benchmark_selectors`.
-
-    Raises:
-        InputError: an unknown name or impossible value, or a file that cannot be written.
-    """
-    from dynavit.evaluation import benchmark
-    from dynavit.runs.open import choose_device
-
-    _check_common(output, rounds, batch_sizes)
-    place = choose_device(device)
-    rows = benchmark.benchmark_selectors(backbone, batch_sizes, device=place, rounds=rounds, model_kwargs=model_kwargs)
-    _write_json(output, backbone, device, rows)
-    return rows
-
-
-def _check_common(output: str | Path | None, rounds: int, batch_sizes: Sequence[int]) -> None:
-    """Refuse what neither benchmark can do."""
-    require_lists(batch_sizes=batch_sizes)
-    require_counts(rounds=rounds, batch_sizes=batch_sizes)
-    if output is not None:
-        require_suffix(Path(output), ".json")
-        require_writable(Path(output))
-
-
-def _write_json(output: str | Path | None, backbone: str, device: str | None, rows: Sequence[Row]) -> None:
-    from dynavit.cost.machine import machine
-    from dynavit.runs.open import choose_device
-
-    if output is not None:
-        measured = {"backbone": backbone, "machine": machine(choose_device(device)), "rows": rows}
-        write_text(Path(output), json.dumps(measured, indent=2) + "\n")

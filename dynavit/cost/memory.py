@@ -32,8 +32,27 @@ def step_memory(step: Callable[[], object], modules: Iterable[nn.Module]) -> Ste
         modules: whose parameters the step reads.
     """
     parameters = list(chain.from_iterable(module.parameters() for module in modules))
-    peak = _peak_bytes(step, parameters) if parameters[0].device.type == "cuda" else None
-    return StepMemory(_saved_bytes(step, parameters), peak)
+    return StepMemory(_saved_bytes(step, parameters), peak_memory(step, parameters))
+
+
+def peak_memory(call: Callable[[], object], parameters: Sequence[nn.Parameter]) -> int | None:
+    """Return the bytes that a call allocates at most, above what was there before it; None but on CUDA.
+
+    Args:
+        call: is run once.
+        parameters: of what it runs; their gradients are cleared first, so that new ones count.
+    """
+    device = parameters[0].device
+    if device.type != "cuda":
+        return None
+    for parameter in parameters:
+        parameter.grad = None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _saved_bytes(step: Callable[[], object], parameters: Iterable[nn.Parameter]) -> int:
@@ -49,15 +68,3 @@ def _saved_bytes(step: Callable[[], object], parameters: Iterable[nn.Parameter])
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         step()
     return sum(storage.nbytes() for storage in storages.values())
-
-
-def _peak_bytes(step: Callable[[], object], parameters: Sequence[nn.Parameter]) -> int:
-    device = parameters[0].device
-    for parameter in parameters:
-        parameter.grad = None  # so that the gradients of this step count
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before

@@ -102,7 +102,7 @@ def write_matrix(rows: Sequence[Row], about: Mapping[str, Any], folder: Path) ->
     Raises:
         InputError: they cannot be written.
     """
-    table = "\n".join([markdown(matrix_columns(rows)), "", *(f"- {line}" for line in _refusals(rows))])
+    table = "\n".join([markdown(matrix_columns(rows)).rstrip(), "", *(f"- {line}" for line in _refusals(rows))])
     text = json.dumps({"about": about, "rows": rows}, indent=2)
     write_together(folder, {TABLE: f"{table.rstrip()}\n", ROWS: f"{text}\n"})
 

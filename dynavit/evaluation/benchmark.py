@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from dynavit.cost.images import random_images
 from dynavit.cost.macs import checked_size, closed_form_macs, tokens_per_stage
-from dynavit.cost.memory import StepMemory, step_memory
+from dynavit.cost.memory import StepMemory, peak_memory, step_memory
 from dynavit.cost.timing import measure, median_interval, median_ratio
 from dynavit.errors import InputError
 from dynavit.evaluation.methods import Method
 from dynavit.evaluation.oracle import oracle
 from dynavit.evaluation.rivals import AUTO, all_smaller_images, nearest, untrained_rivals
+from dynavit.evaluation.stage_split import split, stage_calls
 from dynavit.evaluation.training_steps import WITH_TEACHER, training_steps
 from dynavit.evaluation.variants import Variant
 from dynavit.functional import num_keep
@@ -35,6 +36,7 @@ from dynavit.tables import Row
 Calls = dict[str, Callable[[], object]]
 """What is timed, by name."""
 
+_MODES = {"eager": None, "compile": "default", "graphs": "reduce-overhead"}  # of torch.compile
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _RUNS = ("inference", "training, mask", "training, gather")
 _SELECTOR_KEEPS = 0.7
@@ -51,6 +53,8 @@ def benchmark_models(
     training: bool = False,
     teacher: bool = False,
     rivals: Sequence[str] = (),
+    modes: Sequence[str] = ("eager",),
+    parts: bool = False,
     device: torch.device | str = "cpu",
     rounds: int = 7,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -75,23 +79,34 @@ def benchmark_models(
             they are compared with then have, too.
         rivals: heights in pixels, at which the dense model is timed on smaller images, ``"auto"`` for those nearest
             in time to each pruned model, and names of other timm models.
+        modes: ways to run in inference: "eager"; "compile", by torch.compile; and "graphs", compiled with CUDA graphs.
+        parts: in eager inference also time what stages are made of.
         device: where to run.
         rounds: how often each is timed.
         model_kwargs: further arguments of ``timm.create_model``.
 
     Returns:
-        One row for each precision, batch size, method, ratio and way to run: ``ms`` an image of the dense model,
-        the pruned one and the oracle; ``speedup`` over dense and ``oracle_speedup``, each as [median, least, largest]
-        over rounds; ``share``, the oracle's time over the pruned model's, as [median, low, high] of a 95 % interval;
-        ``macs_ratio``; and in inference, unless methods are given, ``stages``: by block number, how many times faster
-        the model is with that stage. In training also ``teacher``, whether there was one, and of a step of the three
-        ``saved_bytes`` and on CUDA ``peak_bytes`` (see :class:`~dynavit.cost.memory.StepMemory`). Rows of rivals
-        have no ``keep_ratio``, oracle or stages.
+        One row for each precision, batch size, mode, method, ratio and way to run: ``ms`` an image of the dense model,
+        the pruned one and the oracle, each in that mode; ``seconds``, what these are the medians of, a batch in each
+        round; ``speedup`` over dense and ``oracle_speedup``, each as [median, least, largest] over rounds, and in
+        other modes than eager ``over_eager``, likewise over the dense model in eager mode; ``share``, the oracle's time
+        over the pruned model's, as [median, low, high] of a 95 % interval; ``macs_ratio``; and on CUDA ``peak_bytes``
+        of each, what a call allocates at most. In eager inference, unless methods are given, ``stages``: by block
+        number, how many times faster the model is with that stage; with ``parts`` also these, in milliseconds an image
+        (see :func:`~dynavit.evaluation.stage_split.split`). In training ``teacher``, whether there was one, and of a
+        step of the three ``saved_bytes`` (see :class:`~dynavit.cost.memory.StepMemory`). Rows of rivals have no
+        ``keep_ratio``, oracle or stages.
 
     Raises:
         InputError: an unknown name, an impossible value, a method that needs images, a teacher where nothing trains,
-            or rivals where something does.
+            rivals, modes or parts where something does, or graphs without CUDA.
     """
+    if unknown := [mode for mode in modes if mode not in _MODES]:
+        raise InputError(f"mode {unknown[0]}: choose from {', '.join(_MODES)}.")
+    if "graphs" in modes and torch.device(device).type != "cuda":
+        raise InputError(f"mode graphs: these are CUDA graphs, and the device is {device}: choose eager or compile.")
+    if training and (parts or list(modes) != ["eager"]):
+        raise InputError("modes (--modes) and parts (--parts) are of inference: leave them out of training=True.")
     unknown = [name for name in dtypes if name not in _DTYPES]
     if unknown:
         raise InputError(f"dtype {unknown[0]}: choose from {', '.join(_DTYPES)}.")
@@ -116,8 +131,8 @@ def benchmark_models(
     models = [prune(dense.backbone, keep_ratio=ratio, **parts).to(device) for _, parts, ratio in cases]
     taught = deepcopy(dense.backbone).eval().requires_grad_(False) if teacher else None
     rows: list[Row] = []
-    runs = [(name, batch_size) for name in dtypes for batch_size in batch_sizes]
-    for name, batch_size in tqdm(runs, desc="timing", leave=False, disable=None):
+    runs = list(product(dtypes, batch_sizes, modes))
+    for name, batch_size, mode in tqdm(runs, desc="timing", leave=False, disable=None):
         images = torch.randn(batch_size, 3, *checked_size(dense, None), device=device)
         with torch.inference_mode(not training):
             dtype = _DTYPES[name]
@@ -125,11 +140,14 @@ def benchmark_models(
                 calls = training_steps(dense, models, images, dtype)
                 calls |= training_steps(dense, models, images, dtype, taught) if taught is not None else {}
             else:
-                calls = _inference(dense, models, images, dtype)
-                calls |= {} if methods else _without_each_stage(models, selector, images.to(dtype))
-                calls |= _rivals([*ladder, *others], batch_size, dtype)
+                calls = _inference(dense, models, images, dtype, mode)
+                if mode == "eager":
+                    calls |= {} if methods else _without_each_stage(models, selector, images.to(dtype))
+                    calls |= _parts(models, images.to(dtype)) if parts else {}
+                calls |= _rivals([*ladder, *others], batch_size, dtype, mode)
             seconds = measure(calls, rounds=rounds)
             memory = {call: step_memory(step, [dense, *models]) for call, step in calls.items()} if training else {}
+            peaks = {} if training else _peaks(calls, dense)
         for number, ending, run in product(range(len(models)), ("", WITH_TEACHER), _RUNS):
             compared = {
                 "dense": f"dense{ending}",
@@ -140,37 +158,73 @@ def benchmark_models(
                 continue
             method, _, ratio = cases[number]
             row: Row = {"method": method, "dtype": name, "batch_size": batch_size, "keep_ratio": ratio, "run": run}
+            row["mode"] = mode
             row["tokens"] = tokens_per_stage(models[number])
             row["macs_ratio"] = closed_form_macs(dense) / closed_form_macs(models[number])
             row |= _speed(compared, seconds, batch_size)
             if training:
                 row |= {"teacher": bool(ending)} | _memory({what: memory[call] for what, call in compared.items()})
             else:
-                row["stages"] = _stage_gains(models[number], number, seconds)
+                row |= {"peak_bytes": {what: peaks[call] for what, call in compared.items()}} if peaks else {}
+                if mode == "eager":
+                    row["stages"] = _stage_gains(models[number], number, seconds)
+                    row |= _split(number, seconds, batch_size) if parts else {}
             rows.append(row)
         for rival in [*_nearest(ladder, seconds), *others]:
             compared = {"dense": "dense", "pruned": str(rival.about["rival"])}
             row = {"method": compared["pruned"], "dtype": name, "batch_size": batch_size, "run": "inference"}
-            row |= {"tokens": [], "macs_ratio": closed_form_macs(dense) / rival.macs}
+            row |= {"mode": mode, "tokens": [], "macs_ratio": closed_form_macs(dense) / rival.macs}
             rows.append(row | _speed(compared, seconds, batch_size))
     return rows
 
 
-def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype) -> Calls:
+def _inference(dense: PrunedViT, models: Sequence[PrunedViT], images: Tensor, dtype: torch.dtype, mode: str) -> Calls:
     images = images.to(dtype)
-    calls: Calls = {"dense": partial(dense.to(dtype).eval().backbone, images)}
+    alone = dense.to(dtype).eval().backbone
+    calls: Calls = {"dense": partial(_in_mode(alone, mode), images)}
+    if mode != "eager":
+        torch.compiler.reset()
+        calls["eager"] = partial(alone, images)
     for number, model in enumerate(models):
-        calls[f"inference {number}"] = partial(model.to(dtype).eval(), images)
-        calls[f"oracle {number}"] = partial(oracle, model, images)
+        calls[f"inference {number}"] = partial(_in_mode(model.to(dtype).eval(), mode), images)
+        calls[f"oracle {number}"] = partial(_in_mode(partial(oracle, model), mode), images)
     return calls
 
 
-def _rivals(rivals: Sequence[Variant], batch_size: int, dtype: torch.dtype) -> Calls:
+def _in_mode(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    # a whole graph or an error: else what is too much to compile would be timed in eager mode
+    return function if mode == "eager" else torch.compile(function, mode=_MODES[mode], fullgraph=True)
+
+
+def _rivals(rivals: Sequence[Variant], batch_size: int, dtype: torch.dtype, mode: str) -> Calls:
     calls: Calls = {}
     for rival in rivals:
         model = rival.model.to(dtype)
-        calls[rival.about["rival"]] = partial(model, random_images(model, batch_size, rival.image_size))
+        images = random_images(model, batch_size, rival.image_size)
+        calls[rival.about["rival"]] = partial(_in_mode(model, mode), images)
     return calls
+
+
+def _parts(models: Sequence[PrunedViT], images: Tensor) -> Calls:
+    return {
+        f"{part} {stage} of {number}": call
+        for number, model in enumerate(models)
+        for (part, stage), call in stage_calls(model, images).items()
+    }
+
+
+def _split(number: int, seconds: Mapping[str, list[float]], batch_size: int) -> Row:
+    times = {
+        (call.split()[0], int(call.split()[1])): timed
+        for call, timed in seconds.items()
+        if call.endswith(f" of {number}")
+    }
+    return {"parts": split(times, seconds[f"inference {number}"], batch_size)}
+
+
+def _peaks(calls: Calls, dense: PrunedViT) -> dict[str, int]:
+    peaks = {name: peak_memory(call, list(dense.parameters())) for name, call in calls.items()}
+    return {name: peak for name, peak in peaks.items() if peak is not None}
 
 
 def _without_each_stage(models: Sequence[PrunedViT], selector: str | None, images: Tensor) -> Calls:
@@ -191,8 +245,11 @@ def _speed(compared: Mapping[str, str], seconds: Mapping[str, list[float]], batc
     times = {what: seconds[call] for what, call in compared.items()}
     row = {
         "ms": {what: 1e3 * median(per_call) / batch_size for what, per_call in times.items()},
+        "seconds": times,
         "speedup": median_ratio(times["dense"], times["pruned"]),
     }
+    if "eager" in seconds:
+        row["over_eager"] = median_ratio(seconds["eager"], times["pruned"])
     if "oracle" in times:
         row["oracle_speedup"] = median_ratio(times["dense"], times["oracle"])
         row["share"] = median_interval(base=times["oracle"], other=times["pruned"])

@@ -16,6 +16,11 @@ _MODELS_LEGEND = (
 _RIVALS_LEGEND = (
     "Rivals, instead of pruning, are compared with the dense model; what they cost in accuracy says evaluate."
 )
+_MODES_LEGEND = "Speedup and share compare in one mode; over eager: with the dense model that is not compiled."
+_PARTS_LEGEND = (
+    "Of the pruned model's milliseconds: scorers, selector, removing or merging tokens, each repeated alone on the "
+    "tokens that it finds, and all else."
+)
 _TRAINING_LEGEND = (
     "teacher: the dense model, the pruned one and the oracle all have one, or none has. saved: what the forward of a "
     "step keeps for its backward; peak, on CUDA: the most that a step allocates; both of the pruned model."
@@ -32,6 +37,7 @@ def format_models(rows: Sequence[Row]) -> str:
         Column("run", [row["run"] for row in rows], left=True),
         *([Column("teacher", ["yes" if row["teacher"] else "no" for row in rows], left=True)] if training else []),
         Column("dtype", [row["dtype"] for row in rows], left=True),
+        *_told_apart(rows),
         Column("batch", [str(row["batch_size"]) for row in rows]),
         Column("keep ratio", [f"{row['keep_ratio']:g}" if "keep_ratio" in row else "-" for row in rows]),
         Column("tokens", [_counts(row["tokens"]) or "-" for row in rows]),
@@ -39,15 +45,45 @@ def format_models(rows: Sequence[Row]) -> str:
         *_milliseconds(rows, "dense", "pruned", "oracle"),
         Column("speedup", [f"{row['speedup'][0]:.2f}x" for row in rows]),
         Column("[min, max]", ["[{1:.2f}, {2:.2f}]".format(*row["speedup"]) for row in rows]),
+        *_over_eager(rows),
         Column("oracle", [_of(row, "oracle_speedup", "{0:.2f}x") for row in rows]),
         Column("share", [_of(row, "share", "{0:.3f}") for row in rows]),
         Column("95 % interval", [_of(row, "share", "{1:.3f} to {2:.3f}") for row in rows]),
         *_memory(rows, "saved"),
         *_memory(rows, "peak"),
+        *_parts(rows),
     ]
     legend = [_MODELS_LEGEND, *([_TRAINING_LEGEND] if training else [])]
+    legend += [_MODES_LEGEND] if any("over_eager" in row for row in rows) else []
+    legend += [_PARTS_LEGEND] if any("parts" in row for row in rows) else []
     legend += [_RIVALS_LEGEND] if any("keep_ratio" not in row for row in rows) else []
     return "\n".join([aligned(columns), "", *legend, *(["", *remarks] if remarks else [])])
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Column]:
+    """Return what rows differ in beside the batch size: a mode, an image size, a number of threads."""
+    titles = {"mode": "mode", "image_size": "pixels", "threads": "threads"}
+    cells = {title: [str(row.get(name, "")) for row in rows] for name, title in titles.items()}
+    return [
+        Column(title, values, left=title == "mode")
+        for title, values in cells.items()
+        if len(set(values)) > 1 or values[0] in ("compile", "graphs")
+    ]
+
+
+def _over_eager(rows: Sequence[Row]) -> list[Column]:
+    if not any("over_eager" in row for row in rows):
+        return []
+    return [Column("over eager", [_of(row, "over_eager", "{0:.2f}x") for row in rows])]
+
+
+def _parts(rows: Sequence[Row]) -> list[Column]:
+    """Return what of the pruned model's milliseconds goes into what."""
+    names = next((list(row["parts"]) for row in rows if "parts" in row), [])
+    return [
+        Column(name, [significant(row["parts"][name]) if "parts" in row else "-" for row in rows], "of pruned ms")
+        for name in names
+    ]
 
 
 def format_selectors(rows: Sequence[Row]) -> str:
@@ -77,12 +113,12 @@ def _of(row: Row, name: str, form: str) -> str:
 
 def _memory(rows: Sequence[Row], kind: str) -> list[Column]:
     """Return the columns of what training steps keep or allocate, where that was measured."""
-    measured = [row[f"{kind}_bytes"] for row in rows if f"{kind}_bytes" in row]
-    if not measured:
+    measured = [row.get(f"{kind}_bytes") for row in rows]
+    if not any(measured):
         return []
     return [
-        Column(f"{kind} MB", [significant(sizes["pruned"] / 1e6) for sizes in measured]),
-        Column("of dense", [f"{sizes['pruned'] / sizes['dense']:.2f}x" for sizes in measured]),
+        Column(f"{kind} MB", [significant(sizes["pruned"] / 1e6) if sizes else "-" for sizes in measured]),
+        Column("of dense", [f"{sizes['pruned'] / sizes['dense']:.2f}x" if sizes else "-" for sizes in measured]),
     ]
 
 

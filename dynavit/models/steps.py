@@ -86,7 +86,7 @@ class SelectStep(Step):
             What was chosen, if patches are followed.
 
         """
-        logits, k = self._logits(tokens), request.counts[self.stage]
+        logits, k = self.score(tokens), request.counts[self.stage]
         selector = self.selector.at(self.stage, tokens.positions)
         common = self._common_count(tokens, request, k) if isinstance(tokens, GatheredTokens) else None
         if common is not None and tokens.places is None and not request.training:
@@ -125,7 +125,8 @@ class SelectStep(Step):
         """Return how many tokens there are after k of n were kept, those made included."""
         return self.reducer.leaves(k) if k < n or not self.reducer.keeps_places else k
 
-    def _logits(self, tokens: Tokens) -> Tensor:
+    def score(self, tokens: Tokens) -> Tensor:
+        """Return the logit of each token, ``(B, n)``."""
         if not self.selector.needs_scores:
             return tokens.patches.new_zeros(tokens.positions.shape)
         attention = tokens.view(self.block) if self.scorer.needs_attention else None

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 import dynavit
@@ -20,6 +21,7 @@ from dynavit.evaluation import benchmark
 from dynavit.evaluation.benchmark import benchmark_models, benchmark_selectors, oracle
 from dynavit.evaluation.benchmark_tables import format_models, format_selectors
 from dynavit.evaluation.methods import read_methods
+from dynavit.evaluation.stage_split import stage_calls
 from dynavit.evaluation.training_steps import WITH_TEACHER, training_steps
 from dynavit.functional import num_keep
 from dynavit.selectors import create_selector, list_selectors
@@ -307,6 +309,11 @@ def test_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["--output", "times.csv"], "must end in .json"),
         (["--teacher"], "teacher=True (--teacher): training steps alone have one"),
         (["--device", "foo"], "--device foo"),
+        (["--modes", "fast"], "mode fast: choose from eager, compile, graphs"),
+        (["--modes", "graphs", "--device", "cpu"], "mode graphs: these are CUDA graphs, and the device is cpu"),
+        (["--training", "--parts"], "modes (--modes) and parts (--parts) are of inference"),
+        (["--image-sizes", "30"], "30"),
+        (["--minutes", "3"], "--minutes: belongs to --suite"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -324,3 +331,147 @@ def test_arguments_for_timm_must_be_an_object(capsys: pytest.CaptureFixture[str]
     assert "a JSON object" in capsys.readouterr().err
     with pytest.raises(InputError, match="timm cannot create"):
         benchmark_models("test_vit", model_kwargs={"colour": "red"})
+
+
+@pytest.mark.slow
+def test_rows_keep_every_round_and_modes_compare_in_one_mode(clock: dict[str, list[float]]) -> None:
+    clock |= {"dense": [4.0, 8.0], "eager": [6.0, 12.0], "inference 0": [2.0, 4.0], "oracle 0": [1.0, 2.0]}
+    (row,) = benchmark_models(NAME, [0.5], [2], model_kwargs=TINY, modes=["compile"])
+    assert row["mode"] == "compile"
+    assert row["seconds"] == {"dense": [4.0, 8.0], "pruned": [2.0, 4.0], "oracle": [1.0, 2.0]}
+    assert row["speedup"] == (2, 2, 2)
+    assert row["over_eager"] == (3, 3, 3)
+    assert "stages" not in row
+    shown = format_models([row])
+    assert "over eager" in shown
+    assert "compile" in shown
+
+
+@pytest.mark.slow
+def test_compiled_models_answer_as_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed as compiled is compiled, as one graph, and the same function."""
+    calls: dict[str, Callable[[], torch.Tensor]] = {}
+
+    def keep(variants: Mapping[str, Callable[[], torch.Tensor]], rounds: int) -> dict[str, list[float]]:
+        mode = "compiled" if "eager" in variants else "eager"
+        calls.update({f"{name}, {mode}": run for name, run in variants.items()})
+        return {name: [1.0] for name in variants}
+
+    monkeypatch.setattr(benchmark, "measure", keep)
+    torch.manual_seed(0)
+    benchmark_models(NAME, [0.5], [2], model_kwargs=TINY, modes=["eager"])
+    torch.manual_seed(0)
+    benchmark_models(NAME, [0.5], [2], model_kwargs=TINY, modes=["compile"])
+    with torch.inference_mode():
+        for name in ("dense", "inference 0", "oracle 0"):
+            torch.testing.assert_close(calls[f"{name}, compiled"](), calls[f"{name}, eager"](), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"selector": "topk", "scorer": "mlp", "reducer": "drop", "stages": (1, 2)},
+        {"reducer": "squeeze", "scorer": "attention_received", "placement": "inside", "stages": (1, 2)},
+        {"reducer": "merge", "placement": "inside", "stages": (0, 1, 2)},
+    ],
+    ids=["default", "topk", "squeeze", "ToMe"],
+)
+def test_the_parts_of_a_stage_are_those_of_the_forward(options: dict[str, object]) -> None:
+    """Each part is called as the forward calls it: on the same tokens, as often as one likes, changing nothing."""
+    torch.manual_seed(0)
+    model = dynavit.create_model(NAME, keep_ratio=0.5, **TINY, **options).eval()
+    images = torch.randn(2, 3, 64, 64)
+    seen: dict[int, torch.Tensor] = {}
+    with torch.inference_mode():
+        expected = model(images)
+        for stage, scorer in enumerate(model.scorers):
+            scorer.register_forward_hook(lambda *args, stage=stage: seen.setdefault(stage, args[2]))
+        model(images)
+        calls = stage_calls(model, images)
+        scored = [stage for part, stage in calls if part == "score"]
+        assert scored == ([] if options.get("reducer") == "merge" else list(range(len(model.stages))))
+        assert [stage for part, stage in calls if part == "gather"] == list(range(len(model.stages)))
+        for _ in range(2):
+            for call in calls.values():
+                call()
+        for stage in scored:
+            assert torch.equal(calls["score", stage](), seen[stage])
+        assert torch.equal(model(images), expected)
+
+
+def test_parts_add_up(clock: dict[str, list[float]]) -> None:
+    clock |= {"inference 0": [8.0, 8.0], "score 0 of 0": [1.0, 1.0], "score 1 of 0": [0.5, 0.5]}
+    clock |= {f"{part} {stage} of 0": [0.25, 0.25] for part in ("select", "gather") for stage in (0, 1)}
+    (row,) = benchmark_models(NAME, [0.5], [2], model_kwargs=TINY, parts=True)
+    assert row["parts"] == pytest.approx({"score": 750, "select": 250, "gather": 250, "blocks": 2750})
+    assert sum(row["parts"].values()) == pytest.approx(row["ms"]["pruned"])
+    assert "of pruned ms" in format_models([row])
+
+
+def test_sizes_and_threads_have_their_rows(clock: dict[str, list[float]], tmp_path: Path) -> None:
+    used: list[int] = []
+    before = torch.get_num_threads()
+
+    def threads(*_: object) -> None:
+        used.append(torch.get_num_threads())
+
+    kwargs = {name: value for name, value in TINY.items() if name != "img_size"}
+    path = tmp_path / "times.json"
+    with torch.nn.modules.module.register_module_forward_hook(threads):
+        rows = dynavit.benchmark(
+            NAME, [0.5], [1], image_sizes=[32, 64], threads=[1, 2], model_kwargs=kwargs, output=path, device="cpu"
+        )
+    assert [(row["image_size"], row["threads"], row["tokens"][0]) for row in rows] == [
+        (32, 1, 2),
+        (32, 2, 2),
+        (64, 1, 8),
+        (64, 2, 8),
+    ]
+    assert set(used) == {1, 2}
+    assert torch.get_num_threads() == before
+    assert all(title in format_models(rows) for title in ("pixels", "threads"))
+    assert json.loads(path.read_text())["rows"][0]["seconds"]["dense"] == [1.0, 1.0]
+    assert path.with_suffix(".png").stat().st_size > 1000
+
+
+def test_a_suite_goes_as_far_as_its_minutes(
+    clock: dict[str, list[float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", "--suite", str(tmp_path / "none.yaml")]) == 2
+    cases = [
+        {"backbone": NAME, "keep_ratios": [ratio], "batch_sizes": [1], "model_kwargs": TINY}
+        for ratio in (0.7, 0.5, 0.3)
+    ]
+    suite, out = tmp_path / "suite.yaml", tmp_path / "out"
+    suite.write_text(json.dumps(cases))
+    capsys.readouterr()
+    now = iter([0.0, 0.0, 59.0, 61.0])
+    rows = dynavit.benchmark_suite(suite, out, minutes=1, device="cpu", clock=lambda: next(now))
+    assert [row["keep_ratio"] for row in rows] == [0.7, 0.5]
+    assert {row["backbone"] for row in rows} == {NAME}
+    assert "Left out, after 1 minutes: 1 of 3 benchmarks." in capsys.readouterr().out
+    assert json.loads((out / "cpu.json").read_text())["rows"] == json.loads(json.dumps(rows))
+    assert "Left out" in (out / "cpu.md").read_text()
+    assert (out / "cpu.png").exists()
+    assert main(["benchmark", "--suite", str(suite), "--device", "cpu", "--output", str(out)]) == 0
+    assert "keep_ratios=[0.3]" in (out / "cpu.md").read_text()
+    for wrong, said in (
+        ("- {colour: red}", "colour: choose from backbone, batch_sizes"),
+        ("backbone: vit", "a suite is a list of mappings"),
+        ("- [", "cannot be read"),
+    ):
+        suite.write_text(wrong)
+        with pytest.raises(InputError, match=said):
+            dynavit.benchmark_suite(suite, out)
+
+
+def test_the_suite_for_gpus_names_what_there_is() -> None:
+    """Its cases run on a GPU alone; here each is made as far as the first timing."""
+    from dynavit.commands.speed import _read_suite
+
+    for case in _read_suite(Path(__file__).parents[2] / "benchmarks" / "gpu.yaml"):
+        assert set(case["dtypes"]) <= {"float32", "bfloat16"}
+        assert timm.is_model(case["backbone"])
+        assert all(find_config(method) for method in case.get("methods", ()))
+        assert set(case.get("modes", ["eager"])) <= {"eager", "compile", "graphs"}
