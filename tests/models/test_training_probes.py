@@ -215,14 +215,14 @@ def pooled_over_the_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def gone_before_the_next_score(patch: pytest.MonkeyPatch) -> None:
-    right = SelectStep._logits
+    right = SelectStep.score
 
     def logits(self: SelectStep, tokens: Any) -> Tensor:
         if isinstance(tokens, GatheredTokens) and tokens.mask is not None:
             tokens.set_mask(tokens.mask * tokens.candidates)
         return right(self, tokens)
 
-    patch.setattr(SelectStep, "_logits", logits)
+    patch.setattr(SelectStep, "score", logits)
 
 
 WRONG = {
