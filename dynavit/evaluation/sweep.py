@@ -129,6 +129,7 @@ def evaluate_run(
     batch_sizes = [checked_whole("batch_sizes", size, 1) for size in batch_sizes]
     if any(size > _MOST for size in batch_sizes):
         raise InputError(f"--batch-sizes {list(batch_sizes)}: at most {_MOST:,} images.")
+    heights = parse_rivals(settings.rivals if rivals is None else rivals)
     # images go to the model's device, whichever it is
     accelerator = Accelerator(cpu=run.device.type == "cpu", device_placement=False)
     task = create_task(run.config)
@@ -136,7 +137,6 @@ def evaluate_run(
     for note in data.notes:
         accelerator.print(note)
     variants = run_variants(run, task, data, settings.keep_ratios if keep_ratios is None else keep_ratios, adaptive)
-    heights = parse_rivals(settings.rivals if rivals is None else rivals)
     others = [trained_rival(path, run) for path in rival_runs]
     others = [*_smaller_images(run, task, data, variants, heights, batch_sizes), *others]
     # the ranked lists are those of the model as it was trained, which may be none of the rows

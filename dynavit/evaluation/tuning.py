@@ -128,7 +128,7 @@ def tune_model(
         raise InputError(f"nothing here is as fast as asked; the fastest measured is {fastest:.2f}x the dense model.")
     compared = [dense, *chosen]
     seconds = _times(compared, target.batch_size, rounds)
-    found = _answers(run, compared, paths, target.batch_size)
+    found = _answers(run, compared, paths, target.batch_size, log)
     rows = [_row(one, seconds, target.batch_size, agreement(found["dense"], found[one.name])) for one in compared]
     rows[1:] = sorted(rows[1:], key=lambda row: (-row.get("same_top1", 0.0), row.get("kl", 0.0), -row["cosine"]))
     return rows, {one.name: one for one in compared}
@@ -193,12 +193,17 @@ def _call(model: PrunedViT, images: Tensor) -> None:
     model(images, **model.unknown_cameras(len(images)))
 
 
-def _answers(run: Run, settings: Sequence[Setting], paths: Sequence[Path], batch_size: int) -> dict[str, Answers]:
+def _answers(
+    run: Run, settings: Sequence[Setting], paths: Sequence[Path], batch_size: int, log: Log
+) -> dict[str, Answers]:
     """Return by name what all say of the images, which are prepared once for each size."""
     found: dict[str, list[Answers]] = {one.name: [] for one in settings}
-    for size in sorted({one.image_size for one in settings}):
+    sizes = sorted({one.image_size for one in settings})
+    for size in sizes:
         preparation = create_transforms(**{**run.preprocessing, "image_size": size})[1]
-        for good, images, _ in read_images(replace(run, preparation=preparation), list(paths), batch_size):
+        for good, images, problems in read_images(replace(run, preparation=preparation), list(paths), batch_size):
+            for problem in problems if size == sizes[0] else ():
+                log(problem)
             for one in settings if good else ():
                 if one.image_size == size:
                     found[one.name].append(answers(one.model, images))

@@ -109,6 +109,14 @@ def test_every_way_comes_to_the_time_asked_for(speedup: float, saved: Path, imag
 
 
 @pytest.mark.usefixtures("clock")
+def test_images_that_cannot_be_read_are_named_once(saved: Path, images: Path, tmp_path: Path) -> None:
+    (images / "3.png").write_bytes(b"nothing")
+    said: list[str] = []
+    dynavit.tune(saved, images, speedup=1.5, methods=SETTINGS, batch_size=2, output=tmp_path / "out", log=said.append)
+    assert [line.split(" cannot be read")[0] for line in said if "cannot be read" in line] == [str(images / "3.png")]
+
+
+@pytest.mark.usefixtures("clock")
 def test_what_won_is_taken_by_the_other_commands(saved: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     tuned = dynavit.tune(saved, images, speedup=1.5, methods=["methods/class_attention"], batch_size=2, output=out)
