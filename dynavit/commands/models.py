@@ -189,8 +189,8 @@ def export_all(
     require_lists(formats=formats, precisions=precisions)
     targets = [
         Target(format, precision, batch, with_tokens)
-        for format in formats or FORMATS
-        for precision in precisions or PRECISIONS
+        for format in dict.fromkeys(formats or FORMATS)
+        for precision in dict.fromkeys(precisions or PRECISIONS)
     ]
     for target in targets:
         require_known(target)
