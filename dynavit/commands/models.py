@@ -197,7 +197,7 @@ def export_all(
     folder = Path(output or Path(run_dir) / "exports")
     if output is not None or Path(run_dir).is_dir():
         require_folder(folder)
-    exporter = _exporter(run_dir, keep_ratio, batch, images, rounds, overrides)
+    exporter = _exporter(run_dir, keep_ratio, batch, images, rounds, overrides, bounded=True)
     rows = matrix.export_all(exporter, folder, targets, rounds or 0)
     about = {"run": str(run_dir), "keep_ratios": exporter.run.model.keep_ratios, "machine": machine("cpu")}
     matrix.write_matrix(rows, about, folder)
@@ -211,6 +211,7 @@ def _exporter(
     images: str | Path | None,
     rounds: int | None,
     overrides: Overrides,
+    bounded: bool = False,
 ) -> Exporter:
     from dynavit.deployment.export import Exporter
     from dynavit.runs.open import open_run
@@ -219,7 +220,7 @@ def _exporter(
     honour(words, TO_EXPORT if images is None else TO_READ_IMAGES)
     require_counts(batch=batch, rounds=rounds)
     run = open_run(run_dir, keep_ratio, "cpu", words)
-    return Exporter(run, None if images is None else str(images), batch)
+    return Exporter(run, None if images is None else str(images), batch, bounded=bounded)
 
 
 def visualize(

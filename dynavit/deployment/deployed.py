@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynavit.cost.oracle import oracle
 from dynavit.models import PrunedViT
 
 
@@ -47,3 +48,11 @@ class Deployed(nn.Module):
         """Return the names of what is returned: ``answer``, then ``tokens_1``, ``tokens_2``, ..."""
         stages = len(self.model.stages) if self.with_tokens else 0
         return [answer, *(f"tokens_{stage + 1}" for stage in range(stages))]
+
+
+class Truncated(Deployed):
+    """The same blocks on as few tokens without choosing them: what pruning could save at best, with wrong answers."""
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what :func:`~dynavit.cost.oracle.oracle` does."""
+        return oracle(self.model, images)

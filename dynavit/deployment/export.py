@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynavit.deployment.checked import write_checked
-from dynavit.deployment.deployed import Deployed
+from dynavit.deployment.deployed import Deployed, Truncated
 from dynavit.deployment.formats import FORMATS
 from dynavit.deployment.judging import Judge, create_judge
 from dynavit.deployment.speeds import time_exported
@@ -63,12 +63,13 @@ class Exporter:
         run: opened on the CPU.
         images: folder of images to check with; the run's validation data if None.
         batch: files take batches of this size alone; of any size if None.
+        bounded: speed is also compared with the oracle in the same runtime.
 
     Raises:
         InputError: nothing to check with.
     """
 
-    def __init__(self, run: Run, images: str | None = None, batch: int | None = None) -> None:
+    def __init__(self, run: Run, images: str | None = None, batch: int | None = None, *, bounded: bool = False) -> None:
         self.without_thresholds = run.model.thresholds is not None
         if self.without_thresholds:  # one graph has one number of tokens
             static = copy(run.model)
@@ -79,6 +80,7 @@ class Exporter:
         self.sample = self._read_data() if images is None else self._read_folder(images)
         self._plain, self._telling = (Deployed(run.model, with_tokens) for with_tokens in (False, True))
         self._dense = Deployed(run.model.at_ratio(1.0))
+        self._truncated = Truncated(run.model) if bounded else None
         self._clear = clear_choices(run.model, self.sample)
 
     def export(self, path: Path, target: Target, rounds: int = 15) -> Exported:
@@ -122,7 +124,9 @@ class Exporter:
             self.without_thresholds,
             not self.run.is_reid,
             verification,
-            time_exported(self._dense, exported, self.sample, target, calibration, rounds) if timed else [],
+            time_exported(self._dense, exported, self.sample, target, calibration, rounds, self._truncated)
+            if timed
+            else [],
         )
 
     @cached_property

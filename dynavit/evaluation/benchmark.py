@@ -20,10 +20,10 @@ from tqdm import tqdm
 from dynavit.cost.images import random_images
 from dynavit.cost.macs import checked_size, closed_form_macs, tokens_per_stage
 from dynavit.cost.memory import StepMemory, peak_memory, step_memory
+from dynavit.cost.oracle import oracle
 from dynavit.cost.timing import measure, median_interval, median_ratio
 from dynavit.errors import InputError
 from dynavit.evaluation.methods import Method
-from dynavit.evaluation.oracle import oracle
 from dynavit.evaluation.rivals import AUTO, all_smaller_images, nearest, untrained_rivals
 from dynavit.evaluation.stage_split import split, stage_calls
 from dynavit.evaluation.training_steps import WITH_TEACHER, training_steps

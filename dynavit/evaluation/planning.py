@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dynavit.cost.images import random_images
 from dynavit.cost.macs import checked_size, tokens_per_stage
+from dynavit.cost.oracle import oracle
 from dynavit.cost.timing import measure, median_interval
 from dynavit.errors import InputError
-from dynavit.evaluation.oracle import oracle
 from dynavit.evaluation.rivals import all_smaller_images, at_size, nearest
 from dynavit.models import PrunedViT, prune
 from dynavit.report.tradeoffs import PAYS

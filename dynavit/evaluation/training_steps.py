@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.config import LossConfig
-from dynavit.evaluation.oracle import oracle
+from dynavit.cost.oracle import oracle
 from dynavit.models import PrunedViT, Trace
 from dynavit.tasks.classification import ClassificationObjective
 from dynavit.tasks.objective import Objective, Scheduled

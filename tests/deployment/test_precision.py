@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import dynavit
@@ -23,6 +25,7 @@ from dynavit.deployment.onnx_precision import linear_layers
 from dynavit.deployment.target import Target
 from dynavit.deployment.verify import Verification, require_same_answers, verify
 from dynavit.errors import InputError
+from dynavit.tasks import create_task
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ROOT / "checkpoints"
@@ -166,8 +169,6 @@ def quickstart() -> Any:
 
 
 def test_a_classifier_may_lose_half_a_point(quickstart: Any) -> None:
-    from dynavit.tasks import create_task
-
     data = create_task(quickstart.config).open_data(quickstart.preprocessing, train=False)
     judge = create_judge(quickstart, data, batch=24)  # 64 images are no whole number of batches
     same = judge(quickstart.answer)
@@ -213,7 +214,10 @@ def test_opening_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_every_file_of_the_committed_classifier(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], quickstart: Any
 ) -> None:
-    run, out = str(CHECKPOINTS / "quickstart-pruned"), tmp_path / "out"
+    run, out, picture = str(CHECKPOINTS / "quickstart-pruned"), tmp_path / "out", tmp_path / "a.png"
+    digit = create_task(quickstart.config).open_data(quickstart.preprocessing, train=False).validation[0][0]
+    Image.fromarray(quickstart.pixels(digit)).save(picture)
+    label = dynavit.predict(run, picture)[0]["label"]
     words = ["--format", "all", "--precision", "all", "--no-timing", "data.options.validation_size=200"]
     assert main(["export", run, *words, "--output", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -233,6 +237,10 @@ def test_every_file_of_the_committed_classifier(
             expected = quickstart.answer(images)
         answer = dynavit.open_exported(out / row["file"])(images)[0]
         assert (answer - expected).abs().max() < (1e-3 if row["precision"] == "fp32" else 0.3) * expected.std()
+        if row["format"] == "onnx":
+            script = [sys.executable, str(ROOT / "tools" / "predict_onnx.py"), str(out / row["file"]), str(picture)]
+            said = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+            assert said.splitlines()[1].startswith(f"{picture},{label},")
 
 
 @pytest.mark.slow
@@ -250,3 +258,31 @@ def test_every_file_of_the_committed_embedding(tmp_path: Path, capsys: pytest.Ca
         (answer,) = dynavit.open_exported(tmp_path / row["file"])(images)  # a dense model chooses no tokens
         assert answer.isfinite().all()
         assert row["same_tokens"] == []
+
+
+@pytest.mark.slow
+def test_speed_is_compared_within_rounds(
+    quickstart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The times are made up; that the bound is as short as the file, and the dense model is not, is looked at."""
+    from dynavit.deployment import speeds
+
+    asked: list[dict[str, Any]] = []
+
+    def fake(calls: dict[str, Any], rounds: int, min_seconds: float) -> dict[str, list[float]]:
+        asked.append({name: call() for name, call in calls.items()})
+        times = {"pruned": 2.0, "dense": 6.0, "torch": 8.0, "oracle": 1.5}
+        return {name: [times[name]] * rounds for name in calls}
+
+    monkeypatch.setattr(speeds, "measure", fake)
+    words = ["--format", "onnx,pt2", "--output", str(tmp_path), "--rounds", "3", "data.options.validation_size=64"]
+    assert main(["export", str(CHECKPOINTS / "quickstart-pruned"), *words]) == 0
+    for row in json.loads((tmp_path / "exports.json").read_text())["rows"]:
+        assert [(speed["batch_size"], speed["ms"]) for speed in row["speeds"]] == [(1, 2000), (8, 250)]
+        for speed in row["speeds"]:
+            assert (speed["speedup"], speed["over_torch"], speed["share"]) == ([3] * 3, [4] * 3, [0.75] * 3)
+    assert "of oracle" in capsys.readouterr().out
+    for found in asked:
+        logits = {name: (answer if isinstance(answer, Tensor) else answer[0]) for name, answer in found.items()}
+        torch.testing.assert_close(logits["dense"], logits["torch"], rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(logits["oracle"], logits["pruned"], atol=1e-2)

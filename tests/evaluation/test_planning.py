@@ -14,11 +14,11 @@ import dynavit
 from dynavit.cli import main
 from dynavit.config import load_config
 from dynavit.cost.macs import closed_form_macs
+from dynavit.cost.oracle import oracle
 from dynavit.cost.timing import measure
 from dynavit.errors import InputError
 from dynavit.evaluation import cost_cache, planning
 from dynavit.evaluation.cost_cache import cached_costs
-from dynavit.evaluation.oracle import oracle
 from dynavit.evaluation.planning import Costs, measure_costs, planned, verdict
 from dynavit.runs.build import build_start
 

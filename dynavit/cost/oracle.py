@@ -21,6 +21,6 @@ def oracle(model: PrunedViT, images: Tensor) -> Any:
             present = x.shape[1] - adapter.num_prefix_tokens
             left = min(step.leaves(present, counts[step.stage]), present)
             x = x[:, : adapter.num_prefix_tokens + left]
-            context = adapter.gather(context, torch.arange(left, device=x.device).expand(len(x), -1))
+            context = adapter.gather(context, torch.arange(left, device=x.device).expand(x.shape[0], -1))
         x = adapter.block(number, x, context, None)
     return adapter.head(adapter.norm(x), None, model.training, pre_logits=False)
