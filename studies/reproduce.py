@@ -27,10 +27,6 @@ def _parser() -> argparse.ArgumentParser:
     method = experiments.add_parser("default-method", help="which method to take, on photographs")
     method.set_defaults(run=_default_method, output=Path("checkpoints/default-method"))
     method.add_argument(
-        "--photographs", type=Path, required=True, metavar="DIR", help="Imagenette: train/CLASS, val/CLASS"
-    )
-    method.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of a ViT-S/14, as safetensors")
-    method.add_argument(
         "--part",
         default="small",
         choices=["student", "small", "large", "larger", "training-free"],
@@ -43,6 +39,13 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--times", action="store_true", help="measure speed instead of training; nothing else should run meanwhile"
     )
+    flat = experiments.add_parser("flat-patches", help="whether flat patches can be merged for nothing")
+    flat.set_defaults(run=_flat_patches, output=Path("checkpoints/default-method"), seeds="0")
+    for experiment in (method, flat):
+        experiment.add_argument(
+            "--photographs", type=Path, required=True, metavar="DIR", help="Imagenette: train/CLASS, val/CLASS"
+        )
+        experiment.add_argument("--weights", type=Path, required=True, metavar="FILE", help="of a ViT-S/14")
     removal = experiments.add_parser("training-by-removal", help="probes against masks, on the quickstarts")
     removal.set_defaults(run=_training_by_removal, output=Path("checkpoints/training-by-removal"))
     removal.add_argument(
@@ -54,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     for experiment, seeds in ((method, "0,1,2"), (removal, "0,1,2,3,4")):
         experiment.add_argument("--seeds", default=seeds, metavar=seeds, help="(default: %(default)s)")
         experiment.add_argument("--workers", type=int, default=2, metavar="N", help="(default: %(default)s)")
+    for experiment in (method, flat, removal):
         experiment.add_argument("--output", type=Path, metavar="DIR", help="(default: %(default)s)")
     return parser
 
@@ -100,3 +104,10 @@ def _training_by_removal(options: argparse.Namespace) -> None:
     from studies.training_by_removal import compare_executions
 
     print(compare_executions(options.problem, options.keep_ratios, options.seeds, options.output, options.workers))
+
+
+def _flat_patches(options: argparse.Namespace) -> None:
+    from studies.default_method.parts import Sources
+    from studies.flat_patches import compare_flat_patches
+
+    print(compare_flat_patches(Sources(options.photographs, options.weights, options.output)))

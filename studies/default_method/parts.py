@@ -131,10 +131,15 @@ def fit_head(sources: Sources, size: int) -> None:
 def load_large(sources: Sources, split: str, size: int) -> Problem:
     """Return the ViT-S/14 with the classifier that :func:`fit_head` wrote, and whole images as its one view."""
     photographs, model = Photographs.of(sources.photographs), large_vit(sources.weights, size)
-    set_linear_head(model, **load_file(_head(sources, size)))
+    set_linear_head(model, **load_head(sources, size))
     pixels, seen = (whole_images(photographs.files[name], size) for name in ("train", split))
     labels, seen_labels = (torch.tensor(photographs.labels(name)) for name in ("train", split))
     return Problem(prune(model, stages=()), pixels[None], labels, seen, seen_labels)
+
+
+def load_head(sources: Sources, size: int) -> dict[str, Tensor]:
+    """Return the weight and the bias that :func:`fit_head` wrote."""
+    return load_file(_head(sources, size))
 
 
 def _head(sources: Sources, size: int) -> Path:
