@@ -25,7 +25,7 @@ extras = {
         "tqdm>=4.66",
     ],
     "export": ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"],
-    "openvino": ["openvino>=2026.0", "nncf>=3.0"],
+    "openvino": ["openvino>=2026.0", "nncf>=3.0", "onnx>=1.17", "onnxscript>=0.7"],
     "reid": ["pytorch-metric-learning>=2.9"],
 }
 extras["dev"] = [

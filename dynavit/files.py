@@ -91,7 +91,8 @@ def replacing_together(path: str | Path, *others: str) -> Iterator[Path]:
     ``others`` stands beside it; those come first.
 
     Raises:
-        InputError: one of them cannot be written; then all that stood there before stays.
+        InputError: one of them cannot be written; what stood there before stays, unless the disk fails between two of
+            them.
     """
     path = Path(path)
     with replacing(path) as partial, ExitStack() as stack:

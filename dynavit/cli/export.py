@@ -77,8 +77,8 @@ def _export(options: argparse.Namespace) -> None:
     rows = export_all(
         options.run_dir,
         options.output,
-        formats=None if "all" in formats else formats,
-        precisions=None if "all" in precisions else precisions,
+        formats=None if formats == ["all"] else formats,
+        precisions=None if precisions == ["all"] else precisions,
         **settings,
     )
     print(f"{format_matrix(rows)}\n\n{LEGEND}")
@@ -112,7 +112,7 @@ def _describe(exported: Exported) -> Iterator[str]:
         yield "The model's thresholds are left out: the file keeps the same number of tokens in every image."
     if checked.judgement is not None:
         yield checked.judgement.text()
-    for row in exported.speeds:
+    for row in exported.verification.speeds:
         speedup, low_end, high_end = row["speedup"]
         yield (
             f"Speed in {exported.runtime}, batch {row['batch_size']}: {row['ms']:.3g} ms an image, dense "

@@ -8,6 +8,8 @@ from pathlib import Path
 from dynavit.cli.arguments import add_device, command, mapping, numbers, refuse, words
 from dynavit.text import printable
 
+_BACKBONE = "deit_small_patch16_224"
+_COMMON = ("backbone", "rounds", "model_kwargs")
 _OF_MODELS = (
     *("keep_ratios", "dtypes", "selector", "methods", "training", "teacher", "rivals"),
     *("modes", "parts", "image_sizes", "threads"),
@@ -18,7 +20,7 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     """Add ``dynavit benchmark``."""
     summary = "what pruning saves on this machine, and what selectors cost; needs no data and no trained model"
     parser = command(commands, "benchmark", _benchmark, summary)
-    parser.add_argument("--backbone", default="deit_small_patch16_224", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--backbone", metavar="NAME", help=f"(default: {_BACKBONE})")
     parser.add_argument("--keep-ratios", type=numbers(float), metavar="0.7,0.5", help="(default: 0.7)")
     parser.add_argument("--batch-sizes", type=numbers(int), metavar="1,8,32", help="(default: 1,8,32; selectors: 256)")
     parser.add_argument("--dtypes", type=words, metavar="float32,bfloat16", help="float16, too (default: float32)")
@@ -49,7 +51,7 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--threads", type=numbers(int), metavar="1,2", help="of a CPU (default: torch's choice)")
     parser.add_argument("--selectors", action="store_true", help="time every selector against one block instead")
     parser.add_argument("--model-kwargs", type=mapping, metavar="JSON", help="for timm, as '{\"img_size\": 384}'")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="how often each is timed (default: 7)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="how often each is timed (default: 7)")
     parser.add_argument(
         "--suite",
         type=Path,
@@ -68,21 +70,23 @@ def _benchmark(options: argparse.Namespace) -> None:
     from dynavit.runs.open import choose_device
 
     if options.suite is not None:
-        refuse(options, "means nothing with --suite", *_OF_MODELS, "batch_sizes", "selectors", "model_kwargs")
+        refuse(options, "means nothing with --suite", *_OF_MODELS, *_COMMON, "batch_sizes", "selectors")
         folder = options.output or Path("benchmarks")
         benchmark_suite(options.suite, folder, minutes=options.minutes, device=options.device)
         print(f"Written to {printable(folder)}")
         return
     refuse(options, "belongs to --suite", "minutes")
-    common = {name: getattr(options, name) for name in ("rounds", "model_kwargs", "output", "device")}
+    backbone = options.backbone or _BACKBONE
+    common = {name: getattr(options, name) for name in ("model_kwargs", "output", "device")}
+    common["rounds"] = 7 if options.rounds is None else options.rounds
     if options.selectors:
         refuse(options, "means nothing with --selectors", *_OF_MODELS)
-        table = format_selectors(benchmark_selectors(options.backbone, options.batch_sizes or [256], **common))
+        table = format_selectors(benchmark_selectors(backbone, options.batch_sizes or [256], **common))
     else:
         if options.methods:
             refuse(options, "means nothing with --methods", "selector")
         rows = benchmark(
-            options.backbone,
+            backbone,
             options.keep_ratios or [0.7],
             options.batch_sizes or [1, 8, 32],
             options.dtypes or ["float32"],
@@ -98,7 +102,7 @@ def _benchmark(options: argparse.Namespace) -> None:
             **common,
         )
         table = format_models(rows)
-    print(f"{options.backbone}, random weights; {machine(choose_device(options.device))}\n\n{table}")
+    print(f"{backbone}, random weights; {machine(choose_device(options.device))}\n\n{table}")
     if options.output is not None:
         print(f"\nWritten: {printable(options.output)}")
 

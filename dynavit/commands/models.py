@@ -147,9 +147,14 @@ def export(
     chosen = require_target(target)
     file = Path(output or Path(run_dir) / f"model{chosen.suffix}")
     require_suffix(file, chosen.suffix)
+    for suffix in chosen.beside:
+        if file.with_suffix(suffix).exists() and not file.exists():
+            raise InputError(f"--output {file}: {file.with_suffix(suffix)} is there and belongs to something else.")
     if output is not None or Path(run_dir).is_dir():
-        require_writable(file)
-    return _exporter(run_dir, keep_ratio, batch, images, rounds, overrides).export(file, target, rounds or 0)
+        for suffix in (file.suffix, *chosen.beside):
+            require_writable(file.with_suffix(suffix))
+    exporter = _exporter(run_dir, keep_ratio, batch, images, rounds, overrides, fits=precision == "int8")
+    return exporter.export(file, target, rounds or 0)
 
 
 def export_all(
@@ -197,9 +202,12 @@ def export_all(
     folder = Path(output or Path(run_dir) / "exports")
     if output is not None or Path(run_dir).is_dir():
         require_folder(folder)
-    exporter = _exporter(run_dir, keep_ratio, batch, images, rounds, overrides, bounded=True)
+    fits = any(target.precision == "int8" for target in targets)
+    exporter = _exporter(run_dir, keep_ratio, batch, images, rounds, overrides, fits, bounded=True)
     rows = matrix.export_all(exporter, folder, targets, rounds or 0)
-    about = {"run": str(run_dir), "keep_ratios": exporter.run.model.keep_ratios, "machine": machine("cpu")}
+    about = {"run": str(run_dir), "keep ratios": exporter.run.model.keep_ratios, "machine": machine("cpu")}
+    if exporter.without_thresholds:
+        about["thresholds"] = "left out: files keep the same number of tokens in every image"
     matrix.write_matrix(rows, about, folder)
     return rows
 
@@ -211,13 +219,16 @@ def _exporter(
     images: str | Path | None,
     rounds: int | None,
     overrides: Overrides,
+    fits: bool = False,
     bounded: bool = False,
 ) -> Exporter:
+    """Open a run to export; ``fits``: training images are read, too, which int8 is fitted to."""
     from dynavit.deployment.export import Exporter
     from dynavit.runs.open import open_run
 
     words = as_words(overrides)
-    honour(words, TO_EXPORT if images is None else TO_READ_IMAGES)
+    reads = (*TO_EXPORT, *(["data.train_split"] if fits else []))
+    honour(words, reads if images is None else TO_READ_IMAGES)
     require_counts(batch=batch, rounds=rounds)
     run = open_run(run_dir, keep_ratio, "cpu", words)
     return Exporter(run, None if images is None else str(images), batch, bounded=bounded)

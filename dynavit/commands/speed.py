@@ -78,6 +78,8 @@ def benchmark(
     require_lists(keep_ratios=keep_ratios, dtypes=dtypes, methods=methods, rivals=rivals, modes=modes)
     require_lists(image_sizes=image_sizes, threads=threads)
     require_counts(image_sizes=image_sizes, threads=threads)
+    if image_sizes and "img_size" in (model_kwargs or {}):
+        raise InputError("img_size in model_kwargs (--model-kwargs): image_sizes (--image-sizes) are given; drop one.")
     _check_common(output, rounds, batch_sizes)
     compared = read_methods(methods) if methods else ()
     rows: list[Row] = []
@@ -134,7 +136,7 @@ def benchmark_suite(
 
     Raises:
         InputError: a file that is no such list, or what :func:`benchmark` raises of one of them; what was measured
-            before is written.
+            before is written. What a device cannot do is noted, and the next one is begun.
     """
     import torch
 
@@ -144,6 +146,8 @@ def benchmark_suite(
     from dynavit.report.figures import png
     from dynavit.runs.open import choose_device
 
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"--minutes={minutes:g}: give a number above 0.")
     cases = _read_suite(Path(suite))
     require_folder(Path(output))
     place = choose_device(device)
@@ -154,10 +158,14 @@ def benchmark_suite(
         if late:
             tables.append(f"Left out, after {minutes:g} minutes: {len(cases) - number} of {len(cases)} benchmarks.")
         else:
-            found = benchmark(**case, device=device)
-            rows += [{"backbone": case.get("backbone", _BACKBONE)} | row for row in found]
             title = ", ".join(f"{key}={value}" for key, value in case.items())
-            tables.append(f"## {title}\n\n```text\n{format_models(found)}\n```")
+            try:
+                found = benchmark(**case, device=device)
+            except RuntimeError as error:  # too little memory, or what cannot be compiled
+                tables.append(f"## {title}\n\nNot measured: {str(error).splitlines()[0]}")
+            else:
+                rows += [{"backbone": case.get("backbone", _BACKBONE)} | row for row in found]
+                tables.append(f"## {title}\n\n```text\n{format_models(found)}\n```")
         log(f"{tables[-1]}\n")
         about = {"machine": machine(place), "suite": cases, "rows": rows}
         text = "\n\n".join([f"# {machine(place)}", *tables])

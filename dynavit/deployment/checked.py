@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from dynavit.deployment.target import ONNX, Target
 from dynavit.deployment.verify import Verification, require_same_answers, same_tokens, verify
 from dynavit.errors import InputError
 from dynavit.files import replacing_together
+from dynavit.tables import Row
 
 
 def write_checked(
@@ -32,6 +33,7 @@ def write_checked(
     calibration: Sequence[Tensor] = (),
     telling: Deployed | None = None,
     judge: Judge | None = None,
+    clock: Callable[[Callable[[Tensor], object]], list[Row]] | None = None,
 ) -> Verification:
     """Write a model, if what runs the file agrees with torch in answers and in tokens.
 
@@ -48,6 +50,7 @@ def write_checked(
         clear: ``(M,)`` bool, of which images to compare answers; see :func:`~dynavit.deployment.verify.clear_choices`.
         calibration: batches of other images that int8 is fitted to.
         telling: the model with tokens, where it was exported before.
+        clock: measures how fast the file is, before it takes its place.
         judge: of the file on labelled data; without one, a file with fewer bits has to give the same answers.
 
     Raises:
@@ -79,6 +82,8 @@ def write_checked(
             found = replace(found, judgement=judge(lambda some: exported(some)[0]))
         elif tolerance is None:
             require_same_answers(found)
+        if clock is not None:
+            found = replace(found, speeds=tuple(clock(exported)))
         if telling.with_tokens:
             if not target.with_tokens:
                 twin = Path(elsewhere) / f"tokens{chosen.suffix}"
@@ -97,7 +102,19 @@ def write(
     answer: str = "logits",
     calibration: Sequence[Tensor] = (),
 ) -> None:
-    """Write a file without checking it; the arguments are those of :func:`write_checked`."""
+    """Write a file without checking it; the arguments are those of :func:`write_checked`.
+
+    Raises:
+        InputError: packages are missing, or the runtime's tools fail.
+    """
     # an example of one image would bake a dynamic batch size in
     example = images[[number % len(images) for number in range(target.batch or 2)]]
-    FORMATS[target.format].write(module, example, path, module.names(answer), metadata, target, calibration)
+    try:
+        FORMATS[target.format].write(module, example, path, module.names(answer), metadata, target, calibration)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # those of exporters and of what quantises have no common base
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"the model could not be written as {target.format} in {target.precision}: {reason[:200]}"
+        ) from error

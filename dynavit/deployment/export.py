@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dynavit.data.transforms import image_size_of
 from dynavit.deployment.checked import write_checked
 from dynavit.deployment.deployed import Deployed, Truncated
 from dynavit.deployment.formats import FORMATS
@@ -42,7 +44,6 @@ class Exported:
         without_thresholds: the model's were left out, because one graph has one number of tokens.
         classifies: it gives logits, and not an embedding.
         verification: what was compared with the original.
-        speeds: rows of :func:`~dynavit.deployment.speeds.time_exported`; empty where no speed was measured.
     """
 
     path: Path
@@ -53,7 +54,6 @@ class Exported:
     without_thresholds: bool
     classifies: bool
     verification: Verification
-    speeds: list[Row]
 
 
 class Exporter:
@@ -70,6 +70,7 @@ class Exporter:
     """
 
     def __init__(self, run: Run, images: str | None = None, batch: int | None = None, *, bounded: bool = False) -> None:
+        run.require_classifier()
         self.without_thresholds = run.model.thresholds is not None
         if self.without_thresholds:  # one graph has one number of tokens
             static = copy(run.model)
@@ -95,7 +96,10 @@ class Exporter:
             InputError: a missing package, a precision that the format does not have, or an exported model that
                 differs.
         """
-        ratios, low = self.run.model.keep_ratios, target.precision != "fp32"
+        if target.with_tokens and not self.run.model.stages:
+            raise InputError(f"--with-tokens: {self.run.path} holds a dense model, which chooses none; leave it out.")
+        low = target.precision != "fp32"
+        timed = rounds > 0 and any(ratio < 1 for ratio in self.run.model.keep_ratios)
         calibration = self.calibration if target.precision == "int8" else []
         labelled = self._folder is None and (low or self.run.is_reid)
         verification = write_checked(
@@ -110,23 +114,19 @@ class Exporter:
             calibration=calibration,
             telling=self._telling,
             judge=self._judge if labelled else None,
+            clock=partial(self._time, target=target, calibration=calibration, rounds=rounds) if timed else None,
         )
         chosen = FORMATS[target.format]
-        exported = chosen.open(path)
-        timed = rounds > 0 and any(ratio < 1 for ratio in ratios)
         files = [path, *(path.with_suffix(suffix) for suffix in chosen.beside)]
         return Exported(
             path,
             target,
             chosen.runtime,
             sum(file.stat().st_size for file in files) / 1e6,
-            ratios,
+            self.run.model.keep_ratios,
             self.without_thresholds,
             not self.run.is_reid,
             verification,
-            time_exported(self._dense, exported, self.sample, target, calibration, rounds, self._truncated)
-            if timed
-            else [],
         )
 
     @cached_property
@@ -135,10 +135,17 @@ class Exporter:
         size = self.batch or 8
         if self._others is None:
             assert self.run.config is not None  # _read_data asked for it
-            data = create_task(self.run.config).open_data(self.run.preprocessing, train=True, augment=False)
+            try:
+                data = create_task(self.run.config).open_data(self.run.preprocessing, train=True, augment=False)
+            except InputError as error:
+                raise InputError(f"{error} int8 is fitted to training images: pass --images DIR for others.") from None
             batches = [images for images, _ in random_samples(data.train, _CALIBRATION, size)]
         else:
             batches = list(self._others.split(size))
+        if not batches:
+            raise InputError(
+                "not one training image can be read, to which int8 is fitted: pass --images DIR for others."
+            )
         if self.batch is not None:  # the last one again from its beginning
             batches = [batch[torch.arange(size) % len(batch)] for batch in batches]
         return batches
@@ -147,9 +154,14 @@ class Exporter:
     def _judge(self) -> Judge:
         return create_judge(self.run, self._data, self.batch)
 
+    def _time(
+        self, exported: Callable[[Tensor], object], target: Target, calibration: list[Tensor], rounds: int
+    ) -> list[Row]:
+        return time_exported(self._dense, exported, self.sample, target, calibration, rounds, self._truncated)
+
     def _metadata(self, target: Target) -> dict[str, Any]:
         metadata = {
-            "preprocessing": self.run.preprocessing,
+            "preprocessing": {**self.run.preprocessing, "image_size": list(image_size_of(self.run.preprocessing))},
             "class_names": list(self.run.class_names),
             "keep_ratios": list(self.run.model.keep_ratios),
             "architecture": self.run.model.architecture,
@@ -160,12 +172,12 @@ class Exporter:
         return metadata
 
     def _read_folder(self, images: str) -> Tensor:
-        """Return images to check with, and keep others; the same ones where there are no more."""
-        batches = list(read_images(self.run, list_images(images)[: 2 * _IMAGES], _IMAGES))
+        """Return images to check with, and keep others; all of them where there are not as many others."""
+        batches = list(read_images(self.run, list_images(images)[: _IMAGES + _CALIBRATION], _IMAGES))
         for problem in (problem for _, _, problems in batches for problem in problems):
             warnings.warn(problem, stacklevel=2)
-        found = torch.cat([batch for _, batch, _ in batches])
-        self._others = found[_IMAGES:] if len(found) > _IMAGES else found
+        found = torch.cat([batch for good, batch, _ in batches if good])
+        self._others = found[_IMAGES:] if len(found) >= 2 * _IMAGES else found
         return found[:_IMAGES]
 
     def _read_data(self) -> Tensor:
@@ -177,4 +189,7 @@ class Exporter:
         self._data = create_task(self.run.config).open_data(
             self.run.preprocessing, train=False, class_names=self.run.class_names
         )
-        return torch.stack(first_images(self._data.validation, _IMAGES))
+        found = first_images(self._data.validation, _IMAGES)
+        if not found:
+            raise InputError(f"{self.run.path}: not one validation image can be read: pass --images DIR.")
+        return torch.stack(found)

@@ -112,7 +112,7 @@ class _Search:
         # one query may find another image first, and on few of them that is much
         loss = {"map": max(_POINTS, 50 / self._queries)}
         if any(
-            abs(value - judgement.exported[name]) > loss.get(name, 0.05 + 100 / self._queries)
+            value - judgement.exported[name] > loss.get(name, 0.05 + 100 / self._queries)
             for name, value in self._original.items()
         ):
             raise InputError(

@@ -17,6 +17,7 @@ from dynavit.tables import Row
 
 _NAMES = (
     *("format", "precision", "runtime", "file", "megabytes", "max_difference", "same_answers", "same_tokens"),
+    "left_out",
     *("original", "exported", "speeds", "refused"),
 )
 
@@ -40,9 +41,9 @@ def export_all(exporter: Exporter, folder: Path, targets: Sequence[Target], roun
 
     Returns:
         A row for each target: ``format``, ``precision``, ``runtime``, ``file`` and ``megabytes``; ``max_difference``,
-        ``same_answers`` and ``same_tokens`` (of each stage) as in :class:`~dynavit.deployment.verify.Verification`;
-        ``original`` and ``exported``, metrics in percent, or None; ``speeds``; ``refused``, None or the reason, beside
-        which all else is None.
+        ``same_answers``, ``same_tokens`` (of each stage) and ``left_out`` as in
+        :class:`~dynavit.deployment.verify.Verification`; ``original`` and ``exported``, metrics in percent, or None;
+        ``speeds``; ``refused``, None or the reason, beside which all else is None.
 
     Raises:
         InputError: not one was written.
@@ -61,7 +62,7 @@ def export_all(exporter: Exporter, folder: Path, targets: Sequence[Target], roun
             row["refused"] = str(error)
         rows.append(row)
     if all(row["refused"] for row in rows):
-        raise InputError(f"not one file was written: {rows[0]['refused']}")
+        raise InputError(f"not one file was written. {' '.join(_refusals(rows))}")
     return rows
 
 
@@ -100,12 +101,14 @@ def format_matrix(rows: Sequence[Row]) -> str:
 
 
 def write_matrix(rows: Sequence[Row], about: Mapping[str, Any], folder: Path) -> None:
-    """Write the table as ``exports.md`` and the rows as ``exports.json``.
+    """Write the table as ``exports.md`` and the rows as ``exports.json``, both with what they are about.
 
     Raises:
         InputError: they cannot be written.
     """
-    table = "\n".join([markdown(matrix_columns(rows)).rstrip(), "", *(f"- {line}" for line in _refusals(rows))])
+    told = [f"- {name}: {value}" for name, value in about.items()]
+    missing = [f"- {line}" for line in _refusals(rows)]
+    table = "\n".join([*told, "", markdown(matrix_columns(rows)).rstrip(), "", *missing, "", LEGEND])
     text = json.dumps({"about": about, "rows": rows}, indent=2)
     write_together(folder, {TABLE: f"{table.rstrip()}\n", ROWS: f"{text}\n"})
 
@@ -127,7 +130,8 @@ def _found(exported: Exported) -> Row:
         "max_difference": found.max_difference,
         "same_answers": found.same_answers,
         "same_tokens": list(found.same_tokens),
+        "left_out": found.left_out,
         "original": None if judged is None else judged.original,
         "exported": None if judged is None else judged.exported,
-        "speeds": exported.speeds,
+        "speeds": list(found.speeds),
     }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 
-_graphs: WeakKeyDictionary[Deployed, dict[int | None, ModelProto]] = WeakKeyDictionary()
+_graphs: WeakKeyDictionary[Deployed, dict[tuple[tuple[str, ...], int | None], ModelProto]] = WeakKeyDictionary()
 
 
 def write_onnx(
@@ -76,7 +76,7 @@ def export_graph(module: Deployed, example: Tensor, outputs: Sequence[str], dyna
     import onnx
 
     graphs = _graphs.setdefault(module, {})
-    key = None if dynamic else len(example)
+    key = (tuple(outputs), None if dynamic else len(example))
     if key not in graphs:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "graph.onnx"
@@ -110,7 +110,7 @@ def open_onnx(path: Path) -> Callable[[Tensor], list[Tensor]]:
 
     def run(images: Tensor) -> list[Tensor]:
         require_images(images, sizes, path)
-        return [torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})]
+        return [torch.from_numpy(output) for output in session.run(None, {"images": images.detach().cpu().numpy()})]
 
     return run
 

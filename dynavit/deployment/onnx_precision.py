@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dynavit.deployment.quiet import errors_only
+from dynavit.errors import InputError
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -56,6 +57,10 @@ def to_int8(model: ModelProto, calibration: Sequence[Tensor]) -> ModelProto:
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch.numpy()}
 
+    model = folded(model)
+    layers = list(linear_layers(model))
+    if not layers:  # quantize_static would take everything then
+        raise InputError("no linear layer of a block was found in the graph, so there is nothing to quantise.")
     # "root", because it warns through logging itself that a graph already made smaller were better
     with TemporaryDirectory() as folder, errors_only("root"):
         path = Path(folder) / "int8.onnx"
@@ -64,12 +69,29 @@ def to_int8(model: ModelProto, calibration: Sequence[Tensor]) -> ModelProto:
             path,
             Reader(),
             op_types_to_quantize=["MatMul", "Gemm"],
-            nodes_to_quantize=list(linear_layers(model)),
+            nodes_to_quantize=layers,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
         return onnx.load(path)
+
+
+def folded(model: ModelProto) -> ModelProto:
+    """Return a graph in which transposed weights are weights; the exporter leaves those that something else reads."""
+    import onnx
+    from onnx import numpy_helper
+
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in weights:
+            order = next((list(entry.ints) for entry in node.attribute if entry.name == "perm"), None)
+            turned = numpy_helper.to_array(weights[node.input[0]]).transpose(order)
+            copy.graph.initializer.append(numpy_helper.from_array(turned.copy(), node.output[0]))
+            copy.graph.node.remove(node)
+    return copy
 
 
 def linear_layers(model: ModelProto) -> Iterator[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dynavit.deployment.deployed import Deployed
 from dynavit.deployment.inputs import require_file, require_images
 from dynavit.deployment.onnx import export_graph
-from dynavit.deployment.onnx_precision import linear_layers
+from dynavit.deployment.onnx_precision import folded, linear_layers
 from dynavit.deployment.quiet import errors_only
 from dynavit.deployment.target import Target
 from dynavit.errors import InputError
@@ -49,9 +49,14 @@ def write_openvino(
         InputError: packages for OpenVINO are missing, or the exporter fails.
     """
     openvino = _import_openvino()
-    import onnx
+    try:
+        import onnx
+    except ImportError:
+        raise InputError("onnx is missing: run `pip install onnx onnxscript onnxruntime`.") from None
 
     graph = export_graph(module, example, outputs, target.batch is None)
+    if target.precision == "int8":
+        graph = folded(graph)
     with TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         onnx.save(graph, source)
@@ -89,7 +94,7 @@ def open_openvino(path: Path) -> Callable[[Tensor], list[Tensor]]:
 
     def run(images: Tensor) -> list[Tensor]:
         require_images(images, sizes, path)
-        found = compiled(images.numpy())
+        found = compiled(images.detach().cpu().numpy())
         return [torch.from_numpy(found[output].copy()) for output in compiled.outputs]  # it uses their memory again
 
     return run

@@ -79,7 +79,8 @@ def open_pt2(path: Path) -> Callable[[Tensor], list[Tensor]]:
 
     def run(images: Tensor) -> list[Tensor]:
         require_images(images, sizes, path)
-        found = module(images)
+        with torch.inference_mode():
+            found = module(images)
         return [found] if isinstance(found, Tensor) else list(found)
 
     return run

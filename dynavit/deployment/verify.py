@@ -12,6 +12,7 @@ from torch.nn import functional
 from dynavit.deployment.judging import Judgement
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, Trace
+from dynavit.tables import Row
 
 _NOTHING_LEFT = "Nothing was written."
 
@@ -31,6 +32,7 @@ class Verification:
         same_tokens: for each stage the share of kept patches that are the same, over all images.
         judgement: what the exported model is worth on labelled data beside the original; None where that was not
             asked: of classifiers in fp32, which answer the same, and of images without labels.
+        speeds: rows of :func:`~dynavit.deployment.speeds.time_exported`; empty where no speed was measured.
     """
 
     max_difference: float
@@ -41,6 +43,7 @@ class Verification:
     left_out: int = 0
     same_tokens: tuple[float, ...] = ()
     judgement: Judgement | None = None
+    speeds: tuple[Row, ...] = ()
 
 
 @torch.inference_mode()
@@ -117,7 +120,8 @@ def verify(
             "on every image rounding alone decides which tokens are kept or merged, so there is nothing to compare by: "
             "train the scorers first, or check with other images."
         )
-    scale, compared = float(expected.std()), expected[compare]
+    # one number alone has no deviation
+    scale, compared = float(expected.std(correction=0)) or float(expected.abs().mean()), expected[compare]
     choose = _most_likely if classifies else _nearest
     worst, same = 0.0, 1.0
     for size in batch_sizes:
@@ -137,20 +141,24 @@ def verify(
             raise InputError(
                 f"the exported model differs from the original at batch size {size}: by up to {worst:.2g} where "
                 f"outputs have a standard deviation of {scale:.2g}; {wrong} of {len(answers)} images change class. "
-                f"{_NOTHING_LEFT} Please report this with the versions of torch, onnx and onnxruntime."
+                f"{_NOTHING_LEFT} Please report this with the versions of torch and of what runs the file."
             )
     left_out = int((~compare).sum())
     return Verification(worst, scale, len(images) - left_out, tuple(batch_sizes), same, left_out)
 
 
 def require_same_answers(found: Verification) -> None:
-    """Refuse a file with fewer bits that answers otherwise on one image in 200, or on two where they are fewer.
+    """Refuse a file with fewer bits that answers otherwise on more than one image in 200, or on two of 16 or more.
 
     Raises:
-        InputError: it does.
+        InputError: it does, or there are too few images to tell.
     """
+    if found.images < 3:
+        raise InputError(
+            f"a file with fewer bits is compared on {found.images} images: give three or more. {_NOTHING_LEFT}"
+        )
     changed = round((1 - found.same_answers) * found.images)
-    if changed > max(1, found.images // 200):
+    if changed > max(int(found.images >= 16), found.images // 200):
         raise InputError(
             f"the exported model answers otherwise than the original on {changed} of {found.images} images. "
             f"{_NOTHING_LEFT} Choose another precision, or check with more images."

@@ -111,8 +111,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("worked before the output was tried")
 
-    opening = ("runs.open.open_run", "evaluation.dense_classifier.open_dense_classifier")
-    for place in (*opening, "evaluation.benchmark.benchmark_models"):
+    # open_run last: what is imported meanwhile must not keep the failing one
+    opening = ("evaluation.dense_classifier.open_dense_classifier", "runs.open.open_run")
+    for place in ("evaluation.benchmark.benchmark_models", *opening):
         monkeypatch.setattr(f"dynavit.{place}", fail)
 
 

@@ -314,6 +314,7 @@ def test_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["--training", "--parts"], "modes (--modes) and parts (--parts) are of inference"),
         (["--image-sizes", "30"], "30"),
         (["--minutes", "3"], "--minutes: belongs to --suite"),
+        (["--suite", "benchmarks/gpu.yaml"], "--backbone: means nothing with --suite"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -466,8 +467,35 @@ def test_a_suite_goes_as_far_as_its_minutes(
             dynavit.benchmark_suite(suite, out)
 
 
+def test_what_a_device_cannot_do_does_not_end_a_suite(
+    clock: dict[str, list[float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {"backbone": NAME, "model_kwargs": TINY}
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(json.dumps([common | {"batch_sizes": [size]} for size in (2, 1)]))
+    made = benchmark.random_images
+
+    def little_memory(model: dynavit.PrunedViT, batch_size: int, *size: object) -> torch.Tensor:
+        if batch_size > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return made(model, batch_size, *size)
+
+    monkeypatch.setattr(benchmark, "random_images", little_memory)
+    rows = dynavit.benchmark_suite(suite, tmp_path / "out", device="cpu", log=lambda line: None)
+    assert [row["batch_size"] for row in rows] == [1]
+    assert "Not measured: out of memory" in (tmp_path / "out" / "cpu.md").read_text()
+    for options, said in (
+        ({"minutes": 0}, "--minutes=0: give a number above 0"),
+        ({"suite": tmp_path / "none.yaml"}, "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=said):
+            dynavit.benchmark_suite(**{"suite": suite, "output": tmp_path / "out", **options})
+    with pytest.raises(InputError, match="image_sizes .* are given; drop one"):
+        dynavit.benchmark(NAME, image_sizes=[32], model_kwargs=TINY)
+
+
 def test_the_suite_for_gpus_names_what_there_is() -> None:
-    """Its cases run on a GPU alone; here each is made as far as the first timing."""
+    """Its cases run on a GPU alone: here only what they name is looked at."""
     from dynavit.commands.speed import _read_suite
 
     for case in _read_suite(Path(__file__).parents[2] / "benchmarks" / "gpu.yaml"):
