@@ -490,7 +490,7 @@ def test_what_a_device_cannot_do_does_not_end_a_suite(
     ):
         with pytest.raises(InputError, match=said):
             dynavit.benchmark_suite(**{"suite": suite, "output": tmp_path / "out", **options})
-    with pytest.raises(InputError, match="image_sizes .* are given; drop one"):
+    with pytest.raises(InputError, match=r"image_sizes .* are given; drop one"):
         dynavit.benchmark(NAME, image_sizes=[32], model_kwargs=TINY)
 
 
