@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart quickstart-reid test test-slow test-fuzz gpu lint type imports check dense clean
+.PHONY: setup quickstart quickstart-reid test test-slow slow-deployment slow-others test-fuzz gpu lint type imports check dense clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -27,9 +27,15 @@ quickstart-reid: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
-# a file is one worker's: what its tests share is made once, and no two of them start processes at once
+# two processes side by side; exports and the commands of the documentation take about as long as all else
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(MAKE) --jobs 2 slow-deployment slow-others
+
+slow-deployment: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" tests/deployment tests/test_readme.py
+
+slow-others: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" --ignore tests/deployment --ignore tests/test_readme.py
 
 # two minutes at most; FUZZ_SEED=NUMBER draws others
 test-fuzz: $(READY)

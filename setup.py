@@ -37,7 +37,7 @@ extras["dev"] = [
     "import-linter>=2.1",
     "mypy>=1.15",
     "pytest>=8.3",
-    "pytest-xdist>=3.7",
+    "pytest-xdist>=3.6",
     "ruff>=0.11",
 ]
 

@@ -80,11 +80,6 @@ def make_backbone(family: str, **kwargs: Any) -> nn.Module:
     return randomise(timm.create_model(name, **{**_SMALL, **options, **kwargs}).eval())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest, so that another process does the others meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
-
-
 def make_model(family: str, **kwargs: Any) -> dynavit.PrunedViT:
     """Return a family's small pruned model in eval mode, randomised; kwargs as for create_model.
 
