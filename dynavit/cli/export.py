@@ -88,8 +88,10 @@ def _export(options: argparse.Namespace) -> None:
 
 def _describe(exported: Exported) -> Iterator[str]:
     """Yield what was written, checked and measured."""
+    from dynavit.deployment.onnx import OPSET
+
     target, checked = exported.target, exported.verification
-    opset = ", opset 20" if target.format == "onnx" else ""
+    opset = f", opset {OPSET}" if target.format == "onnx" else ""
     low = "" if target.precision == "fp32" else f", {target.precision}"
     yield (
         f"Written: {printable(exported.path)} ({exported.megabytes:.1f} MB){opset}{low}, "
@@ -112,7 +114,7 @@ def _describe(exported: Exported) -> Iterator[str]:
         yield "The model's thresholds are left out: the file keeps the same number of tokens in every image."
     if checked.judgement is not None:
         yield checked.judgement.text()
-    for row in exported.verification.speeds:
+    for row in checked.speeds:
         speedup, low_end, high_end = row["speedup"]
         yield (
             f"Speed in {exported.runtime}, batch {row['batch_size']}: {row['ms']:.3g} ms an image, dense "

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from dynavit.cli.arguments import add_device, command, mapping, numbers, refuse, words
+from dynavit.commands.speed import BACKBONE, ROUNDS
 from dynavit.text import printable
 
-_BACKBONE = "deit_small_patch16_224"
 _COMMON = ("backbone", "rounds", "model_kwargs")
 _OF_MODELS = (
     *("keep_ratios", "dtypes", "selector", "methods", "training", "teacher", "rivals"),
@@ -20,7 +20,7 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     """Add ``dynavit benchmark``."""
     summary = "what pruning saves on this machine, and what selectors cost; needs no data and no trained model"
     parser = command(commands, "benchmark", _benchmark, summary)
-    parser.add_argument("--backbone", metavar="NAME", help=f"(default: {_BACKBONE})")
+    parser.add_argument("--backbone", metavar="NAME", help=f"(default: {BACKBONE})")
     parser.add_argument("--keep-ratios", type=numbers(float), metavar="0.7,0.5", help="(default: 0.7)")
     parser.add_argument("--batch-sizes", type=numbers(int), metavar="1,8,32", help="(default: 1,8,32; selectors: 256)")
     parser.add_argument("--dtypes", type=words, metavar="float32,bfloat16", help="float16, too (default: float32)")
@@ -51,7 +51,7 @@ def add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--threads", type=numbers(int), metavar="1,2", help="of a CPU (default: torch's choice)")
     parser.add_argument("--selectors", action="store_true", help="time every selector against one block instead")
     parser.add_argument("--model-kwargs", type=mapping, metavar="JSON", help="for timm, as '{\"img_size\": 384}'")
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often each is timed (default: 7)")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"how often each is timed (default: {ROUNDS})")
     parser.add_argument(
         "--suite",
         type=Path,
@@ -76,9 +76,9 @@ def _benchmark(options: argparse.Namespace) -> None:
         print(f"Written to {printable(folder)}")
         return
     refuse(options, "belongs to --suite", "minutes")
-    backbone = options.backbone or _BACKBONE
+    backbone = options.backbone or BACKBONE
     common = {name: getattr(options, name) for name in ("model_kwargs", "output", "device")}
-    common["rounds"] = 7 if options.rounds is None else options.rounds
+    common["rounds"] = ROUNDS if options.rounds is None else options.rounds
     if options.selectors:
         refuse(options, "means nothing with --selectors", *_OF_MODELS)
         table = format_selectors(benchmark_selectors(backbone, options.batch_sizes or [256], **common))

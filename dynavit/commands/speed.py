@@ -16,11 +16,12 @@ from dynavit.errors import InputError
 from dynavit.files import require_folder, require_writable, write_text, write_together
 from dynavit.tables import Row
 
-_BACKBONE = "deit_small_patch16_224"
+BACKBONE, ROUNDS = "deit_small_patch16_224", 7
+"""What is timed how often unless told otherwise."""
 
 
 def benchmark(
-    backbone: str = _BACKBONE,
+    backbone: str = BACKBONE,
     keep_ratios: Sequence[float] = (0.7,),
     batch_sizes: Sequence[int] = (1, 8, 32),
     dtypes: Sequence[str] = ("float32",),
@@ -34,7 +35,7 @@ def benchmark(
     parts: bool = False,
     image_sizes: Sequence[int] = (),
     threads: Sequence[int] = (),
-    rounds: int = 7,
+    rounds: int = ROUNDS,
     model_kwargs: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     device: str | None = None,
@@ -164,7 +165,7 @@ def benchmark_suite(
             except RuntimeError as error:  # too little memory, or what cannot be compiled
                 tables.append(f"## {title}\n\nNot measured: {str(error).splitlines()[0]}")
             else:
-                rows += [{"backbone": case.get("backbone", _BACKBONE)} | row for row in found]
+                rows += [{"backbone": case.get("backbone", BACKBONE)} | row for row in found]
                 tables.append(f"## {title}\n\n```text\n{format_models(found)}\n```")
         log(f"{tables[-1]}\n")
         about = {"machine": machine(place), "suite": cases, "rows": rows}
@@ -179,10 +180,10 @@ def benchmark_suite(
 
 
 def benchmark_selectors(
-    backbone: str = _BACKBONE,
+    backbone: str = BACKBONE,
     batch_sizes: Sequence[int] = (256,),
     *,
-    rounds: int = 7,
+    rounds: int = ROUNDS,
     model_kwargs: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     device: str | None = None,

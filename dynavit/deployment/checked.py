@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynavit.deployment.deployed import Deployed
 from dynavit.deployment.formats import FORMATS, require_target
+from dynavit.deployment.inputs import repeated
 from dynavit.deployment.judging import Judge
 from dynavit.deployment.target import ONNX, Target
 from dynavit.deployment.verify import Verification, require_same_answers, same_tokens, verify
@@ -108,7 +109,7 @@ def write(
         InputError: packages are missing, or the runtime's tools fail.
     """
     # an example of one image would bake a dynamic batch size in
-    example = images[[number % len(images) for number in range(target.batch or 2)]]
+    example = repeated(images, target.batch or 2)
     try:
         FORMATS[target.format].write(module, example, path, module.names(answer), metadata, target, calibration)
     except (InputError, OSError):

@@ -17,6 +17,7 @@ from dynavit.data.transforms import image_size_of
 from dynavit.deployment.checked import write_checked
 from dynavit.deployment.deployed import Deployed, Truncated
 from dynavit.deployment.formats import FORMATS
+from dynavit.deployment.inputs import repeated
 from dynavit.deployment.judging import Judge, create_judge
 from dynavit.deployment.speeds import time_exported
 from dynavit.deployment.target import Target
@@ -147,7 +148,7 @@ class Exporter:
                 "not one training image can be read, to which int8 is fitted: pass --images DIR for others."
             )
         if self.batch is not None:  # the last one again from its beginning
-            batches = [batch[torch.arange(size) % len(batch)] for batch in batches]
+            batches = [repeated(batch, size) for batch in batches]
         return batches
 
     @cached_property

@@ -11,6 +11,11 @@ from torch import Tensor
 from dynavit.errors import InputError
 
 
+def repeated(images: Tensor, size: int) -> Tensor:
+    """Return ``size`` images, ``(size, 3, H, W)``: those given, the first ones again where there are fewer."""
+    return images[torch.arange(size) % len(images)]
+
+
 def require_images(images: Tensor, sizes: Sequence[object], path: Path) -> None:
     """Refuse images that a file does not take; each runtime has other words for it, some of them cryptic.
 

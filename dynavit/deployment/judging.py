@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from dynavit.data.reid import ReidData
+from dynavit.deployment.inputs import repeated
 from dynavit.errors import InputError
 from dynavit.runs.loading import make_loader, random_subset
 from dynavit.runs.open import Run
@@ -135,4 +136,4 @@ def _in_words(metrics: dict[str, float]) -> str:
 
 def _filled(answer: Answering, images: Tensor, size: int) -> Tensor:
     """Answer to a batch that may be too small for a file of one batch size: its first images fill it."""
-    return answer(images[torch.arange(size) % len(images)])[: len(images)]
+    return answer(repeated(images, size))[: len(images)]

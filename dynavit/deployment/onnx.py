@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.deployment.deployed import Deployed
 from dynavit.deployment.inputs import require_file, require_images
-from dynavit.deployment.onnx_precision import to_fp16, to_int8
+from dynavit.deployment.onnx_precision import INPUT, to_fp16, to_int8
 from dynavit.deployment.quiet import errors_only
 from dynavit.deployment.target import Target
 from dynavit.errors import InputError
@@ -110,14 +110,14 @@ def open_onnx(path: Path) -> Callable[[Tensor], list[Tensor]]:
 
     def run(images: Tensor) -> list[Tensor]:
         require_images(images, sizes, path)
-        return [torch.from_numpy(output) for output in session.run(None, {"images": images.detach().cpu().numpy()})]
+        return [torch.from_numpy(output) for output in session.run(None, {INPUT: images.detach().cpu().numpy()})]
 
     return run
 
 
 def _export(module: Deployed, example: Tensor, path: Path, outputs: Sequence[str], dynamic: bool) -> None:
     # torch's fused attention on CPU does not decompose with a mask: hence the plain backend
-    shapes = {"images": {0: torch.export.Dim("batch")}} if dynamic else None
+    shapes = {INPUT: {0: torch.export.Dim("batch")}} if dynamic else None
     quiet = errors_only("torch.onnx", "onnxscript")
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), quiet, torch.no_grad():
         warnings.simplefilter("ignore")  # about torch's own internals
@@ -127,7 +127,7 @@ def _export(module: Deployed, example: Tensor, path: Path, outputs: Sequence[str
                 (example,),
                 path,
                 dynamo=True,
-                input_names=["images"],
+                input_names=[INPUT],
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
                 opset_version=OPSET,

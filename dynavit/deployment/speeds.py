@@ -16,6 +16,7 @@ from dynavit.cost.timing import measure, median_interval
 from dynavit.deployment.checked import write
 from dynavit.deployment.deployed import Deployed, Truncated
 from dynavit.deployment.formats import FORMATS
+from dynavit.deployment.inputs import repeated
 from dynavit.deployment.target import Target
 from dynavit.tables import Row
 
@@ -57,7 +58,7 @@ def time_exported(
             write(module, path, images, {}, target, calibration=calibration)
             functions[name] = chosen.open(path)
         for size in _BATCH_SIZES if target.batch is None else (target.batch,):
-            some = images[torch.arange(size) % len(images)]
+            some = repeated(images, size)
             calls = {name: partial(call, some) for name, call in functions.items()}
             seconds = measure(calls, rounds=rounds, min_seconds=0.05)
             row: Row = {

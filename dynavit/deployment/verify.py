@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dynavit.deployment.inputs import repeated
 from dynavit.deployment.judging import Judgement
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, Trace
@@ -125,8 +126,7 @@ def verify(
     choose = _most_likely if classifies else _nearest
     worst, same = 0.0, 1.0
     for size in batch_sizes:
-        rows = torch.arange(-(-len(images) // size) * size) % len(images)
-        answers = torch.cat([exported(images[batch]) for batch in rows.split(size)])[: len(images)][compare]
+        answers = torch.cat([exported(batch) for batch in _whole_batches(images, size)])[: len(images)][compare]
         if not answers.isfinite().all():
             raise InputError(f"the exported model answers at batch size {size} with what is no number: {_NOTHING_LEFT}")
         worst = max(worst, float((answers - compared).abs().max()))
@@ -165,6 +165,11 @@ def require_same_answers(found: Verification) -> None:
         )
 
 
+def _whole_batches(images: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Return all images in batches of one size, the first ones again to fill the last."""
+    return repeated(images, -(-len(images) // size) * size).split(size)
+
+
 def _most_likely(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1)
 
@@ -197,8 +202,8 @@ def same_tokens(
     """
     shares: list[list[float]] = []
     for size in batch_sizes:
-        rows = torch.arange(-(-len(images) // size) * size) % len(images)
-        both = [[one(images[batch])[1:] for batch in rows.split(size)] for one in (original, exported)]
+        batches = _whole_batches(images, size)
+        both = [[one(batch)[1:] for batch in batches] for one in (original, exported)]
         stages = [[torch.cat(parts) for parts in zip(*batches, strict=True)] for batches in both]
         shares.append([_common(ours, theirs) for ours, theirs in zip(*stages, strict=True)])
     worst = tuple(min(of_stage) for of_stage in zip(*shares, strict=True))

@@ -25,7 +25,7 @@ from dynavit.cost.timing import measure, median_interval, median_ratio
 from dynavit.errors import InputError
 from dynavit.evaluation.methods import Method
 from dynavit.evaluation.rivals import AUTO, all_smaller_images, nearest, untrained_rivals
-from dynavit.evaluation.stage_split import split, stage_calls
+from dynavit.evaluation.stage_split import PARTS, split, stage_calls
 from dynavit.evaluation.training_steps import WITH_TEACHER, training_steps
 from dynavit.evaluation.variants import Variant
 from dynavit.functional import num_keep
@@ -217,9 +217,10 @@ def _parts(models: Sequence[PrunedViT], images: Tensor) -> Calls:
 
 def _split(number: int, seconds: Mapping[str, list[float]], batch_size: int) -> Row:
     times = {
-        (call.split()[0], int(call.split()[1])): timed
-        for call, timed in seconds.items()
-        if call.endswith(f" of {number}")
+        part: [
+            timed for call, timed in seconds.items() if call.startswith(f"{part} ") and call.endswith(f" of {number}")
+        ]
+        for part in PARTS
     }
     return {"parts": split(times, seconds[f"inference {number}"], batch_size)}
 

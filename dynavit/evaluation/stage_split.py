@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from statistics import median
@@ -60,16 +60,16 @@ def stage_calls(model: PrunedViT, images: Tensor) -> dict[tuple[str, int], Calla
     return calls
 
 
-def split(seconds: Mapping[tuple[str, int], list[float]], whole: list[float], batch_size: int) -> dict[str, float]:
+def split(seconds: Mapping[str, Sequence[list[float]]], whole: list[float], batch_size: int) -> dict[str, float]:
     """Return the milliseconds an image that each part of all stages takes, and ``blocks``, what is left of the whole.
 
     Args:
-        seconds: of the calls of :func:`stage_calls`, one number a round.
+        seconds: by part, of each stage that has it, one number a round.
         whole: of the forward, in the same rounds.
         batch_size: of its images.
     """
     scale = 1e3 / batch_size
-    parts = {part: scale * sum(median(times) for (of, _), times in seconds.items() if of == part) for part in PARTS}
+    parts = {part: scale * sum(map(median, seconds[part])) for part in PARTS}
     return parts | {"blocks": scale * median(whole) - sum(parts.values())}
 
 
