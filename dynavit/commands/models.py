@@ -231,7 +231,7 @@ def _exporter(
     honour(words, reads if images is None else TO_READ_IMAGES)
     require_counts(batch=batch, rounds=rounds)
     run = open_run(run_dir, keep_ratio, "cpu", words)
-    return Exporter(run, None if images is None else str(images), batch, bounded=bounded)
+    return Exporter(run, None if images is None else str(images), bounded=bounded)
 
 
 def visualize(

@@ -80,7 +80,7 @@ def write_checked(
             clear=clear,
         )
         if judge is not None:
-            found = replace(found, judgement=judge(lambda some: exported(some)[0]))
+            found = replace(found, judgement=judge(lambda some: exported(some)[0], target.batch))
         elif tolerance is None:
             require_same_answers(found)
         if clock is not None:

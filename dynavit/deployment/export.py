@@ -29,7 +29,7 @@ from dynavit.tables import Row
 from dynavit.tasks import create_task
 
 _IMAGES = 32
-_CALIBRATION = 128
+_CALIBRATION, _FITTED_AT_ONCE = 128, 8
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,20 @@ class Exporter:
     Args:
         run: opened on the CPU.
         images: folder of images to check with; the run's validation data if None.
-        batch: files take batches of this size alone; of any size if None.
         bounded: speed is also compared with the oracle in the same runtime.
 
     Raises:
         InputError: nothing to check with.
     """
 
-    def __init__(self, run: Run, images: str | None = None, batch: int | None = None, *, bounded: bool = False) -> None:
+    def __init__(self, run: Run, images: str | None = None, *, bounded: bool = False) -> None:
         run.require_classifier()
         self.without_thresholds = run.model.thresholds is not None
         if self.without_thresholds:  # one graph has one number of tokens
             static = copy(run.model)
             static.set_thresholds(None)
             run = replace(run, model=static)
-        self.run, self.batch, self._folder = run, batch, images
+        self.run, self._folder = run, images
         self._others: Tensor | None = None
         self.sample = self._read_data() if images is None else self._read_folder(images)
         self._plain, self._telling = (Deployed(run.model, with_tokens) for with_tokens in (False, True))
@@ -90,7 +89,7 @@ class Exporter:
 
         Args:
             path: its name; the folder is made if missing.
-            target: what it has to be, of this exporter's batch size.
+            target: what it has to be.
             rounds: how often it is timed beside the dense model, exported likewise; 0 measures no speed.
 
         Raises:
@@ -101,7 +100,7 @@ class Exporter:
             raise InputError(f"--with-tokens: {self.run.path} holds a dense model, which chooses none; leave it out.")
         low = target.precision != "fp32"
         timed = rounds > 0 and any(ratio < 1 for ratio in self.run.model.keep_ratios)
-        calibration = self.calibration if target.precision == "int8" else []
+        calibration = self.calibration(target.batch) if target.precision == "int8" else []
         labelled = self._folder is None and (low or self.run.is_reid)
         verification = write_checked(
             self._plain,
@@ -130,30 +129,34 @@ class Exporter:
             verification,
         )
 
+    def calibration(self, batch: int | None = None) -> list[Tensor]:
+        """Return batches of images that int8 is fitted to: of the training split, or of the folder.
+
+        Args:
+            batch: size of every one, the last filled by its first images; None: of any.
+        """
+        batches = self._fitting.split(batch or _FITTED_AT_ONCE)
+        return list(batches) if batch is None else [repeated(some, batch) for some in batches]
+
     @cached_property
-    def calibration(self) -> list[Tensor]:
-        """Batches of images that int8 is fitted to: of the training split, or of the folder."""
-        size = self.batch or 8
-        if self._others is None:
-            assert self.run.config is not None  # _read_data asked for it
-            try:
-                data = create_task(self.run.config).open_data(self.run.preprocessing, train=True, augment=False)
-            except InputError as error:
-                raise InputError(f"{error} int8 is fitted to training images: pass --images DIR for others.") from None
-            batches = [images for images, _ in random_samples(data.train, _CALIBRATION, size)]
-        else:
-            batches = list(self._others.split(size))
+    def _fitting(self) -> Tensor:
+        if self._others is not None:
+            return self._others
+        assert self.run.config is not None  # _read_data asked for it
+        try:
+            data = create_task(self.run.config).open_data(self.run.preprocessing, train=True, augment=False)
+        except InputError as error:
+            raise InputError(f"{error} int8 is fitted to training images: pass --images DIR for others.") from None
+        batches = random_samples(data.train, _CALIBRATION, _FITTED_AT_ONCE)
         if not batches:
             raise InputError(
                 "not one training image can be read, to which int8 is fitted: pass --images DIR for others."
             )
-        if self.batch is not None:  # the last one again from its beginning
-            batches = [repeated(batch, size) for batch in batches]
-        return batches
+        return torch.cat([images for images, _ in batches])
 
     @cached_property
     def _judge(self) -> Judge:
-        return create_judge(self.run, self._data, self.batch)
+        return create_judge(self.run, self._data)
 
     def _time(
         self, exported: Callable[[Tensor], object], target: Target, calibration: list[Tensor], rounds: int

@@ -46,26 +46,25 @@ class Judgement:
         return f"On {self.on}: {_in_words(self.exported)}; the original: {_in_words(self.original)}."
 
 
-Judge = Callable[[Answering], Judgement]
-"""Raises :class:`~dynavit.InputError` if a file is not as good as its model."""
+Judge = Callable[[Answering, int | None], Judgement]
+"""Given a file and the one batch size that it takes, or None, raises :class:`~dynavit.InputError` if it is too bad."""
 
 
-def create_judge(run: Run, data: Any, batch: int | None) -> Judge:
-    """Return what judges files of a run that take batches of one size, or of any."""
-    return _Search(run, data, batch) if isinstance(data, ReidData) else _Accuracy(run, data, batch)
+def create_judge(run: Run, data: Any) -> Judge:
+    """Return what judges files of a run."""
+    return _Search(run, data) if isinstance(data, ReidData) else _Accuracy(run, data)
 
 
 class _Accuracy:
     """Judges classifiers on validation images, the same ones each time."""
 
-    def __init__(self, run: Run, data: Any, batch: int | None) -> None:
+    def __init__(self, run: Run, data: Any) -> None:
         stream = isinstance(data.validation, IterableDataset)
         self._dataset = data.validation if stream else random_subset(data.validation, _JUDGED)
-        self._size = batch or _BATCH
-        self._original = self._measure(run.answer)
+        self._original, _ = self._measure(run.answer)
 
-    def __call__(self, exported: Answering) -> Judgement:
-        original, (found, images) = self._original[0], self._measure(exported)
+    def __call__(self, exported: Answering, batch: int | None) -> Judgement:
+        original, (found, images) = self._original, self._measure(exported, batch)
         if original - found > _POINTS:
             raise InputError(
                 f"the exported model has a top-1 of {found:.2f} % on {images} validation images where the original has "
@@ -74,30 +73,30 @@ class _Accuracy:
         return Judgement({"top1": original}, {"top1": found}, f"{images:,} validation images")
 
     @torch.inference_mode()
-    def _measure(self, answer: Answering) -> tuple[float, int]:
+    def _measure(self, answer: Answering, batch: int | None = None) -> tuple[float, int]:
         right = count = 0
         for images, labels in self._batches():
-            right += int((_filled(answer, images, self._size).argmax(dim=1) == labels).sum())
+            right += int((_answers(answer, images, batch).argmax(dim=1) == labels).sum())
             count += len(images)
         return 100 * right / max(1, count), count
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = (batch for batch in make_loader(self._dataset, self._size, workers=0) if batch is not None)
-        for images, labels, _ in islice(batches, -(-_JUDGED // self._size)):
+        batches = (batch for batch in make_loader(self._dataset, _BATCH, workers=0) if batch is not None)
+        for images, labels, _ in islice(batches, -(-_JUDGED // _BATCH)):
             yield images, labels
 
 
 class _Search:
     """Judges embeddings by a search in part of the data: some queries, and images of their identities."""
 
-    def __init__(self, run: Run, data: ReidData, batch: int | None) -> None:
+    def __init__(self, run: Run, data: ReidData) -> None:
         queries = [index for index in range(data.num_query) if data.has_match[index]][:_QUERIES]
         wanted = set(data.identities[queries].tolist())
         found = range(data.num_query, len(data.identities))
         gallery = [index for index in found if int(data.identities[index]) in wanted][:_SEARCHED]
         samples = [(index, data.validation[index]) for index in [*queries, *gallery]]
         readable = [(index, sample[0]) for index, sample in samples if sample is not None]
-        self._data, self._size = data, batch or _BATCH
+        self._data = data
         self._indices = torch.tensor([index for index, _ in readable])
         self._images = torch.stack([image for _, image in readable])
         self._original = self._measure(run.answer)
@@ -108,8 +107,8 @@ class _Search:
             f"{_QUERIES} queries and {_SEARCHED:,} images of their identities, so it is not what evaluate finds on all)"
         )
 
-    def __call__(self, exported: Answering) -> Judgement:
-        judgement = Judgement(self._original, self._measure(exported), self._on)
+    def __call__(self, exported: Answering, batch: int | None) -> Judgement:
+        judgement = Judgement(self._original, self._measure(exported, batch), self._on)
         # one query may find another image first, and on few of them that is much
         loss = {"map": max(_POINTS, 50 / self._queries)}
         if any(
@@ -123,8 +122,8 @@ class _Search:
         return judgement
 
     @torch.inference_mode()
-    def _measure(self, answer: Answering) -> dict[str, float]:
-        embeddings = torch.cat([_filled(answer, batch, self._size) for batch in self._images.split(self._size)])
+    def _measure(self, answer: Answering, batch: int | None = None) -> dict[str, float]:
+        embeddings = _answers(answer, self._images, batch)
         return Searchable(embeddings, self._indices, self._data).search().summary()
 
 
@@ -134,6 +133,8 @@ def _in_words(metrics: dict[str, float]) -> str:
     return f"top-1 {metrics['top1']:.2f} %"
 
 
-def _filled(answer: Answering, images: Tensor, size: int) -> Tensor:
-    """Answer to a batch that may be too small for a file of one batch size: its first images fill it."""
-    return answer(repeated(images, size))[: len(images)]
+def _answers(answer: Answering, images: Tensor, batch: int | None) -> Tensor:
+    """Answer to images in batches; where these have one size alone, the first images of the last fill it."""
+    size = batch or _BATCH
+    whole = (some if batch is None else repeated(some, size) for some in images.split(size))
+    return torch.cat([answer(some) for some in whole])[: len(images)]

@@ -191,7 +191,7 @@ def test_a_file_that_does_not_satisfy_is_not_left_behind(
     for file in files:
         file.write_text("earlier")
 
-    def judge(exported: Callable[[Tensor], Tensor]) -> Judgement:
+    def judge(exported: Callable[[Tensor], Tensor], batch: int | None) -> Judgement:
         assert exported(images).shape == (4, model.num_classes)
         raise InputError("2 points worse")
 
@@ -208,8 +208,8 @@ def quickstart() -> Any:
 
 def test_a_classifier_may_lose_half_a_point(quickstart: Any) -> None:
     data = create_task(quickstart.config).open_data(quickstart.preprocessing, train=False)
-    judge = create_judge(quickstart, data, batch=24)  # 64 images are no whole number of batches
-    same = judge(quickstart.answer)
+    judge = create_judge(quickstart, data)  # 64 images are no whole number of batches
+    same = judge(quickstart.answer, 24)
     assert same.exported == same.original
     assert same.on == "64 validation images"
     assert same.original["top1"] > 90
@@ -224,7 +224,7 @@ def test_a_classifier_may_lose_half_a_point(quickstart: Any) -> None:
     with torch.no_grad():  # as the model says: else turning it round would be no loss
         assert int(quickstart.answer(first[None]).argmax()) == data.validation[0][1]
     with pytest.raises(InputError, match=r"top-1 of \d+\.\d+ % on 64 validation images .* may lose 0.5 points"):
-        judge(worse)
+        judge(worse, 24)
     assert sizes == {24}
 
 
@@ -281,10 +281,10 @@ def test_int8_is_fitted_to_what_there_is(tmp_path: Path, capsys: pytest.CaptureF
         Image.fromarray(pixels.numpy()).save(folder / f"{number:02}.png")
     run = open_run(CHECKPOINTS / "quickstart-pruned", None, "cpu")
     assert len(Exporter(run, str(folder)).sample) == 32
-    assert sum(map(len, Exporter(run, str(folder)).calibration)) == 38
+    assert sum(map(len, Exporter(run, str(folder)).calibration())) == 38
     for path in sorted(folder.iterdir())[40:]:
         path.unlink()
-    assert sum(map(len, Exporter(run, str(folder), batch=3).calibration)) == 42  # all 40, the last batch filled
+    assert sum(map(len, Exporter(run, str(folder)).calibration(3))) == 42  # all 40, the last batch filled
     for path in sorted(folder.iterdir())[2:]:
         path.unlink()
     words = ["--images", str(folder), "--precision", "int8", "--no-timing", "--output", str(tmp_path / "a.onnx")]
