@@ -44,10 +44,10 @@ def stage_calls(model: PrunedViT, images: Tensor) -> dict[tuple[str, int], Calla
             tokens.attention(number)
         found = copy(tokens)  # what a step changes are the attributes, not the tensors in them
         if isinstance(step, SelectStep):
-            k, logits = int(request.counts[step.stage]), step.score(found)
+            k, logits = int(request.counts[step.stage]), step.score(found, request)
             selector = step.selector.at(step.stage, found.positions)
             order = selector.order(logits, k)
-            calls["score", step.stage] = partial(step.score, found)
+            calls["score", step.stage] = partial(step.score, found, request)
             calls["select", step.stage] = partial(selector.order, logits, k)
             calls["gather", step.stage] = partial(_shorten, found, order, k, logits, step)
         else:

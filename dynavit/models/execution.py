@@ -103,6 +103,19 @@ def check_scorers(model: Any) -> None:
             )
 
 
+def check_guide(model: Any) -> None:
+    """Refuse guiding features that no scorer of a model would look at.
+
+    Raises:
+        InputError: saying how a model gets scorers that do.
+    """
+    if not any(scorer.guides for scorer in model.scorers):
+        raise InputError(
+            "guide: no scorer of this model compares tokens with features that it is given: leave guide out, or create "
+            "the model with scorer={'name': 'guided', 'guides': G}."
+        )
+
+
 def check_pooling(model: Any) -> None:
     """Refuse to pool without a weight where tokens do not all count alike.
 

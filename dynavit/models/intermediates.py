@@ -28,6 +28,7 @@ def forward_intermediates(
     intermediates_only: bool = False,
     cameras: Tensor | None = None,
     views: Tensor | None = None,
+    guide: Tensor | None = None,
 ) -> Any:
     """Return features of chosen blocks, one vector for every original patch.
 
@@ -46,6 +47,7 @@ def forward_intermediates(
         intermediates_only: leave out the final tokens.
         cameras: as in the forward.
         views: as in the forward.
+        guide: as in the forward.
 
     Returns:
         The final tokens after the last norm ``(B, P + n, D)`` and the list of intermediate features; or only the
@@ -78,7 +80,7 @@ def forward_intermediates(
     tokens = model.embed(images, cameras, views, follow=True)
     assert tokens.places is not None
     tokens.places.remember(tokens.patches)
-    model.run(tokens, model.request(tokens), after=collect)
+    model.run(tokens, model.request(tokens, guide=guide), after=collect)
     x = model.adapter.norm(tokens.x)
     features: list[Any] = [full[:, num_prefix:] for full in collected]
     if output_fmt == "NCHW":

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from dynavit.adapters import BackboneAdapter, create_adapter
 from dynavit.models import conventions, hub
 from dynavit.models.counts import stage_counts
-from dynavit.models.execution import check_execution, check_pooling, check_scorers, gathers_in_training, learns_by_mask
+from dynavit.models.execution import (
+    check_execution,
+    check_guide,
+    check_pooling,
+    check_scorers,
+    gathers_in_training,
+    learns_by_mask,
+)
 from dynavit.models.gathered import GatheredTokens
 from dynavit.models.heads import BNNeck
 from dynavit.models.intermediates import forward_intermediates
@@ -166,6 +173,7 @@ class PrunedViT(nn.Module):
         images: Any,
         cameras: Tensor | None = None,
         views: Tensor | None = None,
+        guide: Tensor | None = None,
         *,
         return_trace: bool = False,
         temperature: float | Tensor = 1.0,
@@ -179,6 +187,8 @@ class PrunedViT(nn.Module):
             cameras: ``(B,)`` int64, the camera of each image, -1 where unknown; for models with a
                 side embedding, and only for those.
             views: likewise; may be left out by a model of one view.
+            guide: ``(B, G, D)``, features that ``guided`` scorers compare the tokens with, such as embeddings of texts
+                or of other pictures of the same thing; for models with such scorers, and only for those.
             return_trace: also return what happened to the tokens.
             temperature: passed to the selector; training only.
             keep_counts: tokens to keep at each stage, in place of the keep ratios. Tensors let a
@@ -191,12 +201,12 @@ class PrunedViT(nn.Module):
             training, and in eval embeddings ``(B, D)`` of length 1. Or that and a Trace.
 
         Raises:
-            InputError: no batch of images; ``keep_counts`` of another length than the stages; cameras or views that are
-                needed, or not; one image alone for a neck in training; a reducer that this execution or selector
-                cannot be used with.
+            InputError: no batch of images; ``keep_counts`` of another length than the stages; cameras, views or a
+                guide that are needed, or not; one image alone for a neck in training; a reducer that this execution or
+                selector cannot be used with.
         """
         tokens = self.embed(images, cameras, views, follow=return_trace)
-        self.run(tokens, self.request(tokens, keep_counts, temperature=temperature, generator=generator))
+        self.run(tokens, self.request(tokens, keep_counts, guide, temperature=temperature, generator=generator))
         x = self.adapter.norm(tokens.x)
         output = self._head(x, tokens.weight)
         return (output, self._trace(x, tokens)) if return_trace else output
@@ -211,13 +221,14 @@ class PrunedViT(nn.Module):
         return_trace: bool = False,
         cameras: Tensor | None = None,
         views: Tensor | None = None,
+        guide: Tensor | None = None,
     ) -> Any:
         """Return the tokens after the last norm, ``(B, P + n, D)``, and with them the trace if asked.
 
         Where tokens do not all count alike, pooling has to know: pass ``trace.weight`` on to :meth:`forward_head`.
         """
         tokens = self.embed(images, cameras, views, follow=return_trace)
-        self.run(tokens, self.request(tokens))
+        self.run(tokens, self.request(tokens, guide=guide))
         x = self.adapter.norm(tokens.x)
         return (x, self._trace(x, tokens)) if return_trace else x
 
@@ -281,17 +292,24 @@ class PrunedViT(nn.Module):
         return steps
 
     def request(
-        self, tokens: Tokens, keep_counts: Sequence[int | Tensor] | None = None, **sampling: Any
+        self,
+        tokens: Tokens,
+        keep_counts: Sequence[int | Tensor] | None = None,
+        guide: Tensor | None = None,
+        **sampling: Any,
     ) -> ForwardRequest:
         """Return what a forward asks of its stages; ``sampling`` is the temperature and the generator."""
         if keep_counts is not None:
             check_counts(keep_counts, len(self.stages))
+        if guide is not None:
+            check_guide(self)
         return ForwardRequest(
             counts=self.stage_counts(tokens.num_patches) if keep_counts is None else keep_counts,
             training=self.training,
             skips_full=not self.training and keep_counts is None and self.thresholds is None,
             thresholds=None if self.training or keep_counts is not None else self.thresholds,
             probes=self.probes if self.training and learns_by_mask(self) else None,
+            guide=guide,
             **sampling,
         )
 

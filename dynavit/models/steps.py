@@ -35,6 +35,7 @@ class ForwardRequest:
         temperature, generator: for the selector; probes are drawn by the generator, too.
         probes: dropped tokens that each stage keeps hidden in gather execution, so that their masks receive a gradient;
             None: masks carry none.
+        guide: ``(B, G, D)``, features that scorers compare tokens with; None: none.
     """
 
     counts: Sequence[int | Tensor]
@@ -44,6 +45,7 @@ class ForwardRequest:
     temperature: float | Tensor = 1.0
     generator: torch.Generator | None = None
     probes: int | None = None
+    guide: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class SelectStep(Step):
             What was chosen, if patches are followed.
 
         """
-        logits, k = self.score(tokens), request.counts[self.stage]
+        logits, k = self.score(tokens, request), request.counts[self.stage]
         selector = self.selector.at(self.stage, tokens.positions)
         common = self._common_count(tokens, request, k) if isinstance(tokens, GatheredTokens) else None
         if common is not None and tokens.places is None and not request.training:
@@ -125,12 +127,13 @@ class SelectStep(Step):
         """Return how many tokens there are after k of n were kept, those made included."""
         return self.reducer.leaves(k) if k < n or not self.reducer.keeps_places else k
 
-    def score(self, tokens: Tokens) -> Tensor:
+    def score(self, tokens: Tokens, request: ForwardRequest) -> Tensor:
         """Return the logit of each token, ``(B, n)``."""
         if not self.selector.needs_scores:
             return tokens.patches.new_zeros(tokens.positions.shape)
         attention = tokens.view(self.block) if self.scorer.needs_attention else None
-        logits: Tensor = self.scorer(tokens.patches, tokens.mask, StageView(self.stage, tokens.positions, attention))
+        view = StageView(self.stage, tokens.positions, attention, tokens.class_token, request.guide)
+        logits: Tensor = self.scorer(tokens.patches, tokens.mask, view)
         return logits
 
     def _common_count(self, tokens: GatheredTokens, request: ForwardRequest, k: int | Tensor) -> int | None:

@@ -77,6 +77,11 @@ class Tokens(ABC):
         return self.x[:, self.adapter.num_prefix_tokens :]
 
     @property
+    def class_token(self) -> Tensor | None:
+        """The class token, ``(B, D)``; None in a model without one."""
+        return self.x[:, 0] if self.adapter.has_class_token else None
+
+    @property
     def candidates(self) -> Tensor:
         """Which tokens are alive, ``(B, n)`` bool."""
         return torch.ones_like(self.positions, dtype=torch.bool) if self.alive is None else self.alive

@@ -19,6 +19,7 @@ from dynavit.scorers.base import (
     scorer_config,
 )
 from dynavit.scorers.distinctness import Distinctness
+from dynavit.scorers.guided import GuidedScorer
 from dynavit.scorers.key_norm import KeyNorm
 from dynavit.scorers.light import LightPredictor
 from dynavit.scorers.linear import LinearScorer
@@ -31,6 +32,7 @@ __all__ = [
     "BlockAttention",
     "ClassAttention",
     "Distinctness",
+    "GuidedScorer",
     "KeyNorm",
     "LatentAttention",
     "LightPredictor",

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from dynavit.errors import InputError
 from dynavit.functional import full_precision
-from dynavit.parts import named_config
-from dynavit.scorers.base import Scorer, StageView, create_scorer, register_scorer
+from dynavit.scorers.base import Scorer, StageView, create_inner, register_scorer
 from dynavit.scorers.light import LightPredictor
 
 
@@ -44,17 +43,12 @@ class AnchoredScorer(Scorer):
     ) -> None:
         super().__init__()
         called = f"scorer 'anchored': anchor={anchor!r}"
-        config = named_config(anchor, called)
-        if "dim" in config:
-            raise InputError(f"{called}: give a name, or a mapping with 'name' and without 'dim'.")
-        free = create_scorer(dim=dim, **config)
-        if free.learned:
-            raise InputError(f"scorer 'anchored': anchor={anchor!r} learns itself; choose 'attention' or alike.")
-        self.anchor = anchor if isinstance(anchor, str) else config
+        self.free = create_inner(called, anchor, dim)
+        if self.free.learned:
+            raise InputError(f"{called} learns itself; choose 'attention' or alike.")
+        self.anchor = anchor if isinstance(anchor, str) else dict(anchor)
         self.reduction, self.initial_logit = reduction, initial_logit
-        self.needs_attention, self.needs_class_token = free.needs_attention, free.needs_class_token
-        self.needs_latent = free.needs_latent
-        self.free = free
+        self.reads_like(self.free)
         self.scale = nn.Parameter(torch.ones(1))
         self.residual = LightPredictor(dim, reduction, initial_logit)
         nn.init.zeros_(self.residual.score.weight)

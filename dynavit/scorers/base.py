@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from dynavit.errors import InputError
-from dynavit.parts import Registry
+from dynavit.parts import Registry, named_config
 
 _SCORERS: Registry[Scorer] = Registry("scorer", supplied=("dim",))
 _S = TypeVar("_S", bound="type[Scorer]")
@@ -56,11 +57,17 @@ class StageView:
         stage: 0-based number of the stage.
         positions: ``(B, n)`` original index of each patch, -1 for made tokens.
         attention: of the block of this stage, at its input; None unless the scorer needs it.
+        class_token: ``(B, D)`` as the stage finds it; None in a model without one.
+        guide: ``(B, G, D)``, features that the caller of the model compares tokens with; None: none.
+        guide_present: ``(B, G)`` bool, which of them there are; None: all.
     """
 
     stage: int
     positions: Tensor
     attention: BlockAttention | None = None
+    class_token: Tensor | None = None
+    guide: Tensor | None = None
+    guide_present: Tensor | None = None
 
 
 class Scorer(nn.Module):
@@ -72,6 +79,7 @@ class Scorer(nn.Module):
         needs_attention: reads ``view.attention``.
         needs_class_token: reads the attention of a class token.
         needs_latent: reads the attention of a pooling head's latent.
+        guides: G, features of an image that it reads from ``view.guide``.
     """
 
     name: str
@@ -79,6 +87,12 @@ class Scorer(nn.Module):
     needs_attention: bool = False
     needs_class_token: bool = False
     needs_latent: bool = False
+    guides: int = 0
+
+    def reads_like(self, part: Scorer) -> None:
+        """Read what a scorer inside this one reads."""
+        self.needs_attention, self.needs_class_token = part.needs_attention, part.needs_class_token
+        self.needs_latent, self.guides = part.needs_latent, part.guides
 
     @abstractmethod
     def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:
@@ -135,6 +149,18 @@ def create_scorer(name: str, dim: int, **options: Any) -> Scorer:
         (True, False)
     """
     return _SCORERS.create(name, options, dim=dim)
+
+
+def create_inner(called: str, part: str | Mapping[str, Any], dim: int) -> Scorer:
+    """Build the scorer that another one holds.
+
+    Raises:
+        InputError: ``part`` is neither a name nor a mapping with one, or says what ``dim`` is; ``called`` names it.
+    """
+    config = named_config(part, called)
+    if "dim" in config:
+        raise InputError(f"{called}: the width of the tokens is the model's; leave out dim.")
+    return create_scorer(dim=dim, **config)
 
 
 def list_scorers() -> dict[str, str]:

@@ -21,7 +21,7 @@ from dynavit.training.trainer import Trainer
 ROOT = Path(__file__).parents[2]
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs/methods").glob("*.yaml"))}
 EVERY_BLOCK = ("merge_distinct", "tome")
-LEARNED = ("anchored", "dtps", "dynamicvit", "predictor_topk")
+LEARNED = ("anchored", "dtps", "dynamicvit", "predictor_topk", "seps")
 
 each_config = pytest.mark.parametrize("name", CONFIGS)
 
@@ -48,7 +48,7 @@ def test_each_trains(name: str, tmp_path: Path) -> None:
     assert 0 <= metrics["val/top1"] <= 100
     (row,) = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert torch.isfinite(torch.tensor(row["train/loss"]))
-    assert ("train/keep_ratio" in row) == (name in ("dtps", "dynamicvit"))
+    assert ("train/keep_ratio" in row) == (name in ("dtps", "dynamicvit", "seps"))
     moved = {key for key, value in trainer.model.state_dict().items() if not torch.equal(value, before[key])}
     assert any(key.startswith("backbone.") for key in moved) == (config.train.freeze_epochs == 0)
     assert any(key.startswith("scorers.") for key in moved) == (name in LEARNED)
@@ -59,7 +59,7 @@ def test_each_trains(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["evit_fuse", "tome", "dynamicvit", "adaptive"])
+@pytest.mark.parametrize("name", ["evit_fuse", "tome", "dynamicvit", "adaptive", "seps"])
 def test_what_they_train_can_be_evaluated(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     Trainer(load_config(CONFIGS[name], short(name, run))).fit()

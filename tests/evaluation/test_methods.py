@@ -37,7 +37,7 @@ from dynavit.evaluation.methods import Method, read_methods
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "configs/methods").glob("*.yaml"))
-LEARNED = {"anchored", "dtps", "dynamicvit", "predictor_topk"}
+LEARNED = {"anchored", "dtps", "dynamicvit", "predictor_topk", "seps"}
 FREE = sorted({path.stem for path in PATHS} - LEARNED)
 NAME = "vit_tiny_patch16_224"
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 4}  # 64 patches
@@ -175,7 +175,7 @@ def test_a_configuration_is_read_for_its_tokens_alone(tmp_path: Path, deep: dyna
 
 def test_what_has_to_be_trained_is_left_out(methods: dict[str, Method], deep: dynavit.PrunedViT) -> None:
     for name in LEARNED:
-        with pytest.raises(InputError, match=r"scorer, (mlp|anchored), has to be trained"):
+        with pytest.raises(InputError, match=r"scorer, (mlp|anchored|guided), has to be trained"):
             methods[name].apply(deep)
     aggregate = Method("aggregate", None, None, {"scorer": "key_norm", "reducer": {"name": "aggregate", "tokens": 4}})
     with pytest.raises(InputError, match="reducer, aggregate, has to be trained"):

@@ -61,8 +61,10 @@ class Stage:
         """What the block's own first half makes of the tokens."""
         return self.adapter.attention(NUMBER, self.x, self.context, self.attention_mask())
 
-    def score(self, scorer: Scorer, training: bool = False) -> Tensor:
-        return scorer(self.patches, self.mask, StageView(0, self.positions, self.view(training)))
+    def score(self, scorer: Scorer, training: bool = False, **more: Any) -> Tensor:
+        class_token = self.x[:, 0] if self.adapter.has_class_token else None
+        view = StageView(0, self.positions, self.view(training), class_token, **more)
+        return scorer(self.patches, self.mask, view)
 
 
 def make_stage(

@@ -43,8 +43,13 @@ ON_ATTENTION = [
     "mean_attention",
     "value_attention",
 ]
-NAMES = [*ON_ATTENTION, "anchored", "distinctness", "light", "linear", "mlp", "random"]
-OPTIONS = {"distinctness, of keys": {"importance": "attention", "of": "keys"}}
+GUIDED = ["guided", "guided, seps", "guided, laps"]
+NAMES = [*ON_ATTENTION, *GUIDED, "anchored", "distinctness", "light", "linear", "mlp", "random"]
+OPTIONS = {
+    "distinctness, of keys": {"importance": "attention", "of": "keys"},
+    "guided, seps": {"form": "seps", "base": "mlp"},
+    "guided, laps": {"form": "laps"},
+}
 READ_CLASS_TOKEN = ("class_attention", "value_attention")
 SOME_FAMILIES = ["vit", "dinov2_registers", "deit_distilled", "siglip", "dinov3", "rope_mixed", "beit"]
 each_scorer = pytest.mark.parametrize("scorer_name", NAMES)
@@ -429,7 +434,7 @@ def test_an_anchor_learns_nothing(anchor: str) -> None:
     "anchor", [3, None, {}, {"name": 3}, {"name": "key_norm", "dim": 7}, {1: 2, "name": "key_norm"}, ["key_norm"]]
 )
 def test_an_anchor_has_a_name(anchor: Any) -> None:
-    with pytest.raises(InputError, match=r"anchor=.*give a name, or a mapping with 'name'"):
+    with pytest.raises(InputError, match=r"anchor=.*(give a name, or a mapping with 'name'|leave out dim)"):
         create_scorer("anchored", DIM, anchor=anchor)
 
 
