@@ -32,6 +32,8 @@ def closed_form_macs(
 ) -> int:
     """Return the MACs of one image in eval, where dropped tokens are removed, without running it.
 
+    Of a model of several spectra one image is one sample, here and in the other functions.
+
     Args:
         model: pruned model; not changed.
         keep_ratios: as :meth:`PrunedViT.set_keep_ratio` takes them; the model's own if None. Of a model with
@@ -50,13 +52,14 @@ def closed_form_macs(
     if keep_ratios is not None:
         model = model.at_ratio(keep_ratios)
     size = checked_size(model, image_size)
-    return _patch_embed_macs(model, size) + sum(_macs(model, size, tokens_per_stage(model, size)))
+    macs = _patch_embed_macs(model, size) + sum(_macs(model, size, tokens_per_stage(model, size)))
+    return model.num_spectra * macs
 
 
 def scoring_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None) -> int:
     """Return the part of :func:`closed_form_macs` that scoring tokens takes, or comparing them to be merged."""
     size = checked_size(model, image_size)
-    return _macs(model, size, tokens_per_stage(model, size))[1]
+    return model.num_spectra * _macs(model, size, tokens_per_stage(model, size))[1]
 
 
 def mean_macs(model: PrunedViT, counts: Tensor, image_size: int | tuple[int, int] | None = None) -> float:
@@ -64,14 +67,15 @@ def mean_macs(model: PrunedViT, counts: Tensor, image_size: int | tuple[int, int
 
     Args:
         model: pruned model with thresholds.
-        counts: ``(B, S)`` tokens that each image kept at each stage, those that the reducer made not included.
+        counts: ``(B, S)`` tokens that each image kept at each stage, those that the reducer made not included; of
+            several spectra ``(B M, S)``.
         image_size: as in :func:`closed_form_macs`.
     """
     size = checked_size(model, image_size)
     kinds, numbers = counts.unique(dim=0, return_counts=True)
     macs = [sum(_macs(model, size, kind)) for kind in kinds.tolist()]
     mean = sum(one * number for one, number in zip(macs, numbers.tolist(), strict=True)) / int(numbers.sum())
-    return _patch_embed_macs(model, size) + mean
+    return model.num_spectra * (_patch_embed_macs(model, size) + mean)
 
 
 def _macs(model: PrunedViT, size: tuple[int, int], counts: Sequence[int]) -> tuple[int, int]:
@@ -106,7 +110,7 @@ def count_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None
     """
     size = checked_size(model, image_size)
     parameter = next(model.parameters())
-    images = parameter.new_zeros(batch_size, model.adapter.in_chans, *size)
+    images = model.as_samples(parameter.new_zeros(batch_size, model.adapter.in_chans, *size))
     inputs = model.unknown_cameras(batch_size)
     return _counted(model, lambda: model(images, **inputs)) // batch_size
 

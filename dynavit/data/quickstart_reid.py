@@ -24,10 +24,10 @@ from dynavit.errors import InputError
 
 HEIGHT, WIDTH = 96, 48
 NUM_CAMERAS = 4
-_TRAIN, _TEST = 1, 0  # first words of the entropy, so that no identity is drawn twice
-_LOOKS, _PLACES, _PICTURES = 0, 1, 2  # second words
+TRAIN, TEST = 1, 0  # first words of the entropy, so that no identity is drawn twice
+LOOKS, _PLACES, PICTURES = 0, 1, 2  # second words
 _PANORAMA = 400  # width of a scene
-_SWAY = 8  # rows that a scene is higher than a picture
+SWAY = 8  # rows that a scene is higher than a picture
 
 Array = NDArray[np.float32]
 
@@ -50,8 +50,8 @@ _FABRICS: Array = np.array(
 )
 _SKINS: Array = np.array([(0.93, 0.76, 0.64), (0.78, 0.57, 0.42), (0.55, 0.37, 0.26), (0.33, 0.22, 0.16)], np.float32)
 _HAIRS: Array = np.array([(0.08, 0.07, 0.06), (0.35, 0.21, 0.12), (0.80, 0.65, 0.35), (0.60, 0.60, 0.60)], np.float32)
-_TEXTURES = ("plain", "stripes", "checks", "dots")
-_BADGES = ("disc", "square", "ring", "cross")
+TEXTURES = ("plain", "stripes", "checks", "dots")
+BADGES = ("disc", "square", "ring", "cross")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Camera:
     horizon: int
 
 
-_CAMERAS = (
+CAMERAS = (
     Camera((1.00, 1.00, 1.00), 0.00, 1.0, 80, 1.00, 60),
     Camera((1.05, 0.85, 0.55), 0.00, 1.2, 68, 1.25, 40),  # evening light, from above
     Camera((0.55, 0.75, 1.00), 0.05, 1.3, 86, 0.90, 72),  # cold and dark, from below
@@ -160,12 +160,12 @@ class SyntheticIdentities(Dataset[tuple[Any, int]]):
             pictures = by_all + [seen for seen in by_all for _ in range(gallery_per_camera)]
             self.identities = [who for who, _ in pictures]
             self.cameras = [camera for _, camera in pictures]
-        split = _TRAIN if train else _TEST
-        self.looks = [_looks(np.random.default_rng((seed, split, _LOOKS, who))) for who in range(count)]
+        split = TRAIN if train else TEST
+        self.looks = [draw_looks(np.random.default_rng((seed, split, LOOKS, who))) for who in range(count)]
         self._places = np.random.default_rng((seed, split, _PLACES)).integers(
-            _SWAY, _PANORAMA - WIDTH - _SWAY, (count, NUM_CAMERAS)
+            SWAY, _PANORAMA - WIDTH - SWAY, (count, NUM_CAMERAS)
         )
-        self._scenes = [_scene(number, camera) for number, camera in enumerate(_CAMERAS)]
+        self._scenes = [draw_scene(number, camera) for number, camera in enumerate(CAMERAS)]
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -187,21 +187,22 @@ class SyntheticIdentities(Dataset[tuple[Any, int]]):
         """Return picture ``(96, 48, 3)`` uint8, foreground mask ``(96, 48)`` bool and identity."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        rng = np.random.default_rng((self.seed, _TRAIN if self.train else _TEST, _PICTURES, self.epoch, index))
+        rng = np.random.default_rng((self.seed, TRAIN if self.train else TEST, PICTURES, self.epoch, index))
         identity, number = self.identities[index], self.cameras[index]
-        camera = _CAMERAS[number]
-        left = int(self._places[identity, number] + rng.integers(-_SWAY, _SWAY + 1))
-        top = int(rng.integers(_SWAY + 1))
+        camera = CAMERAS[number]
+        left = int(self._places[identity, number] + rng.integers(-SWAY, SWAY + 1))
+        top = int(rng.integers(SWAY + 1))
         canvas = self._scenes[number][top : top + HEIGHT, left : left + WIDTH].copy()
         for _ in range(int(rng.integers(3))):
-            _box(canvas, rng, int(rng.integers(4, 14)), int(rng.integers(4, 24)))
-        person = _person(canvas, self.looks[identity], camera, rng)
+            paint_box(canvas, rng, int(rng.integers(4, 14)), int(rng.integers(4, 24)))
+        person = paint_person(canvas, self.looks[identity], camera, rng)
         if rng.random() < 0.35:
-            person &= ~_occlude(canvas, rng)
-        return _develop(canvas, camera, rng), person, identity
+            person &= ~occlude(canvas, rng)
+        return develop(canvas, camera, rng), person, identity
 
 
-def _looks(rng: np.random.Generator) -> Looks:
+def draw_looks(rng: np.random.Generator) -> Looks:
+    """Draw how somebody looks."""
     shirt, second = rng.choice(len(_FABRICS), 2, replace=False)
     badge_colour = rng.choice([other for other in range(len(_FABRICS)) if other not in (shirt, second)])
 
@@ -211,7 +212,7 @@ def _looks(rng: np.random.Generator) -> Looks:
 
     return Looks(
         shirt=np.stack([fabric(shirt), fabric(second)]),
-        texture=str(rng.choice(_TEXTURES, p=(0.16, 0.36, 0.24, 0.24))),
+        texture=str(rng.choice(TEXTURES, p=(0.16, 0.36, 0.24, 0.24))),
         period=float(rng.choice((0.07, 0.10, 0.14))),
         angle=float(rng.choice(4) * math.pi / 4),
         trousers=fabric(),
@@ -221,7 +222,7 @@ def _looks(rng: np.random.Generator) -> Looks:
         long_hair=bool(rng.random() < 0.4),
         sleeve=float(rng.choice((0.30, 0.60))),
         hem=float(rng.choice((0.70, 0.95))),
-        badge=str(rng.choice(_BADGES)),
+        badge=str(rng.choice(BADGES)),
         badge_colour=fabric(badge_colour),
         badge_at=(float(rng.choice((-0.07, 0.0, 0.07))), float(rng.choice((0.26, 0.40)))),
         bag=fabric() if rng.random() < 0.5 else None,
@@ -229,21 +230,21 @@ def _looks(rng: np.random.Generator) -> Looks:
     )
 
 
-def _scene(number: int, camera: Camera) -> Array:
-    """A panorama ``(HEIGHT + _SWAY, _PANORAMA, 3)``: wall and ground with things in the colours of clothes."""
+def draw_scene(number: int, camera: Camera) -> Array:
+    """A panorama ``(HEIGHT + SWAY, _PANORAMA, 3)``: wall and ground with things in the colours of clothes."""
     rng = np.random.default_rng(number)
     wall, ground = rng.uniform(0.35, 0.7, (2, 1)) + rng.uniform(-0.1, 0.1, (2, 3))
-    panorama = np.empty((HEIGHT + _SWAY, _PANORAMA, 3), np.float32)
+    panorama = np.empty((HEIGHT + SWAY, _PANORAMA, 3), np.float32)
     panorama[: camera.horizon] = wall
-    depth = np.linspace(0.7, 1.1, HEIGHT + _SWAY - camera.horizon, dtype=np.float32)
+    depth = np.linspace(0.7, 1.1, HEIGHT + SWAY - camera.horizon, dtype=np.float32)
     panorama[camera.horizon :] = ground * depth[:, None, None]
     for _ in range(70):  # doors, windows, posters, cars
-        _box(panorama, rng, int(rng.integers(5, 30)), int(rng.integers(5, 45)), strength=0.7)
+        paint_box(panorama, rng, int(rng.integers(5, 30)), int(rng.integers(5, 45)), strength=0.7)
     panorama += 0.05 * rng.standard_normal((*panorama.shape[:2], 1), dtype=np.float32)
     return panorama.clip(0, 1)
 
 
-def _box(canvas: Array, rng: np.random.Generator, width: int, height: int, strength: float = 0.9) -> None:
+def paint_box(canvas: Array, rng: np.random.Generator, width: int, height: int, strength: float = 0.9) -> None:
     """Paint a rectangle at a random place, in one colour of clothes or striped in two."""
     top = int(rng.integers(0, canvas.shape[0] - height + 1))
     left = int(rng.integers(0, canvas.shape[1] - width + 1))
@@ -258,7 +259,7 @@ def _box(canvas: Array, rng: np.random.Generator, width: int, height: int, stren
     window += strength * (colours - window)
 
 
-def _person(canvas: Array, looks: Looks, camera: Camera, rng: np.random.Generator) -> NDArray[np.bool_]:
+def paint_person(canvas: Array, looks: Looks, camera: Camera, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Paint a person in a random pose; returns the mask of the pixels covered."""
     size = camera.size * rng.uniform(0.94, 1.06)
     top = (HEIGHT - size) / 2 + rng.uniform(-3, 3)
@@ -338,7 +339,7 @@ def _badge(looks: Looks, u: Array, v: Array) -> Array:
     return radius - 0.055 if looks.badge == "disc" else np.abs(radius - 0.05) - 0.018
 
 
-def _occlude(canvas: Array, rng: np.random.Generator) -> NDArray[np.bool_]:
+def occlude(canvas: Array, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Put a pole, a low wall or a box in front; returns the mask of the pixels covered."""
     mask = np.zeros((HEIGHT, WIDTH), bool)
     kind = rng.integers(3)
@@ -354,7 +355,7 @@ def _occlude(canvas: Array, rng: np.random.Generator) -> NDArray[np.bool_]:
     return mask
 
 
-def _develop(canvas: Array, camera: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
+def develop(canvas: Array, camera: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Turn true colours into what the camera records, in a light that changes a little."""
     gain = np.asarray(camera.gain, np.float32) * rng.uniform(0.85, 1.15) * rng.uniform(0.94, 1.06, 3)
     canvas = camera.offset + canvas.clip(0, 1) ** np.float32(camera.gamma) * gain.astype(np.float32)

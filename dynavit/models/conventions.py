@@ -24,7 +24,7 @@ def num_classes(model: PrunedViT) -> int:
 
 def num_features(model: PrunedViT) -> int:
     """Width of the features that the head receives."""
-    return int(model.backbone.num_features)
+    return int(model.backbone.num_features) if model.neck is None else model.neck.num_features
 
 
 def num_prefix_tokens(model: PrunedViT) -> int:

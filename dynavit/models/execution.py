@@ -84,6 +84,12 @@ def check_scorers(model: Any) -> None:
                 reader = readers[0] if readers else "reducer 'merge'"
                 raise UnsupportedBackbone(f"{reader}: {error} Scorers 'distinctness' and 'mlp' read none.") from error
     for scorer in model.scorers:
+        others = model.num_spectra - 1
+        if others and scorer.guides not in (0, others):
+            raise InputError(
+                f"scorer {scorer.name!r}: guides={scorer.guides}, but each spectrum is guided by {others} other(s): "
+                f"set guides={others}, or 0 to compare with its own features alone."
+            )
         if scorer.needs_latent:
             try:
                 check_latent(model.backbone)
@@ -101,19 +107,6 @@ def check_scorers(model: Any) -> None:
                 f"class token is read, so the stage there saves little and its scorer {scorer.name!r} would never "
                 f"learn: leave it out."
             )
-
-
-def check_guide(model: Any) -> None:
-    """Refuse guiding features that no scorer of a model would look at.
-
-    Raises:
-        InputError: saying how a model gets scorers that do.
-    """
-    if not any(scorer.guides for scorer in model.scorers):
-        raise InputError(
-            "guide: no scorer of this model compares tokens with features that it is given: leave guide out, or create "
-            "the model with scorer={'name': 'guided', 'guides': G}."
-        )
 
 
 def check_pooling(model: Any) -> None:

@@ -17,6 +17,7 @@ from dynavit.models.pruned_vit import PrunedViT
 from dynavit.models.pruning import PRUNING, Pruning
 from dynavit.models.rebuild import find_origin
 from dynavit.models.side import SideEmbedding
+from dynavit.models.spectra import SpectraNeck
 from dynavit.numbers import is_finite_number
 from dynavit.text import first_line
 
@@ -28,6 +29,7 @@ def create_model(
     num_identities: int | None = None,
     embedding: EmbeddingPlace = "after",
     side: Mapping[str, Any] | None = None,
+    spectra: int | None = None,
     **kwargs: Any,
 ) -> PrunedViT:
     """Create a timm Vision Transformer that prunes tokens.
@@ -41,6 +43,9 @@ def create_model(
         side: tell the model the camera of each image, and the view if that matters:
             ``{"cameras": 6, "views": 1, "scale": 3.0}``, of which only the first is needed. See
             :class:`~dynavit.models.side.SideEmbedding`.
+        spectra: make such a model one of M spectra of each sample, such as colour, near infrared and thermal; see
+            :mod:`dynavit.models.spectra`. The backbone sees each by itself; the scorer
+            ``{"name": "guided", "guides": M - 1}`` compares the tokens of each with the features of the others.
         kwargs: how tokens are shortened, the attributes of :class:`~dynavit.models.pruning.Pruning`: ``stages``,
             ``keep_ratio`` or ``keep_ratios``, ``selector``, ``scorer``, ``reducer``, ``placement``, ``count_rule``.
             Everything else goes to ``timm.create_model``; but for ``patch_stride``, smaller than
@@ -71,7 +76,7 @@ def create_model(
         kwargs["num_classes"] = 0
     backbone = create_backbone(architecture, pretrained, **kwargs)
     _tell_unused_pixels(backbone)
-    model = prune(backbone, num_identities=num_identities, embedding=embedding, side=side, **pruning)
+    model = prune(backbone, num_identities=num_identities, embedding=embedding, side=side, spectra=spectra, **pruning)
     model.architecture, model.model_kwargs = architecture, kwargs  # which did make it: nothing to find out
     return model
 
@@ -86,6 +91,7 @@ def prune(
     num_identities: int | None = None,
     embedding: EmbeddingPlace = "after",
     side: Mapping[str, Any] | None = None,
+    spectra: int | None = None,
     architecture: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     **pruning: Any,
@@ -94,7 +100,7 @@ def prune(
 
     Args:
         backbone: a timm Vision Transformer.
-        num_identities, embedding, side: as for :func:`create_model`.
+        num_identities, embedding, side, spectra: as for :func:`create_model`.
         architecture: timm name of the backbone. Saving needs to know how to make it again; where this is left out,
             that is what timm wrote into the backbone.
         model_kwargs: what timm created it with; what is left out is read off the backbone where that is possible.
@@ -107,7 +113,7 @@ def prune(
     if unknown := sorted(pruning.keys() - set(PRUNING)):
         raise InputError(f"prune: unknown option {unknown[0]!r}.{did_you_mean(unknown[0], PRUNING)}")
     adapter = create_adapter(backbone)
-    neck = _created_neck(backbone, num_identities, embedding)
+    neck = _created_neck(backbone, num_identities, embedding, spectra)
     model = PrunedViT(backbone, Pruning(**pruning), neck, _created_side(backbone, side))
     if architecture is not None:  # saving compares outputs too
         find_origin(adapter, architecture, model_kwargs or {}, run=False)
@@ -127,14 +133,20 @@ def _tell_unused_pixels(backbone: Any) -> None:
         )
 
 
-def _created_neck(backbone: Any, num_identities: int | None, embedding: EmbeddingPlace) -> BNNeck | None:
+def _created_neck(
+    backbone: Any, num_identities: int | None, embedding: EmbeddingPlace, spectra: int | None
+) -> BNNeck | None:
     if num_identities is not None:
         try:
+            if spectra is not None:
+                return SpectraNeck(backbone.num_features, num_identities, spectra, embedding)
             return BNNeck(backbone.num_features, num_identities, embedding)
         except (RuntimeError, TypeError, OverflowError) as error:  # of torch's allocator
             raise InputError(f"num_identities={num_identities}: no memory for as many ({first_line(error)}).") from None
     if embedding != "after":
         raise InputError(f"embedding={embedding!r} belongs to re-identification models: give num_identities as well.")
+    if spectra is not None:
+        raise InputError(f"spectra={spectra!r} belongs to re-identification models: give num_identities as well.")
     return None
 
 

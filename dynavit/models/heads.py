@@ -71,16 +71,22 @@ class BNNeck(nn.Module):
         if isinstance(num_identities, bool) or not isinstance(num_identities, int) or num_identities < 2:
             raise InputError(f"num_identities={num_identities!r}: a whole number of training identities, at least 2.")
         self.num_identities = num_identities
+        self.classifier = self._classifier(self.num_features)
+
+    def _classifier(self, width: int) -> nn.Linear:
         weight = self.norm.weight
-        classifier = nn.Linear(self.num_features, num_identities, bias=False, device=weight.device, dtype=weight.dtype)
+        classifier = nn.Linear(width, self.num_identities, bias=False, device=weight.device, dtype=weight.dtype)
         nn.init.normal_(classifier.weight, std=0.001)
-        self.classifier = classifier.train(self.training)
+        return classifier.train(self.training)
+
+    def _check_batch(self, samples: int) -> None:
+        # a synchronised batch norm counts the images of all processes
+        if self.training and samples == 1 and type(self.norm) is nn.BatchNorm1d:
+            raise InputError("a training batch of one image has no batch statistics: set data.batch_size to 2 or more.")
 
     def forward(self, features: Tensor) -> Any:
         """Turn pooled features ``(B, D)`` into :class:`Embedding`, or into ``(B, D)`` in eval."""
-        # a synchronised batch norm counts the images of all processes
-        if self.training and features.shape[0] == 1 and type(self.norm) is nn.BatchNorm1d:
-            raise InputError("a training batch of one image has no batch statistics: set data.batch_size to 2 or more.")
+        self._check_batch(features.shape[0])
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(self.norm.weight.dtype)
             if not self.training:

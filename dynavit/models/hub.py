@@ -150,6 +150,8 @@ def model_config(model: PrunedViT) -> dict[str, Any]:
         config["thresholds"] = [str(value) if math.isinf(value) else value for value in model.thresholds]
     if model.neck is not None:
         config |= {"num_identities": model.neck.num_identities, "embedding": model.neck.embedding}
+    if model.num_spectra > 1:
+        config["spectra"] = model.num_spectra
     if model.side is not None:
         config["side"] = model.side.options()
     _require_plain(config)

@@ -18,13 +18,13 @@ from dynavit.models import conventions, hub
 from dynavit.models.counts import stage_counts
 from dynavit.models.execution import (
     check_execution,
-    check_guide,
     check_pooling,
     check_scorers,
     gathers_in_training,
     learns_by_mask,
 )
 from dynavit.models.gathered import GatheredTokens
+from dynavit.models.guides import find_guide
 from dynavit.models.heads import BNNeck
 from dynavit.models.intermediates import forward_intermediates
 from dynavit.models.masked import MaskedTokens
@@ -35,6 +35,7 @@ from dynavit.models.pruning import Pruning, build_scorer
 from dynavit.models.ratios import check_counts, checked_ratios, checked_rule, checked_stages, checked_thresholds
 from dynavit.models.rebuild import Origin
 from dynavit.models.side import SideEmbedding, add_side
+from dynavit.models.spectra import SpectraNeck, as_images, each_of
 from dynavit.models.steps import ForwardRequest, SelectStep
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageTrace, Trace
@@ -174,6 +175,7 @@ class PrunedViT(nn.Module):
         cameras: Tensor | None = None,
         views: Tensor | None = None,
         guide: Tensor | None = None,
+        present: Tensor | None = None,
         *,
         return_trace: bool = False,
         temperature: float | Tensor = 1.0,
@@ -183,12 +185,15 @@ class PrunedViT(nn.Module):
         """Classify images ``(B, 3, H, W)``, or embed them where there is a neck.
 
         Args:
-            images: input batch; for NaFlexViT also a mapping with "patches", "patch_coord" and "patch_valid".
+            images: input batch; for NaFlexViT also a mapping with "patches", "patch_coord" and "patch_valid". Of a
+                model of M spectra samples ``(B, M, 3, H, W)``, which it takes for ``B M`` images everywhere but here.
             cameras: ``(B,)`` int64, the camera of each image, -1 where unknown; for models with a
                 side embedding, and only for those.
             views: likewise; may be left out by a model of one view.
             guide: ``(B, G, D)``, features that ``guided`` scorers compare the tokens with, such as embeddings of texts
                 or of other pictures of the same thing; for models with such scorers, and only for those.
+            present: ``(B, M)`` bool, which spectra of each sample there are; for models of several, in eval. The
+                pixels of others do not matter.
             return_trace: also return what happened to the tokens.
             temperature: passed to the selector; training only.
             keep_counts: tokens to keep at each stage, in place of the keep ratios. Tensors let a
@@ -206,14 +211,20 @@ class PrunedViT(nn.Module):
                 selector cannot be used with.
         """
         tokens = self.embed(images, cameras, views, follow=return_trace)
-        self.run(tokens, self.request(tokens, keep_counts, guide, temperature=temperature, generator=generator))
+        request = self.request(tokens, keep_counts, guide, present, temperature=temperature, generator=generator)
+        self.run(tokens, request)
         x = self.adapter.norm(tokens.x)
-        output = self._head(x, tokens.weight)
+        output = self._head(x, tokens.weight, present=present)
         return (output, self._trace(x, tokens)) if return_trace else output
 
     def unknown_cameras(self, batch: int) -> dict[str, Tensor]:
         """Return what else to call the model with for B images of which no camera is known; mostly nothing."""
         return {} if self.side is None else self.side.unknown(batch)
+
+    def as_samples(self, images: Tensor) -> Tensor:
+        """Return images ``(B, 3, H, W)`` as what the model takes: of several spectra, each image as all of them."""
+        count = self.num_spectra
+        return images if count == 1 else images.unsqueeze(1).expand(-1, count, -1, -1, -1)
 
     def forward_features(
         self,
@@ -248,9 +259,11 @@ class PrunedViT(nn.Module):
             check_pooling(self)
         return self._head(x, weight, pre_logits)
 
-    def _head(self, x: Tensor, weight: Tensor | None, pre_logits: bool = False) -> Any:
+    def _head(self, x: Tensor, weight: Tensor | None, pre_logits: bool = False, present: Tensor | None = None) -> Any:
         neck = None if pre_logits else self.neck
         pooled = self.adapter.head(x, weight, self.training, pre_logits or neck is not None)
+        if isinstance(neck, SpectraNeck):
+            return neck(pooled, present)
         return pooled if neck is None else neck(pooled)
 
     def run(self, tokens: Tokens, request: ForwardRequest, after: Callable[[int, Tokens], None] | None = None) -> None:
@@ -296,20 +309,19 @@ class PrunedViT(nn.Module):
         tokens: Tokens,
         keep_counts: Sequence[int | Tensor] | None = None,
         guide: Tensor | None = None,
+        present: Tensor | None = None,
         **sampling: Any,
     ) -> ForwardRequest:
         """Return what a forward asks of its stages; ``sampling`` is the temperature and the generator."""
         if keep_counts is not None:
             check_counts(keep_counts, len(self.stages))
-        if guide is not None:
-            check_guide(self)
         return ForwardRequest(
             counts=self.stage_counts(tokens.num_patches) if keep_counts is None else keep_counts,
             training=self.training,
             skips_full=not self.training and keep_counts is None and self.thresholds is None,
             thresholds=None if self.training or keep_counts is not None else self.thresholds,
             probes=self.probes if self.training and learns_by_mask(self) else None,
-            guide=guide,
+            guide=find_guide(self, tokens, guide, present),
             **sampling,
         )
 
@@ -322,6 +334,9 @@ class PrunedViT(nn.Module):
 
     def embed(self, images: Any, cameras: Tensor | None, views: Tensor | None, follow: bool) -> Tokens:
         """Turn images into the tokens of this forward's execution; ``follow`` every patch, for a trace."""
+        if self.num_spectra > 1:
+            images = as_images(images, self.num_spectra)
+            cameras, views = (each_of(numbers, self.num_spectra) for numbers in (cameras, views))
         x, context = self.adapter.embed(images)
         if self.side is not None or cameras is not None or views is not None:
             x = add_side(self.side, x, cameras, views)
@@ -342,6 +357,11 @@ class PrunedViT(nn.Module):
         ratios = self.keep_ratios if keep_ratios is None else keep_ratios
         makes = 0 if self.reducer.last_only else self.reducer.makes
         return stage_counts(num_patches, ratios, self.count_rule, makes)
+
+    @property
+    def num_spectra(self) -> int:
+        """M, images that make one sample; 1 but for models of several spectra."""
+        return self.neck.num_spectra if isinstance(self.neck, SpectraNeck) else 1
 
     @property
     def gathers(self) -> bool:

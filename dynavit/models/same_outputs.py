@@ -66,7 +66,7 @@ def check_own_code(model: Any) -> None:
     altered = {name: part for name, part in parts.items() if any(own_code(part)[part is model :])}
     if not altered:
         return
-    images, cameras = noise_image(model.adapter), model.unknown_cameras(1)
+    images, cameras = model.as_samples(noise_image(model.adapter)), model.unknown_cameras(1)
     with evaluating(model), torch.autocast(images.device.type, enabled=False):
         try:
             with _without(altered.values(), keep=model):

@@ -19,7 +19,7 @@ from dynavit.text import first_line, listed
 _REQUIRED = {"architecture", "model_kwargs", "stages", "keep_ratios", "selector"}
 _OPTIONAL = {
     *("reducer", "scorer", "placement", "count_rule", "thresholds"),
-    *("global_pool", "metadata", "num_identities", "embedding", "side", "preprocessing"),
+    *("global_pool", "metadata", "num_identities", "embedding", "side", "spectra", "preprocessing"),
 }
 
 _TYPES: dict[str, Any] = {

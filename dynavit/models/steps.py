@@ -14,6 +14,7 @@ from torch import Tensor
 from dynavit.adapters import BackboneAdapter
 from dynavit.adapters.attention import normalises_keys
 from dynavit.models.gathered import GatheredTokens
+from dynavit.models.guides import Guide
 from dynavit.models.tokens import Tokens
 from dynavit.models.trace import StageChoice
 from dynavit.models.training_probes import Probes
@@ -35,7 +36,7 @@ class ForwardRequest:
         temperature, generator: for the selector; probes are drawn by the generator, too.
         probes: dropped tokens that each stage keeps hidden in gather execution, so that their masks receive a gradient;
             None: masks carry none.
-        guide: ``(B, G, D)``, features that scorers compare tokens with; None: none.
+        guide: what guided scorers compare tokens with; None: nothing.
     """
 
     counts: Sequence[int | Tensor]
@@ -45,7 +46,7 @@ class ForwardRequest:
     temperature: float | Tensor = 1.0
     generator: torch.Generator | None = None
     probes: int | None = None
-    guide: Tensor | None = None
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class SelectStep(Step):
         if not self.selector.needs_scores:
             return tokens.patches.new_zeros(tokens.positions.shape)
         attention = tokens.view(self.block) if self.scorer.needs_attention else None
-        view = StageView(self.stage, tokens.positions, attention, tokens.class_token, request.guide)
+        guide, present = (None, None) if request.guide is None else request.guide.at(tokens)
+        view = StageView(self.stage, tokens.positions, attention, tokens.class_token, guide, present)
         logits: Tensor = self.scorer(tokens.patches, tokens.mask, view)
         return logits
 
