@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart quickstart-reid test test-slow slow-deployment slow-others test-fuzz gpu lint type imports check dense clean
+.PHONY: setup quickstart quickstart-reid test test-slow slow-readme slow-deployment slow-training slow-others \
+	test-fuzz gpu lint type imports check dense clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -27,15 +28,23 @@ quickstart-reid: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
-# two processes side by side; exports and the commands of the documentation take about as long as all else
+# two at a time, the longest first
 test-slow: $(READY)
-	$(MAKE) --jobs 2 slow-deployment slow-others
+	$(MAKE) --jobs 2 slow-readme slow-deployment slow-training slow-others
+
+SLOW := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
+
+slow-readme: $(READY)
+	$(SLOW) tests/test_readme.py
 
 slow-deployment: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" tests/deployment tests/test_readme.py
+	$(SLOW) tests/deployment
+
+slow-training: $(READY)
+	$(SLOW) tests/training tests/studies
 
 slow-others: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" --ignore tests/deployment --ignore tests/test_readme.py
+	$(SLOW) --ignore tests/test_readme.py --ignore tests/deployment --ignore tests/training --ignore tests/studies
 
 # two minutes at most; FUZZ_SEED=NUMBER draws others
 test-fuzz: $(READY)

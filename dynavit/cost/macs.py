@@ -67,12 +67,11 @@ def mean_macs(model: PrunedViT, counts: Tensor, image_size: int | tuple[int, int
 
     Args:
         model: pruned model with thresholds.
-        counts: ``(B, S)`` tokens that each image kept at each stage, those that the reducer made not included; of
-            several spectra ``(B M, S)``.
+        counts: ``(..., S)`` tokens that each image kept at each stage, those that the reducer made not included.
         image_size: as in :func:`closed_form_macs`.
     """
     size = checked_size(model, image_size)
-    kinds, numbers = counts.unique(dim=0, return_counts=True)
+    kinds, numbers = counts.flatten(0, -2).unique(dim=0, return_counts=True)
     macs = [sum(_macs(model, size, kind)) for kind in kinds.tolist()]
     mean = sum(one * number for one, number in zip(macs, numbers.tolist(), strict=True)) / int(numbers.sum())
     return model.num_spectra * (_patch_embed_macs(model, size) + mean)

@@ -14,7 +14,7 @@ from dynavit.models import PrunedViT
 def oracle(model: PrunedViT, images: Tensor) -> Any:
     """Run the model's blocks on its first tokens, as many as it keeps, whatever they show."""
     counts, steps, adapter = tokens_per_stage(model), model.steps(), model.adapter
-    x, context = adapter.embed(images)
+    x, context = adapter.embed(images if model.num_spectra == 1 else images.flatten(0, 1))
     for number in range(adapter.depth):
         step = steps.get(number)
         if step is not None and step.keep_ratio < 1:

@@ -14,35 +14,63 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dynavit.data.files import describe_skipped
-from dynavit.data.pictures import open_picture
+from dynavit.data.pictures import UNREADABLE, open_picture
 from dynavit.data.quickstart_reid import NUM_CAMERAS, SyntheticIdentities
+from dynavit.data.quickstart_spectra import SPECTRA, SyntheticSpectra
 from dynavit.data.reid_layouts import LAYOUTS, Layout, Record, Split, read_layout
 from dynavit.data.samples import Samples
 from dynavit.data.sources import given_root
+from dynavit.data.spectral_layouts import SPECTRAL_LAYOUTS, is_spectral, read_spectral_layout
 from dynavit.data.transforms import Transform
 from dynavit.errors import InputError, did_you_mean
 from dynavit.text import listed
 
 QUICKSTART = "quickstart-reid"
+MULTIMODAL = "quickstart-multimodal"
 _QUICKSTART_OPTIONS = ("train_identities", "images_per_identity", "test_identities", "gallery_per_camera", "seed")
 
 
-class ReidImages(Dataset[tuple[Image.Image, int]]):
-    """Image files with the numbers of their identities."""
+class ReidImages(Dataset[tuple[Any, int]]):
+    """Image files, or tuples of them, one a spectrum, with the numbers of their identities.
 
-    def __init__(self, records: Sequence[Record], identities: Sequence[int]) -> None:
+    Args:
+        records: what there is.
+        identities: their numbers.
+        spectra: how many there are; files of records that name none of their own show all of them side by side.
+    """
+
+    def __init__(self, records: Sequence[Record], identities: Sequence[int], spectra: int = 0) -> None:
         self.records = records
         self.identities = identities
+        self.spectra = spectra
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return open_picture(self.records[index].path), self.identities[index]
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        record = self.records[index]
+        pictures: Any
+        if record.spectra:
+            pictures = tuple(None if path is None else _opened(path) for path in record.spectra)
+        else:
+            pictures = open_picture(record.path)
+            if self.spectra:
+                width = pictures.width // self.spectra
+                lefts = [width * number for number in range(self.spectra)]
+                pictures = tuple(pictures.crop((left, 0, left + width, pictures.height)) for left in lefts)
+        return pictures, self.identities[index]
 
     def path(self, index: int) -> str:
         """Return the file of an image."""
         return str(self.records[index].path)
+
+
+def _opened(path: Path) -> Image.Image:
+    """Open one of several files of a sample, whose message names the first of them alone."""
+    try:
+        return open_picture(path)
+    except UNREADABLE as error:
+        raise OSError(f"of {path}, {error}") from error
 
 
 @dataclass(frozen=True)
@@ -70,6 +98,8 @@ class ReidData:
         has_match: ``(num_query,)``, bool; whether the gallery has another image of the query's identity
             that is not known to be by the query's camera.
         notes: what was skipped and what deserves attention, one line each.
+        spectra: names of the spectra, of which each sample is a tensor ``(M, C, H, W)``; () where it is an image.
+        present: ``(len(validation), M)``, bool, which of them each sample has; None: all.
     """
 
     train: Samples | None
@@ -87,6 +117,8 @@ class ReidData:
     image_ids: Tensor
     has_match: Tensor
     notes: tuple[str, ...] = ()
+    spectra: tuple[str, ...] = ()
+    present: Tensor | None = None
 
     @property
     def num_cameras(self) -> int:
@@ -136,9 +168,13 @@ def create_reid_data(
             - ``"quickstart-reid"``: :class:`SyntheticIdentities`, which needs no files; ``options`` are
               ``train_identities``, ``images_per_identity``, ``test_identities``, ``gallery_per_camera`` and
               ``seed`` (0), by which the people are drawn: other seeds of a run train on the same ones;
+            - ``"quickstart-multimodal"``: :class:`SyntheticSpectra`, likewise, in three spectra;
             - ``"market1501"``, ``"dukemtmc"``, ``"cuhk03np"``, ``"veri776"``, ``"msmt17"``: benchmarks, or
               one's own images in the layout of one;
-            - ``"folder"``: own images, see :func:`read_layout` for its ``options``.
+            - ``"rgbnt201"``, ``"rgbnt100"``, ``"msvr310"``: benchmarks of three spectra, see
+              :func:`read_spectral_layout`;
+            - ``"folder"``: own images, see :func:`read_layout` for its ``options``; of several spectra with the option
+              ``spectra``, see :func:`read_spectral_layout`.
         root: the data set's folder.
         transforms: of training and of evaluation images, see :func:`create_reid_transforms`.
         seed: of everything random in the data, not negative.
@@ -163,18 +199,24 @@ def create_reid_data(
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed}.")
     options = options or {}
-    if name == QUICKSTART:
-        return _open_quickstart(transforms, seed, train, train_split, corrupt, options)
-    if name not in LAYOUTS:
-        known = (QUICKSTART, *LAYOUTS)
+    if name in (QUICKSTART, MULTIMODAL):
+        return _open_quickstart(name, transforms, seed, train, train_split, corrupt, options)
+    layouts = {**LAYOUTS, **SPECTRAL_LAYOUTS, "folder": LAYOUTS["folder"]}
+    if name not in layouts:
+        known = (QUICKSTART, MULTIMODAL, *layouts)
         raise InputError(
             f"unknown re-identification data set {name!r}.{did_you_mean(name, known)} data.name is {', '.join(known)}."
         )
-    root = given_root(name, root, f"expected {LAYOUTS[name]}")
-    return _open_layout(name, read_layout(name, root, train_split, train, options), transforms, seed, train, corrupt)
+    spectral = is_spectral(name, options)
+    expected = (SPECTRAL_LAYOUTS if spectral else LAYOUTS)[name]
+    root = given_root(name, root, f"expected {expected}")
+    read = read_spectral_layout if spectral else read_layout
+    layout = read(name, root, train_split, train, options)
+    return _open_layout(name, layout, expected, transforms, seed, train, corrupt)
 
 
 def _open_quickstart(
+    name: str,
     transforms: tuple[Transform, Transform],
     seed: int,
     train: bool,
@@ -183,18 +225,17 @@ def _open_quickstart(
     options: Mapping[str, Any],
 ) -> ReidData:
     if train_split != "train":
-        raise InputError(f"data.name={QUICKSTART} has the training split 'train' only, got {train_split!r}.")
+        raise InputError(f"data.name={name} has the training split 'train' only, got {train_split!r}.")
     for key in options:
         if key not in _QUICKSTART_OPTIONS:
             raise InputError(
-                f"data.name={QUICKSTART} has no data.options.{key}.{did_you_mean(key, _QUICKSTART_OPTIONS)} "
+                f"data.name={name} has no data.options.{key}.{did_you_mean(key, _QUICKSTART_OPTIONS)} "
                 f"Its options: {', '.join(_QUICKSTART_OPTIONS)}."
             )
     drawn = options.get("seed", 0)
-    people = SyntheticIdentities(
-        True, options.get("train_identities"), options.get("images_per_identity", 12), seed=drawn
-    )
-    searched = SyntheticIdentities(
+    kind = SyntheticIdentities if name == QUICKSTART else SyntheticSpectra
+    people = kind(True, options.get("train_identities"), options.get("images_per_identity", 12), seed=drawn)
+    searched = kind(
         False, options.get("test_identities"), gallery_per_camera=options.get("gallery_per_camera", 3), seed=drawn
     )
     identities, cameras = torch.tensor(searched.identities), torch.tensor(searched.cameras)
@@ -214,12 +255,14 @@ def _open_quickstart(
         views=torch.full((len(searched),), -1),
         image_ids=image_ids,
         has_match=_matches(searched.num_query, identities, cameras, image_ids)[0],
+        spectra=() if name == QUICKSTART else SPECTRA,
     )
 
 
 def _open_layout(
     name: str,
     layout: Layout,
+    expected: str,
     transforms: tuple[Transform, Transform],
     seed: int,
     train: bool,
@@ -235,7 +278,7 @@ def _open_layout(
     if train and len(class_names) < 2:
         raise InputError(
             f"data.name={name}: training needs two identities at least, {layout.train and layout.train.source} has "
-            f"only {class_names[0]}; expected {LAYOUTS[name]}."
+            f"only {class_names[0]}; expected {expected}."
         )
     labels = _numbers((record.identity for record in learned), class_names)
     identities = _numbers((r.identity for r in searched), _names(r.identity for r in searched))
@@ -250,9 +293,14 @@ def _open_layout(
         )
     notes = [] if has_match.all() else [f"Queries that cannot be scored: {reasons}."]
     notes += _notes(layout, learned, searched, labels, class_names)
+    count = len(layout.spectra)
+    present = None
+    if any(None in record.spectra for record in searched):
+        present = torch.tensor([[path is not None for path in record.spectra] for record in searched])
+        notes += _missing(layout.spectra, present)
     return ReidData(
-        Samples(ReidImages(learned, labels.tolist()), transforms[0], seed, True, corrupt) if train else None,
-        Samples(ReidImages(searched, identities.tolist()), transforms[1], seed, False, corrupt),
+        Samples(ReidImages(learned, labels.tolist(), count), transforms[0], seed, True, corrupt) if train else None,
+        Samples(ReidImages(searched, identities.tolist(), count), transforms[1], seed, False, corrupt),
         num_query,
         class_names,
         camera_names,
@@ -266,7 +314,15 @@ def _open_layout(
         image_ids=image_ids,
         has_match=has_match,
         notes=tuple(notes),
+        spectra=layout.spectra,
+        present=present,
     )
+
+
+def _missing(spectra: Sequence[str], present: Tensor) -> list[str]:
+    counts = dict(zip(spectra, (~present).sum(dim=0).tolist(), strict=True))
+    shown = ", ".join(f"{name} of {count:,}" for name, count in counts.items() if count)
+    return [f"Of {len(present):,} queries and gallery samples some spectra are missing: {shown}."]
 
 
 def _without_cameras(name: str) -> str:

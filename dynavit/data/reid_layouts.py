@@ -23,17 +23,31 @@ LAYOUTS: Mapping[str, str] = {
     "folder": "ROOT/{train,query,gallery}/IDENTITY/*.jpg, or ROOT/{train,query,gallery}/*.jpg with "
     "data.options.pattern",
 }
-"""What each layout looks like on disk."""
+"""What each layout looks like on disk; those of several spectra are in :mod:`dynavit.data.spectral_layouts`."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image: who was seen, by which camera, from which side. Keys are as in file names."""
+    """One image, or several of as many spectra: who was seen, by which camera, from which side.
+
+    Keys are as in file names.
+
+    Attributes:
+        path: the image; of several the first.
+        identity, camera, view: keys.
+        spectra: the image of each spectrum, None where it is missing; () where there is one image.
+    """
 
     path: Path
     identity: str
     camera: str | None = None
     view: str | None = None
+    spectra: tuple[Path | None, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All its files."""
+        return tuple(path for path in self.spectra if path is not None) or (self.path,)
 
 
 @dataclass(frozen=True)
@@ -53,16 +67,24 @@ class Split:
 
 @dataclass(frozen=True)
 class Layout:
-    """All splits; the training split is None where it was neither needed nor there."""
+    """All splits.
+
+    Attributes:
+        train: None where it was neither needed nor there.
+        query, gallery: to search for, and in.
+        spectra: their names; () where a record is one image of one spectrum. Records without ``spectra`` of their own
+            show all of them side by side.
+    """
 
     train: Split | None
     query: Split
     gallery: Split
+    spectra: tuple[str, ...] = ()
 
 
 # what a name says: (identity, camera, view), or why the image is skipped
-_Parsed = tuple[str, str | None, str | None] | str
-_Parser = Callable[[str], _Parsed]
+Parsed = tuple[str, str | None, str | None] | str
+Parser = Callable[[str], Parsed]
 
 
 def read_layout(
@@ -115,15 +137,15 @@ def read_layout(
         return _read_msmt17(root, train_split, need_train)
     if name == "folder":
         folders = (train_split, options.get("query_split", "query"), options.get("gallery_split", "gallery"))
-        parse = _folder_parser(options.get("pattern"), options.get("camera_pattern"))
-        parsers: tuple[_Parser, ...] = (parse,) * 3
+        parse = folder_parser(options.get("pattern"), options.get("camera_pattern"))
+        parsers: tuple[Parser, ...] = (parse,) * 3
     else:
         if train_split != "train":
             raise InputError(f"data.name={name} has the training split 'train' only, got {train_split!r}.")
         folders, parsers = _benchmark(name, root)
-    has_train = _check_folders(name, root, folders, need_train)
+    has_train = check_folders(name, root, folders, need_train, LAYOUTS[name])
     splits = [
-        _read_folder(name, root / folder, parse) if has_train or split else None
+        read_folder(name, root / folder, parse, LAYOUTS[name]) if has_train or split else None
         for split, (folder, parse) in enumerate(zip(folders, parsers, strict=True))
     ]
     train, query, gallery = splits
@@ -132,7 +154,7 @@ def read_layout(
     return Layout(train, query, gallery)
 
 
-def _benchmark(name: str, root: Path) -> tuple[tuple[str, str, str], tuple[_Parser, ...]]:
+def _benchmark(name: str, root: Path) -> tuple[tuple[str, str, str], tuple[Parser, ...]]:
     """Return the folders and the parsers of training, query and gallery names."""
     if name == "veri776":
         folders = ("image_train", "image_query", "image_test")
@@ -140,13 +162,13 @@ def _benchmark(name: str, root: Path) -> tuple[tuple[str, str, str], tuple[_Pars
     else:
         folders = ("bounding_box_train", "query", "bounding_box_test")
         views = {}
-    return folders, tuple(_numbered(views, distractors) for distractors in (False, False, True))
+    return folders, tuple(numbered(views, distractors) for distractors in (False, False, True))
 
 
-def _numbered(views: Mapping[str, str], distractors: bool) -> _Parser:
+def numbered(views: Mapping[str, str], distractors: bool) -> Parser:
     """Return the parser of names that begin like 0002_c1."""
 
-    def parse(name: str) -> _Parsed:
+    def parse(name: str) -> Parsed:
         match = re.match(r"(-?\d+)_c(\d+)", name)
         if match is None:
             return "name without identity and camera"
@@ -171,7 +193,8 @@ def _read_views(root: Path) -> dict[str, str]:
     return views
 
 
-def _folder_parser(pattern: str | None, camera_pattern: str | None) -> _Parser:
+def folder_parser(pattern: str | None, camera_pattern: str | None) -> Parser:
+    """Return the parser of one's own names; see :func:`read_layout`."""
     if pattern is not None and camera_pattern is not None:
         raise InputError(
             "data.options.pattern and data.options.camera_pattern exclude each other: put a group "
@@ -180,7 +203,7 @@ def _folder_parser(pattern: str | None, camera_pattern: str | None) -> _Parser:
     if pattern is not None:
         whole = _compile("pattern", pattern, "identity", ("identity", "camera", "view"))
 
-        def parse(name: str) -> _Parsed:
+        def parse(name: str) -> Parsed:
             groups = _search(whole, name)
             if groups.get("identity") is None:
                 return "name that data.options.pattern does not match"
@@ -191,7 +214,7 @@ def _folder_parser(pattern: str | None, camera_pattern: str | None) -> _Parser:
     if camera_pattern is not None:
         inner = _compile("camera_pattern", camera_pattern, "camera", ("camera", "view"))
 
-    def parse_folder(name: str) -> _Parsed:
+    def parse_folder(name: str) -> Parsed:
         identity, _, rest = name.partition("/")
         if not rest:
             return "not in an identity's folder"
@@ -219,8 +242,8 @@ def _compile(key: str, pattern: str, needed: str, known: Iterable[str]) -> re.Pa
     return compiled
 
 
-def _check_folders(name: str, root: Path, folders: Sequence[str], need_train: bool) -> bool:
-    """Return whether there is a training folder.
+def check_folders(name: str, root: Path, folders: Sequence[str], need_train: bool, expected: str) -> bool:
+    """Return whether there is a training folder, the first of those named.
 
     Raises:
         InputError: a folder that is needed is missing.
@@ -233,13 +256,14 @@ def _check_folders(name: str, root: Path, folders: Sequence[str], need_train: bo
         inside = [other for other in others if all((root / other / folder).is_dir() for folder in folders)]
         hint = f" They are in {inside[0]}: set data.root={root / inside[0]}." if inside else ""
         raise InputError(
-            f"data.root={root} has no folder {', '.join(missing)}; data.name={name} expects {LAYOUTS[name]}. "
+            f"data.root={root} has no folder {', '.join(missing)}; data.name={name} expects {expected}. "
             f"Found: {listed(others)}.{hint}"
         )
     return found[0]
 
 
-def _read_folder(name: str, folder: Path, parse: _Parser) -> Split:
+def read_folder(name: str, folder: Path, parse: Parser, expected: str) -> Split:
+    """Return the images below a folder that a parser makes sense of."""
     found = find_images(folder)
     records, skipped = [], defaultdict(list, {reason: list(names) for reason, names in found.skipped.items()})
     for path in found.paths:
@@ -249,14 +273,21 @@ def _read_folder(name: str, folder: Path, parse: _Parser) -> Split:
             skipped[parsed].append(name_in_split)
         else:
             records.append(Record(path, *parsed))
-    return _checked(name, folder, records, skipped)
+    return checked_split(name, folder, records, skipped, expected)
 
 
-def _checked(name: str, source: Path, records: Sequence[Record], skipped: Mapping[str, Sequence[str]]) -> Split:
+def checked_split(
+    name: str, source: Path, records: Sequence[Record], skipped: Mapping[str, Sequence[str]], expected: str
+) -> Split:
+    """Return a split.
+
+    Raises:
+        InputError: there is nothing in it.
+    """
     if not records:
         raise InputError(
             f"{source} has no usable image: {describe_skipped(skipped) or 'it is empty'}. "
-            f"data.name={name} expects {LAYOUTS[name]}."
+            f"data.name={name} expects {expected}."
         )
     return Split(source, tuple(records), dict(skipped))
 
@@ -306,4 +337,4 @@ def _read_list(path: Path, folder: Path, prefix: str) -> Split:
         else:
             records.append(Record(folder / name, prefix + identity, str(int(camera))))
     records.sort(key=lambda record: record.path)
-    return _checked("msmt17", path, records, skipped)
+    return checked_split("msmt17", path, records, skipped, LAYOUTS["msmt17"])

@@ -31,7 +31,8 @@ class Samples(Dataset[Sample | None]):
 
     Args:
         dataset: may also have ``set_epoch(epoch)``, ``path(index)`` to name a file in messages, and
-            ``foreground(index)``, which this class then has too.
+            ``foreground(index)``, which this class then has too. In place of an image it may give a tuple of M, one a
+            spectrum, None where one is missing: they are transformed alike, to a tensor ``(M, C, H, W)``.
         transform: applied to the image, which is upright and has as many channels as the transform's attribute
             ``channels`` says; 3, so RGB, where it does not.
         seed: not negative.
@@ -79,17 +80,33 @@ class Samples(Dataset[Sample | None]):
     def _read(self, index: int) -> Sample | None:
         epoch = int(self._epoch)
         _forward_epoch(self.dataset, epoch)
-        with reproducible(self.seed, int(self.train), epoch if self.train else 0, index):
+        entropy = (self.seed, int(self.train), epoch if self.train else 0, index)
+        with reproducible(*entropy):
             try:
-                image, label = self.dataset[index]
-                image = convert_picture(_checked_image(image), _channels(self.transform))
+                content, label = self.dataset[index]
+                pictures = [self._converted(image) for image in (content if isinstance(content, tuple) else [content])]
             except InputError:  # a ValueError, but about the data set, not about one file
                 raise
             except UNREADABLE as error:
                 self._report(index, error)
                 return None
-            tensor = _transformed(self.transform, image, self._name(index), self.train)
+            if isinstance(content, tuple):
+                return self._spectra(pictures, index, entropy), as_label(label), index
+            tensor = _transformed(self.transform, pictures[0], self._name(index), self.train)
             return tensor, as_label(label), index
+
+    def _converted(self, image: object) -> Image.Image | None:
+        return None if image is None else convert_picture(_checked_image(image), _channels(self.transform))
+
+    def _spectra(self, pictures: Sequence[Image.Image | None], index: int, entropy: tuple[int, ...]) -> torch.Tensor:
+        """Return the pictures of a sample as ``(M, C, H, W)``, transformed by the same draws; zeros for None."""
+        tensors: list[torch.Tensor | None] = []
+        for picture in pictures:
+            with reproducible(*entropy, 1):
+                name = self._name(index)
+                tensors.append(None if picture is None else _transformed(self.transform, picture, name, self.train))
+        blank = torch.zeros_like(next(tensor for tensor in tensors if tensor is not None))
+        return torch.stack([blank if tensor is None else tensor for tensor in tensors])
 
     def _name(self, index: int) -> str:
         return _path(self.dataset, index) or f"image {index}"
@@ -218,7 +235,7 @@ def _channels(transform: Transform) -> int:
     return getattr(transform, "channels", 3)
 
 
-def _transformed(transform: Transform, picture: Image.Image, name: str, train: bool) -> torch.Tensor:
+def _transformed(transform: Transform, picture: Any, name: str, train: bool) -> torch.Tensor:
     what = "the augmentation (data.augmentation)" if train else "preparing it for the model"
     return apply_transform(transform, picture, name, what)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,16 +16,21 @@ from dynavit.metrics.retrieval import rank_gallery
 from dynavit.report.ranked_lists import ranked_list_figure
 from dynavit.report.tokens import trace_grid
 from dynavit.runs.open import Run
-from dynavit.tasks.reid import Searchable, side_inputs
+from dynavit.tasks.reid import Searchable, sample_inputs
 
 _QUERIES, _MATCHES = 6, 8
 
 
 @torch.inference_mode()
 def draw_kept_tokens(run: Run, images: Tensor, captions: Sequence[str] | None = None) -> Image.Image:
-    """Draw images ``(B, 3, H, W)`` with the tokens that the model keeps after each stage, or merges."""
+    """Draw images ``(B, 3, H, W)`` with the tokens that the model keeps after each stage, or merges.
+
+    Of samples ``(B, M, 3, H, W)`` each spectrum is drawn as an image, under the caption of its sample.
+    """
     _, trace = run.model(images.to(run.device), return_trace=True, **run.model.unknown_cameras(len(images)))
-    pixels = [run.pixels(image) for image in images]
+    pixels = [run.pixels(image) for image in images.flatten(0, -4)]
+    if captions is not None:
+        captions = [caption for caption in captions for _ in range(run.model.num_spectra)]
     return trace_grid(pixels, trace, run.model.adapter.grid_size, captions=captions)
 
 
@@ -44,7 +51,7 @@ def draw_ranked_lists(run: Run, data: ReidData, searched: Searchable) -> Image.I
     query, gallery = searched.query_features[chosen], searched.gallery_features
     nearest = rank_gallery(query, gallery, **labels, metric="cosine", top=_MATCHES)
     pictures: dict[int, Any] = {}
-    kept: dict[int, Any] = {}
+    kept: dict[int, Any] = defaultdict(lambda: None)
     rows = [
         (int(searched.query[number]), [int(searched.gallery[match]) for match in matches.tolist() if match >= 0])
         for number, matches in zip(chosen.tolist(), nearest, strict=True)
@@ -53,12 +60,16 @@ def draw_ranked_lists(run: Run, data: ReidData, searched: Searchable) -> Image.I
     for index in needed:
         sample = data.validation[index]
         assert sample is not None  # it has been read before
-        pictures[index] = run.pixels(sample[0])
+        spectra = sample[0][None].flatten(0, -4)  # side by side
+        pictures[index] = np.concatenate([run.pixels(image) for image in spectra], axis=1)
         _, trace = run.model(
-            sample[0][None].to(run.device), return_trace=True, **side_inputs(run.model, data, torch.tensor([index]))
+            sample[0][None].to(run.device), return_trace=True, **sample_inputs(run.model, data, torch.tensor([index]))
         )
-        kept[index] = trace.stages[-1].kept[0].cpu().numpy() if trace.stages else None
+        if trace.stages:
+            grids = trace.stages[-1].kept.unflatten(1, run.model.adapter.grid_size)
+            kept[index] = torch.cat([*grids], dim=1).flatten().cpu().numpy()
     prunes = bool(run.model.scorers)  # merging drops nothing
+    rows_of_patches, columns = run.model.adapter.grid_size
 
     def caption(index: int) -> str:
         camera = int(data.cameras[index])
@@ -73,5 +84,5 @@ def draw_ranked_lists(run: Run, data: ReidData, searched: Searchable) -> Image.I
         result_captions=[[caption(match) for match in matches] for _, matches in rows],
         query_kept=[kept[query] for query, _ in rows] if prunes else None,
         result_kept=[[kept[match] for match in matches] for _, matches in rows] if prunes else None,
-        grid_size=run.model.adapter.grid_size if prunes else None,
+        grid_size=(rows_of_patches, columns * run.model.num_spectra) if prunes else None,
     )

@@ -13,20 +13,27 @@ from PIL import Image
 from torch import Tensor
 
 from dynavit.evaluation.drawings import draw_kept_tokens
+from dynavit.evaluation.spectra import spectra_columns
 from dynavit.files import write_together
 from dynavit.report.figures import png
 from dynavit.report.histogram import plot_token_counts
 from dynavit.report.html import render_report
 from dynavit.report.pareto import plot_methods, plot_pareto
 from dynavit.report.rows import flat, is_adaptive
-from dynavit.report.table import markdown_table
+from dynavit.report.table import markdown, markdown_table
 from dynavit.runs.open import Run
 from dynavit.selectors.registry import selector_config
 from dynavit.tables import Row, csv_text
 
 
 def write_evaluation(
-    run: Run, rows: Sequence[Row], output: Path, sample: Tensor, metric: str, ranked: Image.Image | None
+    run: Run,
+    rows: Sequence[Row],
+    output: Path,
+    sample: Tensor,
+    metric: str,
+    ranked: Image.Image | None,
+    spectra: Sequence[Row] = (),
 ) -> None:
     """Write the results of evaluating a run.
 
@@ -38,6 +45,7 @@ def write_evaluation(
         sample: a few images ``(B, 3, H, W)`` on which to show the tokens.
         metric: of the rows, to be shown.
         ranked: ranked lists of a re-identification model.
+        spectra: of a model of several, what is left where some are missing, for ``spectra.json`` and ``spectra.md``.
 
     Raises:
         InputError: a file cannot be written; then all that stood there before stays.
@@ -56,6 +64,9 @@ def write_evaluation(
     if ranked is not None:
         files["ranked_lists.png"] = png(partial(ranked.save, format="PNG"))
         pictures["What is found first for some queries; dropped patches are faded"] = ranked
+    if spectra:
+        files["spectra.json"] = json.dumps(list(spectra), indent=2) + "\n"
+        files["spectra.md"] = markdown(spectra_columns(spectra, metric))
     assert run.config is not None
     settings = {
         "folder": str(run.path),

@@ -19,12 +19,14 @@ from dynavit.errors import InputError
 from dynavit.evaluation.drawings import draw_ranked_lists
 from dynavit.evaluation.results import write_evaluation
 from dynavit.evaluation.rivals import all_smaller_images, nearest, parse_rivals, smaller_images, trained_rival
+from dynavit.evaluation.spectra import spectra_columns, spectra_rows, spectra_variants
 from dynavit.evaluation.speed import time_models
 from dynavit.evaluation.variants import Variant, check_adaptive, run_variants
 from dynavit.files import require_folder
 from dynavit.models import PrunedViT
 from dynavit.numbers import checked_whole
 from dynavit.report.rows import accuracy_base
+from dynavit.report.table import aligned
 from dynavit.runs.loading import first_images, make_loader, prepare_loader
 from dynavit.runs.open import Run
 from dynavit.tables import Row
@@ -101,7 +103,8 @@ def evaluate_run(
         keep_ratios: r keeps r, r^2, r^3 ... over the stages, or as the count rule says; the configuration's if None.
         batch_sizes: at which speed is measured; an empty list measures none.
         output: where ``evaluation.json``, ``evaluation.csv``, ``pareto.png``, ``kept_tokens.png``,
-            ``token_counts.png``, ``ranked_lists.png`` and ``report.html`` go; the run's folder if None.
+            ``token_counts.png``, ``ranked_lists.png`` and ``report.html`` go, and of several spectra ``spectra.json``
+            and ``spectra.md``, what is left where some are missing; the run's folder if None.
         adaptive: add for each ratio below 1 a row in which every image keeps as many tokens as it needs, by
             thresholds calibrated on training images; the configuration's choice if None.
         rivals: the dense model on smaller images, not trained on these: heights in pixels with commas between them,
@@ -142,7 +145,9 @@ def evaluate_run(
     # the ranked lists are those of the model as it was trained, which may be none of the rows
     deployed = next((n for n, variant in enumerate(variants) if _is_deployed(variant.model, run)), len(variants))
     more = [Variant("pruned", 1.0, run.model)] if run.is_reid and deployed == len(variants) else []
-    evaluations = evaluate_variants([*variants, *more], task, data, run.config.data.batch_size, accelerator)
+    some = spectra_variants(run)
+    judged = [*variants, *more, *some]
+    evaluations = evaluate_variants(judged, task, data, run.config.data.batch_size, accelerator)
     found = [*evaluations[: len(variants)], *(_evaluate_rival(rival, run, accelerator) for rival in others)]
     compared = [*variants, *others]
     rows = make_rows(compared, found, task)
@@ -152,7 +157,13 @@ def evaluate_run(
             row["throughput"] = throughput
         as_deployed = evaluations[deployed] if run.is_reid else None
         ranked = None if as_deployed is None else draw_ranked_lists(run, data, as_deployed.searched)
-        write_evaluation(run, rows, output, torch.stack(first_images(data.validation, 4)), task.metric, ranked)
+        left: list[Row] = []
+        if some and as_deployed is not None:
+            left = spectra_rows(some, evaluations[-len(some) :], as_deployed, task)
+            table = aligned(spectra_columns(left, task.metric))
+            accelerator.print(f"The model as trained, with some spectra missing:\n\n{table}\n")
+        sample = torch.stack(first_images(data.validation, 4))
+        write_evaluation(run, rows, output, sample, task.metric, ranked, left)
     return rows
 
 
@@ -206,8 +217,9 @@ def _row(variant: Variant, evaluation: Evaluation | None, task: Task) -> Row:
 
 
 def _count_statistics(model: PrunedViT, counts: Tensor) -> Row:
-    """Return what a row says of the tokens kept ``(S, stages)`` of each image."""
+    """Return what a row says of the tokens kept of each image, ``(S, M, stages)`` of M spectra."""
     assert model.thresholds is not None
+    counts = counts.flatten(0, 1)
     last = counts[:, -1].numpy()
     # bins of a whole number of tokens: else some would hold one more value than others
     edges = int(last.min()) + np.arange(_BINS + 1) * -(-(int(last.max()) + 1 - int(last.min())) // _BINS)

@@ -142,8 +142,11 @@ def _dense_start(run: Run) -> PrunedViT | None:
     if run.config.model.checkpoint is None and not starts_trained(run.config, run.class_names):
         return None  # its head was random: there is nothing to compare with
     config = after_move(run.config, run.path)
+    parts: dict[str, Any] = {"side": run.model.side.options()} if run.model.side else {}
+    if run.model.num_spectra > 1:
+        parts["spectra"] = run.model.num_spectra
     try:
-        start = build_start(config, run.class_names, run.model.side.options() if run.model.side else None)
+        start = build_start(config, run.class_names, parts)
     except InputError as error:
         warnings.warn(
             f"the model that the run started from is gone, so there is no accuracy of a dense model: {error}",

@@ -58,17 +58,16 @@ class OtherSpectra:
         return features, None if self.present is None else self.present[:, index].flatten(0, 1)
 
 
-def find_guide(model: Any, tokens: Tokens, features: Tensor | None, present: Tensor | None) -> Guide | None:
+def find_guide(model: Any, features: Tensor | None, present: Tensor | None) -> Guide | None:
     """Return what guides the scores of a forward.
 
     Args:
         model: a PrunedViT.
-        tokens: as embedded.
         features: what the caller passed as ``guide``.
-        present: what the caller passed as ``present``.
+        present: what :func:`find_present` returned.
 
     Raises:
-        InputError: features that nothing reads, or spectra that are not there to be present; shapes that do not fit.
+        InputError: features that nothing reads.
     """
     count, reads = model.num_spectra, any(scorer.guides for scorer in model.scorers)
     if features is not None:
@@ -80,12 +79,32 @@ def find_guide(model: Any, tokens: Tokens, features: Tensor | None, present: Ten
                 "create the model with scorer={'name': 'guided', 'guides': G}."
             )
         return Given(features)
-    if present is not None:
-        if count == 1:
-            raise InputError("present: this model sees one image a sample: leave present out.")
-        if model.training:
-            raise InputError("present: in training every spectrum of a sample has to be there: leave present out.")
-        shape = (len(tokens.x) // count, count)
-        if present.shape != shape or present.dtype != torch.bool:
-            raise InputError(f"present: a bool tensor of shape {shape}, got {present.dtype} {tuple(present.shape)}.")
     return OtherSpectra(count, present) if reads and count > 1 else None
+
+
+def find_present(model: Any, tokens: Tokens, present: Tensor | None) -> Tensor | None:
+    """Return which spectra of each sample there are, ``(B, M)`` bool; None: all.
+
+    Args:
+        model: a PrunedViT.
+        tokens: as embedded.
+        present: what the caller passed.
+
+    Raises:
+        InputError: something else, spectra of a model that has none, or one that is absent in training.
+    """
+    count = model.num_spectra
+    if present is None and not model.absent:
+        return None
+    if count == 1:
+        raise InputError("present: this model sees one image a sample: leave present out.")
+    if model.training:
+        raise InputError("present: in training every spectrum of a sample has to be there: leave present out.")
+    shape, device = (len(tokens.x) // count, count), tokens.x.device
+    if present is not None and (present.shape != shape or present.dtype != torch.bool):
+        raise InputError(f"present: a bool tensor of shape {shape}, got {present.dtype} {tuple(present.shape)}.")
+    there = [number not in model.absent for number in range(count)]
+    if not any(there) or not set(model.absent) <= set(range(count)):
+        raise InputError(f"absent={tuple(model.absent)}: some of 0 to {count - 1}, the model's spectra, but not all.")
+    everywhere = torch.tensor(there, device=device).expand(shape)
+    return everywhere if present is None else everywhere & present.to(device)

@@ -24,7 +24,7 @@ from dynavit.models.execution import (
     learns_by_mask,
 )
 from dynavit.models.gathered import GatheredTokens
-from dynavit.models.guides import find_guide
+from dynavit.models.guides import find_guide, find_present
 from dynavit.models.heads import BNNeck
 from dynavit.models.intermediates import forward_intermediates
 from dynavit.models.masked import MaskedTokens
@@ -74,6 +74,7 @@ class PrunedViT(nn.Module):
         model_kwargs: what timm needs beside it.
         scorer_config: what :func:`dynavit.create_model` was asked for, for models that have no scorers at present.
         metadata: plain data saved along: class names, preprocessing, whatever else serves users.
+        absent: numbers of spectra that are taken for absent in every sample; not saved.
     """
 
     execution: Any = OneOf("auto", "mask", "gather")
@@ -109,6 +110,7 @@ class PrunedViT(nn.Module):
         self.model_kwargs: dict[str, Any] = {}
         self.origin: tuple[Any, Origin] | None = None
         self.metadata: dict[str, Any] = {}
+        self.absent: tuple[int, ...] = ()
         self.execution = "auto"
         self.mask_form = "key"
         self.probes = DEFAULT_PROBES
@@ -211,6 +213,7 @@ class PrunedViT(nn.Module):
                 selector cannot be used with.
         """
         tokens = self.embed(images, cameras, views, follow=return_trace)
+        present = find_present(self, tokens, present)
         request = self.request(tokens, keep_counts, guide, present, temperature=temperature, generator=generator)
         self.run(tokens, request)
         x = self.adapter.norm(tokens.x)
@@ -321,7 +324,7 @@ class PrunedViT(nn.Module):
             skips_full=not self.training and keep_counts is None and self.thresholds is None,
             thresholds=None if self.training or keep_counts is not None else self.thresholds,
             probes=self.probes if self.training and learns_by_mask(self) else None,
-            guide=find_guide(self, tokens, guide, present),
+            guide=find_guide(self, guide, present),
             **sampling,
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -42,13 +43,16 @@ class StartingModel:
     side_is_new: bool = True
 
 
-def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None = None) -> StartingModel:
+def build_start(
+    config: Config, classes: Sequence[str] | None, parts: Mapping[str, Any] = MappingProxyType({})
+) -> StartingModel:
     """Create the starting model for these classes, or training identities (None: those it has).
 
     Args:
         config: the run.
         classes: their names.
-        side: options of the camera embedding, or None.
+        parts: what the data demand of a re-identification model, ``side`` and ``spectra`` of
+            :func:`~dynavit.models.factory.create_model`.
 
     Raises:
         InputError: what the configuration asks for does not exist or does not fit.
@@ -63,7 +67,7 @@ def build_start(config: Config, classes: Sequence[str] | None, side: Mapping[str
             f"leave it out."
         )
     build = _build_reid if config.task == "reid" else _build_classifier
-    return build(config, classes, side)
+    return build(config, classes, parts)
 
 
 def build_outline(config: Config) -> PrunedViT:
@@ -79,7 +83,7 @@ def build_outline(config: Config) -> PrunedViT:
         return build_start(without, None).model
 
 
-def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mapping[str, Any] | None) -> StartingModel:
+def _build_classifier(config: Config, classes: Sequence[str] | None, parts: Mapping[str, Any]) -> StartingModel:
     settings = config.model
     if settings.checkpoint is not None:
         with _naming_checkpoint(settings.checkpoint):
@@ -101,11 +105,10 @@ def _build_classifier(config: Config, classes: Sequence[str] | None, side: Mappi
     return StartingModel(model.train(), dense.eval().requires_grad_(False), replaced, trained)
 
 
-def _build_reid(config: Config, identities: Sequence[str] | None, side: Mapping[str, Any] | None) -> StartingModel:
+def _build_reid(config: Config, identities: Sequence[str] | None, parts: Mapping[str, Any]) -> StartingModel:
     settings = config.model
-    parts: dict[str, Any] = {}
     if identities is not None:
-        parts = {"num_identities": len(identities), "embedding": settings.embedding, "side": side}
+        parts = {"num_identities": len(identities), "embedding": settings.embedding, **parts}
     if settings.checkpoint is not None:
         with _naming_checkpoint(settings.checkpoint):
             start = load_reid_start(

@@ -112,9 +112,9 @@ class Task(ABC):
         """Return what else a model is given with the samples ``(B,)`` of validation, or of training."""
         return {}
 
-    def side(self, data: Any) -> Mapping[str, Any] | None:
-        """Return the options of the model's camera embedding; None where it has none."""
-        return None
+    def parts(self, data: Any) -> Mapping[str, Any]:
+        """Return what else the model is made with because of the data: the camera embedding, and how many spectra."""
+        return {}
 
     def metadata(self, data: Any) -> dict[str, Any]:
         """Return what to save with the model, beside preprocessing and class names."""

@@ -108,7 +108,8 @@ class Objective(ABC):
             terms |= self._agreement(output, trace, lesson)
         if self.reward is not None and (log_prob := trace.log_prob) is not None:
             rewards = self._rewards(output, targets)
-            log_prob = log_prob.reshape(self.samples, -1)
+            # of several spectra, what is chosen in all of them earns the sample's reward
+            log_prob = log_prob.reshape(*rewards.shape, -1).sum(dim=2)
             terms["policy_gradient"] = policy_gradient_loss(log_prob, rewards), self.settings.policy_gradient_weight
         for name, loss in trace.aux.items():
             terms[name] = loss, 1.0
@@ -138,6 +139,8 @@ class Objective(ABC):
     def _teach(self, images: Tensor) -> Lesson | None:
         if self.teacher is None:
             return None
+        if images.ndim == 5:  # of several spectra, each is an image to the teacher
+            images = images.flatten(0, 1)
         lesson = teach(self.teacher, images, attention=self.settings.score_distillation_weight > 0)
         features, answer, attention = lesson.features, lesson.answer, lesson.attention
         if attention is not None:

@@ -28,9 +28,10 @@ class Outputs:
         indices: ``(S,)`` int64.
         labels: ``(S,)`` int64.
         answers: ``(S, ...)``.
-        kept: ``(S, N)`` bool, patches kept by the first stage that prunes; None if none does, or merges instead.
+        kept: ``(S, M N)`` bool, patches kept by the first stage that prunes, of each of M spectra where there are
+            several; None if none does, or merges instead.
         expected: ``(S, stages that prune)`` fp32, expected fractions kept; None likewise.
-        counts: ``(S, stages)`` int64, tokens kept by each stage, where thresholds decide how many; else None.
+        counts: ``(S, M, stages)`` int64, tokens kept by each stage, where thresholds decide how many; else None.
     """
 
     indices: Tensor
@@ -84,12 +85,14 @@ def collect_outputs(
 
 def _choices(model: PrunedViT, trace: Trace) -> dict[str, Tensor]:
     part: dict[str, Tensor] = {}
+    by_sample = (-1, model.num_spectra)
     if trace.choices:
         expected = torch.stack([choice.expected for choice in trace.choices], dim=1)
         first = next(stage for stage in trace.stages if stage.choice is not None)
-        part |= {"kept": first.kept, "expected": expected}
+        kept = first.kept.unflatten(0, by_sample).flatten(1)
+        part |= {"kept": kept, "expected": expected.unflatten(0, by_sample).mean(dim=1)}
     if model.thresholds is not None:
-        part["counts"] = kept_counts(trace)
+        part["counts"] = kept_counts(trace).unflatten(0, by_sample)
     return part
 
 
@@ -127,7 +130,7 @@ def selection_metrics(model: PrunedViT, answers: Outputs, foreground: Any = None
         return metrics
     if foreground is not None:
         masks = [patch_mask(foreground(index), model.adapter.grid_size) for index in answers.indices.tolist()]
-        recall = foreground_recall(answers.kept, torch.from_numpy(np.stack(masks)))
+        recall = foreground_recall(answers.kept, torch.from_numpy(np.tile(masks, model.num_spectra)))
         metrics["foreground_recall"] = float(recall.nanmean())
     if not model.selector.fixed_k and model.thresholds is None:
         # of the count, which the count rule makes of the ratio

@@ -22,6 +22,7 @@ from dynavit.metrics.reranking import rerank_blocks
 from dynavit.metrics.retrieval import Distance, RetrievalResult, retrieval_metrics
 from dynavit.models import PrunedViT
 from dynavit.models.heads import Embedding
+from dynavit.models.spectra import SpectraEmbedding
 from dynavit.runs.loading import foreground_of
 from dynavit.tasks.base import Detail, Evaluation, Task
 from dynavit.tasks.count_loss import CountLoss
@@ -77,21 +78,24 @@ class ReidTask(Task):
             options=settings.options,
         )
 
-    def side(self, data: ReidData) -> Mapping[str, Any] | None:
-        options = self.config.model.side
+    def parts(self, data: ReidData) -> Mapping[str, Any]:
+        options, parts = self.config.model.side, {}
+        if data.spectra:
+            parts["spectra"] = len(data.spectra)
         if options is None:
-            return None
+            return parts
         if not _known(data.train_cameras):
             raise InputError(f"model.side={options}: the training data tell no cameras; set model.side=null.")
-        cameras, views = self.metadata(data).values()
-        return {"cameras": len(cameras), "views": max(len(views), 1), **options}
+        cameras, views = (self.metadata(data)[name] for name in ("camera_names", "view_names"))
+        return {**parts, "side": {"cameras": len(cameras), "views": max(len(views), 1), **options}}
 
     def metadata(self, data: ReidData) -> dict[str, Any]:
-        """Return the names of the cameras and views in training, by which a model knows them again."""
-        return {
+        """Return the names of the cameras and views in training, by which a model knows them again, and of spectra."""
+        names = {
             "camera_names": [data.camera_names[number] for number in _known(data.train_cameras)],
             "view_names": [data.view_names[number] for number in _known(data.train_views)],
         }
+        return {**names, "spectra": list(data.spectra)} if data.spectra else names
 
     def batch_size(self, data: ReidData, processes: int) -> int:
         """Return P x K images: as configured, or with fewer identities where there are too few.
@@ -164,7 +168,7 @@ class ReidTask(Task):
         return evaluations
 
     def inputs(self, model: PrunedViT, data: ReidData, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
-        return side_inputs(model, data, indices, train)
+        return sample_inputs(model, data, indices, train)
 
     def chance_loss(self, num_classes: int) -> float:
         # a triplet loss that tells nothing apart is softplus(0), or its margin
@@ -173,6 +177,8 @@ class ReidTask(Task):
 
 class ReidObjective(Objective):
     """Identity cross-entropy on the neck's logits, and a metric loss on the features before it.
+
+    Of several spectra the mean over the neck's heads, where DeMo (https://arxiv.org/abs/2412.10650) has the sum.
 
     Args:
         data: whose cameras the model may be told. The other arguments are those of :class:`Objective`.
@@ -183,29 +189,35 @@ class ReidObjective(Objective):
     ) -> None:
         super().__init__(settings, model.selector, count_loss, teacher)
 
-        def create(**options: Any) -> MetricLoss:
-            return create_metric_loss(num_classes=model.num_classes, embedding_size=model.num_features, **options)
+        def create(width: int) -> nn.ModuleDict:
+            sizes = {"num_classes": model.num_classes, "embedding_size": width}
+            losses = {"metric": create_metric_loss(**sizes, **settings.metric)}
+            if settings.center_weight:
+                losses["center"] = create_metric_loss(name="center", **sizes)
+            return nn.ModuleDict(losses)
 
-        losses = {"metric": create(**settings.metric)}
-        if settings.center_weight:
-            losses["center"] = create(name="center")
-        self._losses: nn.Module = _MetricLosses(losses)
-        if any(loss.has_parameters for loss in losses.values()):
+        spectra, width = model.num_spectra, model.num_features
+        widths = [width] if spectra == 1 else [width, *[width // spectra] * spectra]
+        self._losses: nn.Module = _MetricLosses([create(width) for width in widths])
+        if any(loss.has_parameters for loss in self._losses.modules() if isinstance(loss, MetricLoss)):
             self.module = self._losses
         self._model, self._data = model, data
         self._statistics: dict[str, Tensor] = {}
 
     def inputs(self, indices: Tensor) -> dict[str, Tensor]:
-        return side_inputs(self._model, self._data, indices, train=True)
+        return sample_inputs(self._model, self._data, indices, train=True)
 
-    def task_losses(self, output: Embedding, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
-        identity = F.cross_entropy(output.logits.float(), targets, label_smoothing=self.settings.label_smoothing)
+    def task_losses(self, output: Embedding | SpectraEmbedding, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
+        heads, smoothing = _heads(output), self.settings.label_smoothing
+        each = [F.cross_entropy(head.logits.float(), targets, label_smoothing=smoothing) for head in heads]
+        identity = torch.stack(each).mean()
         compare = self.module if self.module is not None else self._losses  # which the accelerator may have wrapped
         found: list[dict[str, tuple[Tensor, dict[str, Tensor]]]] = []
+        parts = zip(*(head.features.chunk(self.samples) for head in heads), strict=True)
         # selections of the same batch are not compared with each other
-        for features, labels in zip(output.features.chunk(self.samples), targets.chunk(self.samples), strict=True):
+        for features, labels in zip(parts, targets.chunk(self.samples), strict=True):
             if self.settings.metric_across_processes:
-                features, labels = gather_with_gradient(features), gather_with_gradient(labels)
+                features, labels = tuple(map(gather_with_gradient, features)), gather_with_gradient(labels)
             found.append(compare(features, labels))
         self._statistics = found[0]["metric"][1]
         weights = {"metric": self.settings.metric_weight, "center": self.settings.center_weight}
@@ -217,14 +229,30 @@ class ReidObjective(Objective):
 
 
 class _MetricLosses(nn.Module):
-    """Losses on the same features, by name, in one module that can be wrapped for several processes."""
+    """Losses on the same features, by name, for each head, in one module that can be wrapped for several processes."""
 
-    def __init__(self, losses: Mapping[str, MetricLoss]) -> None:
+    def __init__(self, heads: Sequence[nn.ModuleDict]) -> None:
         super().__init__()
-        self.losses = nn.ModuleDict(losses)
+        self.heads = nn.ModuleList(heads)
 
-    def forward(self, features: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
-        return {name: loss(features, labels) for name, loss in self.losses.items()}
+    def forward(self, features: Sequence[Tensor], labels: Tensor) -> dict[str, tuple[Tensor, dict[str, Tensor]]]:
+        """Return the mean of each loss over the heads, with the statistics of the first head."""
+        found = [
+            {name: loss(one, labels) for name, loss in losses.items()}  # type: ignore[operator]
+            for losses, one in zip(self.heads, features, strict=True)
+        ]
+        return {
+            name: (torch.stack([head[name][0] for head in found]).mean(), statistics)
+            for name, (_, statistics) in found[0].items()
+        }
+
+
+def _heads(output: Embedding | SpectraEmbedding) -> list[Embedding]:
+    """Return what is learned by: the embedding, and of several spectra that of each as well."""
+    if isinstance(output, Embedding):
+        return [output]
+    each = zip(output.each_features.unbind(dim=1), output.each_logits.unbind(dim=1), strict=True)
+    return [Embedding(output.features, output.logits), *(Embedding(*one) for one in each)]
 
 
 class Searchable:
@@ -266,13 +294,21 @@ class Searchable:
         return retrieval_metrics(self.query_features, self.gallery_features, **labels, metric=metric)
 
 
-def side_inputs(model: PrunedViT, data: ReidData, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
-    """Return cameras and views of samples ``(B,)``, as a model that wants them numbers them; -1 is unknown to it."""
+def sample_inputs(model: PrunedViT, data: ReidData, indices: Tensor, train: bool = False) -> dict[str, Tensor]:
+    """Return what a model is told of samples ``(B,)`` beside their images.
+
+    Cameras and views, if it wants them, are numbered as it knows them, -1 where it does not. Of validation samples it
+    is told which spectra there are, if some are missing.
+    """
+    inputs, device = {}, next(model.parameters()).device
+    if data.present is not None and not train:
+        inputs["present"] = data.present[indices.cpu()].to(device)
     if model.side is None:
-        return {}
+        return inputs
     cameras, views = (data.train_cameras, data.train_views) if train else (data.cameras, data.views)
-    device, metadata = model.side.table.device, model.metadata
+    metadata = model.metadata
     return {
+        **inputs,
         "cameras": _renumbered(cameras[indices.cpu()], data.camera_names, metadata["camera_names"]).to(device),
         "views": _renumbered(views[indices.cpu()], data.view_names, metadata["view_names"]).to(device),
     }

@@ -258,8 +258,8 @@ def _files_of(data: Any, root: str | None) -> dict[str, LabelledFiles] | None:
         return {
             name: LabelledFiles(
                 Path(root or "."),
-                tuple(record.path for record in records),
-                tuple(record.identity for record in records),
+                tuple(path for record in records for path in record.files),
+                tuple(record.identity for record in records for _ in record.files),
                 tuple(sorted({record.identity for record in records})),
             )
             for name, records in parts.items()

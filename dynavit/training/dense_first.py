@@ -148,7 +148,7 @@ def _unknown_classes(config: Config) -> tuple[str, ...] | None:
     if model.checkpoint is None:
         known = starts_trained(config, classes)
     else:
-        known = build_start(config, classes, task.side(data)).dense_is_trained
+        known = build_start(config, classes, task.parts(data)).dense_is_trained
     return None if known else classes
 
 

@@ -63,10 +63,11 @@ class Logbook:
 
     @torch.no_grad()
     def pictures(self, step: int, model: PrunedViT, images: Sequence[Tensor]) -> None:
-        """Show which tokens of some images ``(3, H, W)`` the model keeps."""
+        """Show which tokens of some images ``(3, H, W)``, or samples ``(M, 3, H, W)``, the model keeps."""
         batch = torch.stack(list(images)).to(self.accelerator.device)
         _, trace = model(batch, return_trace=True, **model.unknown_cameras(len(images)))
-        pixels = [to_pixels(image, self.preprocessing["mean"], self.preprocessing["std"]) for image in images]
+        mean, std = self.preprocessing["mean"], self.preprocessing["std"]
+        pixels = [to_pixels(image, mean, std) for image in batch.flatten(0, -4)]
         picture = trace_grid(pixels, trace, model.adapter.grid_size)
         tensor = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         writer = self.accelerator.get_tracker("tensorboard", unwrap=True)

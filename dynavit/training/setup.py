@@ -148,7 +148,7 @@ def _open_data(config: Config, task: Task, accelerator: Accelerator) -> tuple[An
 def _build_start(config: Config, task: Task, data: Any, preprocessing: dict[str, Any]) -> StartingModel:
     """Return the starting model, with what is saved beside its weights."""
     classes = tuple(data.class_names)
-    start = build_start(config, classes, task.side(data))
+    start = build_start(config, classes, task.parts(data))
     model = start.model
     model.metadata = {"preprocessing": preprocessing, "class_names": list(classes), **task.metadata(data)}
     for key in ("camera_names", "view_names"):

@@ -195,6 +195,23 @@ def test_saved_and_loaded_with_cameras(tmp_path: Any) -> None:
     assert not torch.equal(model(samples, cameras=cameras.flip(0), present=present), found)
 
 
+@torch.no_grad()
+def test_a_spectrum_may_be_absent_for_good(model_for: Make) -> None:
+    model = model_for()
+    samples = samples_for(model)
+    present = torch.tensor([[True, True, True], [True, False, True], [False, True, True]])
+    without = model.at_ratio(model.keep_ratios)
+    without.absent = (2,)
+    expected = model(samples, present=torch.tensor([[True, True, False]] * B))
+    assert torch.equal(without(samples), expected)
+    assert torch.equal(without(samples, present=present), model(samples, present=present & ~torch.eye(M).bool()[2]))
+    assert not torch.equal(model(samples), expected)
+    for wrong in ((0, 1, 2), (3,), (-1,)):
+        without.absent = wrong
+        with pytest.raises(InputError, match=r"absent=.*: some of 0 to 2, the model's spectra, but not all"):
+            without(samples)
+
+
 def test_what_does_not_fit(model_for: Make) -> None:
     model = model_for()
     samples = samples_for(model)

@@ -22,7 +22,7 @@ from dynavit.runs.build import build_start
 from dynavit.runs.loading import make_loader
 from dynavit.runs.open import open_run
 from dynavit.tasks import create_task
-from dynavit.tasks.reid import side_inputs
+from dynavit.tasks.reid import sample_inputs
 from dynavit.training.trainer import Trainer
 
 Make = Callable[..., Config]
@@ -275,7 +275,7 @@ def test_cameras_are_known_by_name_and_strangers_are_unknown(reid: Make, people:
             shutil.copy(path, tmp_path / "moved" / folder / name)
     other = create_task(reid(f"data.root={tmp_path / 'moved'}"))
     data = other.open_data(trainer.setup.preprocessing, train=False)
-    found = side_inputs(model, data, torch.arange(len(data.validation)))["cameras"]
+    found = sample_inputs(model, data, torch.arange(len(data.validation)))["cameras"]
     names = [data.camera_names[number] for number in data.cameras.tolist()]
     assert set(names) == {"2", "5"}
     assert found.tolist() == [1 if name == "2" else -1 for name in names]
@@ -287,7 +287,7 @@ def test_the_dense_start_keeps_its_own_cameras(reid: Make, tmp_path: Path) -> No
     Trainer(dense).fit()
     config = reid("model.side={scale: 3.0}", folder="pruned")
     config.model.checkpoint, config.model.architecture, config.model.kwargs = str(dense.run_dir), None, {}
-    start = build_start(config, [f"{n:04}" for n in range(1, 7)], {"cameras": 2, "views": 1, "scale": 3.0})
+    start = build_start(config, [f"{n:04}" for n in range(1, 7)], {"side": {"cameras": 2, "views": 1, "scale": 3.0}})
     assert start.dense_is_trained
     torch.testing.assert_close(start.dense.side.table, dynavit.load(dense.run_dir).side.table)
     config.train.epochs = 1

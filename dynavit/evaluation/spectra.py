@@ -1,0 +1,69 @@
+"""What a model of several spectra is worth where some are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from dynavit.evaluation.variants import Variant
+from dynavit.report.rows import metric_name
+from dynavit.report.table import Column
+from dynavit.runs.open import Run
+from dynavit.tables import Row
+from dynavit.tasks import Evaluation, Task
+
+
+def spectra_variants(run: Run) -> list[Variant]:
+    """Return the run's model without some of its spectra: with all but one, all but two, and so on; else none."""
+    count, variants = run.model.num_spectra, []
+    names = run.model.metadata.get("spectra") or [str(number) for number in range(count)]
+    for left_out in range(1, count):
+        for absent in combinations(range(count), left_out):
+            model = run.model.at_ratio(run.model.keep_ratios)
+            model.absent = absent
+            left = [name for number, name in enumerate(names) if number not in absent]
+            variants.append(Variant("pruned", 1.0, model.eval(), about={"spectra": left}))
+    return variants
+
+
+def spectra_rows(
+    variants: Sequence[Variant], evaluations: Sequence[Evaluation | None], whole: Evaluation, task: Task
+) -> list[Row]:
+    """Return what is left with each set of spectra, first of all with all of them.
+
+    Args:
+        variants: what :func:`spectra_variants` returned.
+        evaluations: of each.
+        whole: of the model with all spectra.
+        task: that evaluated them.
+
+    Returns:
+        Rows with ``spectra``, their names; the metrics, the task's with its interval; and but for the first row
+        ``delta_<metric>``, points against it, with its interval.
+    """
+    rows: list[Row] = [{"spectra": "all", **whole.metrics, **task.interval(whole.detail)}]
+    for variant, found in zip(variants, evaluations, strict=True):
+        assert found is not None
+        change = found.metrics[task.metric] - whole.metrics[task.metric]
+        row = {"spectra": variant.about["spectra"], **found.metrics, **task.interval(found.detail)}
+        rows.append({**row, f"delta_{task.metric}": change, **task.difference(whole.detail, found.detail)})
+    return rows
+
+
+def spectra_columns(rows: Sequence[Row], metric: str) -> list[Column]:
+    """Return the columns of the table of :func:`spectra_rows`."""
+
+    def ends(name: str, form: str) -> list[str]:
+        keys = f"{name}_low", f"{name}_high"
+        return [" to ".join(format(row[key], form) for key in keys) if keys[0] in row else "-" for row in rows]
+
+    shown = ["all" if row["spectra"] == "all" else ", ".join(row["spectra"]) for row in rows]
+    changes = [row.get(f"delta_{metric}") for row in rows]
+    return [
+        Column("spectra", shown, left=True),
+        Column(metric_name(metric), [f"{row[metric]:.2f}" for row in rows]),
+        Column("95 % interval", ends(metric, ".1f")),
+        Column("rank-1", [f"{row['rank1']:.2f}" for row in rows]),
+        Column("delta", ["-" if change is None else f"{change:+.2f}" for change in changes]),
+        Column("95 % interval", ends(f"delta_{metric}", "+.1f")),
+    ]
