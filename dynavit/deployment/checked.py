@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dynavit.deployment.deployed import Deployed
@@ -15,7 +17,7 @@ from dynavit.deployment.formats import FORMATS, require_target
 from dynavit.deployment.inputs import repeated
 from dynavit.deployment.judging import Judge
 from dynavit.deployment.target import ONNX, Target
-from dynavit.deployment.verify import Verification, require_same_answers, same_tokens, verify
+from dynavit.deployment.verify import Verification, clear_choices, require_same_answers, same_tokens, verify
 from dynavit.errors import InputError
 from dynavit.files import replacing_together
 from dynavit.tables import Row
@@ -79,6 +81,9 @@ def write_checked(
             classifies=classifies,
             clear=clear,
         )
+        for number in range(plain.model.num_spectra if plain.takes_present else 0):
+            apart = _without(plain, exported, number, images, target, tolerance, classifies)
+            found = replace(found, max_difference=max(found.max_difference, apart))
         if judge is not None:
             found = replace(found, judgement=judge(lambda some: exported(some)[0], target.batch))
         elif tolerance is None:
@@ -92,6 +97,33 @@ def write_checked(
                 exported = chosen.open(twin)
             found = replace(found, same_tokens=same_tokens(telling, exported, images, target.batch_sizes))
     return found
+
+
+def _without(
+    plain: Deployed,
+    exported: Callable[..., Sequence[Tensor]],
+    number: int,
+    images: Tensor,
+    target: Target,
+    tolerance: float | None,
+    classifies: bool,
+) -> float:
+    """Compare answers where a spectrum is missing in every sample; return the largest difference."""
+    model = copy(plain.model)
+    model.absent = (number,)
+
+    def present(some: Tensor) -> Tensor:
+        return torch.arange(model.num_spectra).expand(some.shape[:2]) != number
+
+    return verify(
+        lambda some: plain(some, present(some)),
+        lambda some: exported(some, present(some))[0],
+        images,
+        target.batch_sizes,
+        tolerance,
+        classifies=classifies,
+        clear=clear_choices(model, images),
+    ).max_difference
 
 
 def write(

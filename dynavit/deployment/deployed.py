@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.cost.oracle import oracle
+from dynavit.deployment.inputs import INPUT, PRESENT, all_present
 from dynavit.models import PrunedViT
 
 
 class Deployed(nn.Module):
-    """A model as a function of images alone, without records; it is told that every camera is unknown.
+    """A model as a function of images, without records; it is told that every camera is unknown.
+
+    One of several spectra is a function of samples ``(B, M, 3, H, W)`` and of which spectra there are, ``(B, M)`` bool.
 
     Args:
         model: in eval mode, without thresholds. Its keep ratios are those of this moment; its weights must not change,
@@ -27,9 +30,20 @@ class Deployed(nn.Module):
         self.model = copy(model)
         self.with_tokens = with_tokens and bool(model.stages)
 
-    def forward(self, images: Tensor) -> Any:
+    @property
+    def takes_present(self) -> bool:
+        """Whether it is told which spectra there are."""
+        return self.model.num_spectra > 1
+
+    def inputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what it is called with, by name: images, and that all of their spectra are there."""
+        return {INPUT: images, PRESENT: all_present(images)} if self.takes_present else {INPUT: images}
+
+    def forward(self, images: Tensor, present: Tensor | None = None) -> Any:
         """Return the answer ``(B, C)``; with tokens a tuple of it and one tensor a stage."""
         unknown = self.model.unknown_cameras(images.shape[0])
+        if present is not None:
+            unknown = {**unknown, "present": present}
         if not self.with_tokens:
             return self.model(images, **unknown)
         answer, trace = self.model(images, return_trace=True, **unknown)
@@ -53,6 +67,6 @@ class Deployed(nn.Module):
 class Truncated(Deployed):
     """The same blocks on as few tokens without choosing them: what pruning could save at best, with wrong answers."""
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor, present: Tensor | None = None) -> Any:
         """Return what :func:`~dynavit.cost.oracle.oracle` does."""
         return oracle(self.model, images)

@@ -10,10 +10,38 @@ from torch import Tensor
 
 from dynavit.errors import InputError
 
+INPUT = "images"
+PRESENT = "present"
+"""Names of what a file takes: images, and of several spectra which of them each sample has."""
+
 
 def repeated(images: Tensor, size: int) -> Tensor:
     """Return ``size`` images, ``(size, 3, H, W)``: those given, the first ones again where there are fewer."""
     return images[torch.arange(size) % len(images)]
+
+
+def all_present(samples: Tensor) -> Tensor:
+    """Return ``(B, M)`` bool: every spectrum of samples ``(B, M, 3, H, W)`` is there."""
+    return torch.ones(samples.shape[:2], dtype=torch.bool, device=samples.device)
+
+
+def inputs_of(images: Tensor, present: Tensor | None, takes_present: bool, path: Path) -> tuple[Tensor, ...]:
+    """Return what to give a file: images, and if it wants that which spectra there are, all if ``present`` is None.
+
+    Raises:
+        InputError: a file of one image a sample is told of spectra, or in another shape than ``(B, M)`` bool.
+    """
+    if not takes_present:
+        if present is not None:
+            raise InputError(f"{path} takes one image a sample: leave present out.")
+        return (images,)
+    present = all_present(images) if present is None else present
+    if present.shape != images.shape[:2] or present.dtype != torch.bool:
+        raise InputError(
+            f"{path} takes present of shape {tuple(images.shape[:2])} in bool, and was given {tuple(present.shape)} in "
+            f"{str(present.dtype).removeprefix('torch.')}."
+        )
+    return images, present
 
 
 def require_images(images: Tensor, sizes: Sequence[object], path: Path) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dynavit.deployment.deployed import Deployed
-from dynavit.deployment.inputs import require_file, require_images
-from dynavit.deployment.onnx_precision import INPUT, to_fp16, to_int8
+from dynavit.deployment.inputs import PRESENT, inputs_of, require_file, require_images
+from dynavit.deployment.onnx_precision import to_fp16, to_int8
 from dynavit.deployment.quiet import errors_only
 from dynavit.deployment.target import Target
 from dynavit.errors import InputError
@@ -39,6 +39,8 @@ def write_onnx(
     calibration: Sequence[Tensor] = (),
 ) -> None:
     """Write a module as ONNX: input ``images`` ``(batch, 3, H, W)``; tokens are removed by TopK and Gather.
+
+    Of M spectra ``images`` is ``(batch, M, 3, H, W)``, and a second input ``present`` ``(batch, M)`` bool.
 
     Args:
         module: in eval mode, on the CPU.
@@ -87,8 +89,11 @@ def export_graph(module: Deployed, example: Tensor, outputs: Sequence[str], dyna
     return graph
 
 
-def open_onnx(path: Path) -> Callable[[Tensor], list[Tensor]]:
+def open_onnx(path: Path) -> Callable[..., list[Tensor]]:
     """Return an exported model as a function from images ``(B, 3, H, W)`` to all its outputs, the answer first.
+
+    Of several spectra from samples and, if it is not all of them, which there are; see
+    :func:`~dynavit.deployment.inputs.inputs_of`.
 
     Raises:
         InputError: onnxruntime is missing, or cannot read the file.
@@ -106,28 +111,31 @@ def open_onnx(path: Path) -> Callable[[Tensor], list[Tensor]]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base
         raise InputError(f"{path} is no model that onnxruntime can run: {str(error).splitlines()[0]}") from None
-    sizes = session.get_inputs()[0].shape
+    names, sizes = [entry.name for entry in session.get_inputs()], session.get_inputs()[0].shape
 
-    def run(images: Tensor) -> list[Tensor]:
+    def run(images: Tensor, present: Tensor | None = None) -> list[Tensor]:
         require_images(images, sizes, path)
-        return [torch.from_numpy(output) for output in session.run(None, {INPUT: images.detach().cpu().numpy()})]
+        given = inputs_of(images, present, PRESENT in names, path)
+        feed = {name: tensor.detach().cpu().numpy() for name, tensor in zip(names, given, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, feed)]
 
     return run
 
 
 def _export(module: Deployed, example: Tensor, path: Path, outputs: Sequence[str], dynamic: bool) -> None:
     # torch's fused attention on CPU does not decompose with a mask: hence the plain backend
-    shapes = {INPUT: {0: torch.export.Dim("batch")}} if dynamic else None
+    inputs, batch = module.inputs(example), torch.export.Dim("batch")
+    shapes = {name: {0: batch} for name in inputs} if dynamic else None
     quiet = errors_only("torch.onnx", "onnxscript")
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), quiet, torch.no_grad():
         warnings.simplefilter("ignore")  # about torch's own internals
         try:
             torch.onnx.export(
                 module,
-                (example,),
+                tuple(inputs.values()),
                 path,
                 dynamo=True,
-                input_names=[INPUT],
+                input_names=[*inputs],
                 output_names=list(outputs),
                 dynamic_shapes=shapes,
                 opset_version=OPSET,

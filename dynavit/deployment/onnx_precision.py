@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from dynavit.deployment.inputs import PRESENT, inputs_of
 from dynavit.deployment.quiet import errors_only
 from dynavit.errors import InputError
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-INPUT = "images"
 _BLOCKS = "'model.backbone.blocks."  # of a Deployed, as torch's exporter notes it at each node
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -55,9 +55,12 @@ def to_int8(model: ModelProto, calibration: Sequence[Tensor]) -> ModelProto:
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch.numpy()}
+            if batch is None:
+                return None
+            given = inputs_of(batch, None, PRESENT in names, Path(""))
+            return {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
 
-    model = folded(model)
+    model, names = folded(model), [entry.name for entry in model.graph.input]
     layers = list(linear_layers(model))
     if not layers:  # quantize_static would take everything then
         raise InputError("no linear layer of a block was found in the graph, so there is nothing to quantise.")

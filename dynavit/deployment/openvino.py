@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dynavit.deployment.deployed import Deployed
-from dynavit.deployment.inputs import require_file, require_images
+from dynavit.deployment.inputs import inputs_of, require_file, require_images
 from dynavit.deployment.onnx import export_graph
 from dynavit.deployment.onnx_precision import folded, linear_layers
 from dynavit.deployment.quiet import errors_only
@@ -68,8 +68,10 @@ def write_openvino(
     openvino.save_model(model, path, compress_to_fp16=target.precision == "fp16")
 
 
-def open_openvino(path: Path) -> Callable[[Tensor], list[Tensor]]:
+def open_openvino(path: Path) -> Callable[..., list[Tensor]]:
     """Return a model that :func:`write_openvino` wrote as a function from images to all its outputs, the answer first.
+
+    Of several spectra as in :func:`~dynavit.deployment.onnx.open_onnx`.
 
     Raises:
         InputError: OpenVINO is missing, or cannot read the file.
@@ -92,9 +94,12 @@ def open_openvino(path: Path) -> Callable[[Tensor], list[Tensor]]:
     compiled = core.compile_model(model, "CPU", settings)
     sizes = [size.get_length() if size.is_static else None for size in model.inputs[0].partial_shape]
 
-    def run(images: Tensor) -> list[Tensor]:
+    takes_present = len(model.inputs) > 1
+
+    def run(images: Tensor, present: Tensor | None = None) -> list[Tensor]:
         require_images(images, sizes, path)
-        found = compiled(images.detach().cpu().numpy())
+        given = inputs_of(images, present, takes_present, path)
+        found = compiled([tensor.detach().cpu().numpy() for tensor in given])
         return [torch.from_numpy(found[output].copy()) for output in compiled.outputs]  # it uses their memory again
 
     return run
@@ -107,6 +112,8 @@ def _to_int8(model: Any, quantised: set[str], calibration: Sequence[Tensor]) -> 
     except ImportError as error:
         raise InputError(f"{error.name} is missing: run `pip install nncf`.") from None
 
+    takes_present = len(model.inputs) > 1
+    given = [tuple(part.numpy() for part in inputs_of(batch, None, takes_present, Path(""))) for batch in calibration]
     others = [
         node.get_friendly_name()
         for node in model.get_ops()
@@ -116,7 +123,7 @@ def _to_int8(model: Any, quantised: set[str], calibration: Sequence[Tensor]) -> 
     with errors_only("nncf", "torch.utils.cpp_extension"), redirect_stdout(io.StringIO()):
         return nncf.quantize(
             model,
-            nncf.Dataset([batch.numpy() for batch in calibration]),
+            nncf.Dataset(given if takes_present else [images for (images,) in given]),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calibration),
             ignored_scope=nncf.IgnoredScope(names=others, validate=False),

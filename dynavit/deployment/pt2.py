@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.deployment.deployed import Deployed
-from dynavit.deployment.inputs import require_file, require_images
+from dynavit.deployment.inputs import inputs_of, require_file, require_images
 from dynavit.deployment.target import Target
 from dynavit.errors import InputError
 
@@ -45,11 +45,12 @@ def write_pt2(
         InputError: torch cannot export it.
     """
     del outputs, calibration
-    shapes = ({0: torch.export.Dim("batch")},) if target.batch is None else None
+    inputs, batch = module.inputs(example), torch.export.Dim("batch")
+    shapes = tuple({0: batch} for _ in inputs) if target.batch is None else None
     program_of = module if target.precision == "fp32" else _Low(module, _DTYPES[target.precision])
     try:
         with torch.no_grad():
-            program = torch.export.export(program_of, (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(program_of, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # the exporter's errors have no common base
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -59,8 +60,10 @@ def write_pt2(
         torch.export.save(program, file, extra_files={METADATA: json.dumps(dict(metadata))})
 
 
-def open_pt2(path: Path) -> Callable[[Tensor], list[Tensor]]:
+def open_pt2(path: Path) -> Callable[..., list[Tensor]]:
     """Return a program that :func:`write_pt2` wrote as a function from images to all its outputs.
+
+    Of several spectra as in :func:`~dynavit.deployment.onnx.open_onnx`.
 
     Raises:
         InputError: torch cannot read the file.
@@ -73,14 +76,14 @@ def open_pt2(path: Path) -> Callable[[Tensor], list[Tensor]]:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{path} is no program that torch {torch.__version__} can load: {reason[:200]}") from None
     module = program.module()
-    (name,) = program.graph_signature.user_inputs
+    name, *others = program.graph_signature.user_inputs
     (given,) = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == name)
     sizes = tuple(given.meta["val"].shape)
 
-    def run(images: Tensor) -> list[Tensor]:
+    def run(images: Tensor, present: Tensor | None = None) -> list[Tensor]:
         require_images(images, sizes, path)
         with torch.inference_mode():
-            found = module(images)
+            found = module(*inputs_of(images, present, bool(others), path))
         return [found] if isinstance(found, Tensor) else list(found)
 
     return run
@@ -94,6 +97,6 @@ class _Low(nn.Module):
         self.module = deepcopy(module).to(dtype)
         self.dtype = dtype
 
-    def forward(self, images: Tensor) -> Any:
-        found = self.module(images.to(self.dtype))
+    def forward(self, images: Tensor, present: Tensor | None = None) -> Any:
+        found = self.module(images.to(self.dtype), present)
         return found.float() if isinstance(found, Tensor) else (found[0].float(), *found[1:])

@@ -62,9 +62,9 @@ def clear_choices(model: PrunedViT, images: Tensor, units: int = 32, noise: floa
         noise: relative to each pixel; some ten times what rounding in fp32 does to the tokens.
         trials: how often it is added, and subtracted: a choice between nearly equals changes in one of the two.
     """
-    clear = torch.ones(len(images), dtype=torch.bool)
     if not any(ratio < 1 for ratio in model.keep_ratios):
-        return clear
+        return torch.ones(len(images), dtype=torch.bool)
+    clear = torch.ones(len(images) * model.num_spectra, dtype=torch.bool)  # of several spectra each
 
     def run(images: Tensor) -> Trace:
         _, trace = model(images, return_trace=True, **model.unknown_cameras(len(images)))
@@ -83,7 +83,7 @@ def clear_choices(model: PrunedViT, images: Tensor, units: int = 32, noise: floa
         for sign in (1, -1):
             again = run(images * (1 + sign * change)).source
             clear &= (again == chosen).all(dim=1).cpu()
-    return clear
+    return clear.unflatten(0, (-1, model.num_spectra)).all(dim=1)
 
 
 @torch.inference_mode()

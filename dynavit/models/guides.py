@@ -100,7 +100,7 @@ def find_present(model: Any, tokens: Tokens, present: Tensor | None) -> Tensor |
         raise InputError("present: this model sees one image a sample: leave present out.")
     if model.training:
         raise InputError("present: in training every spectrum of a sample has to be there: leave present out.")
-    shape, device = (len(tokens.x) // count, count), tokens.x.device
+    shape, device = (tokens.x.shape[0] // count, count), tokens.x.device
     if present is not None and (present.shape != shape or present.dtype != torch.bool):
         raise InputError(f"present: a bool tensor of shape {shape}, got {present.dtype} {tuple(present.shape)}.")
     there = [number not in model.absent for number in range(count)]

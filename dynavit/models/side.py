@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dynavit.errors import InputError
 
@@ -66,7 +65,7 @@ class SideEmbedding(nn.Module):
         # the means are one more row and one more column
         table = torch.cat([self.table, self.table.mean(dim=0, keepdim=True)], dim=0)
         table = torch.cat([table, table.mean(dim=1, keepdim=True)], dim=1)
-        of_camera = functional.embedding(camera, table.flatten(1)).unflatten(1, table.shape[1:])
+        of_camera = table.index_select(0, camera)
         index = view[:, None, None].expand(-1, 1, table.shape[2])
         return self.scale * of_camera.gather(1, index)
 

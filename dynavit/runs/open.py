@@ -191,8 +191,14 @@ def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[
     """Yield batches of paths and images ``(B, C, H, W)``, with a message for each that cannot be read.
 
     Raises:
-        InputError: not one image can be read.
+        InputError: not one image can be read, or the model sees several spectra of a sample.
     """
+    if run.model.num_spectra > 1:
+        spectra = ", ".join(run.model.metadata.get("spectra", ()))
+        raise InputError(
+            f"{run.path} sees {run.model.num_spectra} spectra of each sample ({spectra}), which a folder of single "
+            f"pictures does not have: use a command that reads the run's data, or dynavit.load and tensors."
+        )
     readable = 0
     for first in tqdm(range(0, len(paths), batch_size), desc="images", leave=False, disable=None):
         good, images, problems = [], [], []
