@@ -217,10 +217,10 @@ def pooled_over_the_kept(patch: pytest.MonkeyPatch) -> None:
 def gone_before_the_next_score(patch: pytest.MonkeyPatch) -> None:
     right = SelectStep.score
 
-    def logits(self: SelectStep, tokens: Any) -> Tensor:
+    def logits(self: SelectStep, tokens: Any, request: Any) -> Tensor:
         if isinstance(tokens, GatheredTokens) and tokens.mask is not None:
             tokens.set_mask(tokens.mask * tokens.candidates)
-        return right(self, tokens)
+        return right(self, tokens, request)
 
     patch.setattr(SelectStep, "score", logits)
 
