@@ -54,10 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     removal.add_argument(
         "--keep-ratios", type=numbers(float), default="0.7,0.5,0.3", metavar="R,R", help="(default: %(default)s)"
     )
-    for experiment, seeds in ((method, "0,1,2"), (removal, "0,1,2,3,4")):
+    guides = experiments.add_parser("multimodal", help="whether other spectra help to choose tokens")
+    guides.set_defaults(run=_multimodal, output=Path("checkpoints/multimodal"))
+    for experiment, seeds in ((method, "0,1,2"), (removal, "0,1,2,3,4"), (guides, "0,1,2")):
         experiment.add_argument("--seeds", default=seeds, metavar=seeds, help="(default: %(default)s)")
         experiment.add_argument("--workers", type=int, default=2, metavar="N", help="(default: %(default)s)")
-    for experiment in (method, flat, removal):
+    for experiment in (method, flat, removal, guides):
         experiment.add_argument("--output", type=Path, metavar="DIR", help="(default: %(default)s)")
     return parser
 
@@ -104,6 +106,12 @@ def _training_by_removal(options: argparse.Namespace) -> None:
     from studies.training_by_removal import compare_executions
 
     print(compare_executions(options.problem, options.keep_ratios, options.seeds, options.output, options.workers))
+
+
+def _multimodal(options: argparse.Namespace) -> None:
+    from studies.multimodal import compare_guides
+
+    print(compare_guides(options.seeds, options.output, options.workers))
 
 
 def _flat_patches(options: argparse.Namespace) -> None:

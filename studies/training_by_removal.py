@@ -102,9 +102,16 @@ def train(problem: str, folder: Path, name: str, seed: int) -> Judged:
     return Judged(**np.load(answers))
 
 
-def judge(path: Path, test: dict[str, Any]) -> Judged:
-    """Return what the trained model in ``path`` gets right of the validation data, with settings changed."""
+def judge(path: Path, test: dict[str, Any], absent: tuple[int, ...] = ()) -> Judged:
+    """Return what the trained model in ``path`` gets right of the validation data, with settings changed.
+
+    Args:
+        path: of the run.
+        test: settings.
+        absent: spectra that it does without.
+    """
     run = open_run(path, device="cpu", overrides=as_words(test))
+    run.model.absent = absent
     assert run.config is not None
     task = create_task(run.config)
     data = task.open_data(run.preprocessing, train=False, augment=False, class_names=run.class_names)
