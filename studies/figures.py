@@ -25,6 +25,11 @@ _CURVES = {
     "fix_log": "attempt 1 with log(m)",
     "fix_multiply": "attempt 1, multiplied by m",
 }
+_SPECTRA = {
+    "spectra_control": "no mask gradient",
+    "spectra_1e10": "as ported: 1e10",
+    "spectra_guided": "guided, log(m)",
+}
 _SMOOTHING = 9  # steps
 _LABEL_GAP = 0.062  # of the height
 _KINDS = {"library": ("#0072B2", "o"), "control": ("#000000", "s"), "known bad": ("#D55E00", "X")}
@@ -57,6 +62,33 @@ def plot_stability(rows: Sequence[StabilityRow], path: Target) -> None:
     axes.set_ylabel("training loss")
     _label_ends(axes, ends)
     finish(axes)
+    save_figure(figure, path)
+
+
+def plot_spectra(rows: Sequence[StabilityRow], path: Target) -> None:
+    """Draw training loss and the backbone's gradient norm of the runs with three spectra, middle seed and range.
+
+    Args:
+        rows: those are drawn.
+        path: picture to write.
+    """
+    chosen = [row for row in rows if row.place == "spectra"]
+    figure = new_figure(8.2, 3.6)
+    panels = figure.subplots(1, 2)
+    for axes, title in zip(panels, ("training loss", "gradient norm of the backbone"), strict=True):
+        for row, colour in zip(chosen, _COLOURS, strict=False):
+            runs = [run.losses if axes is panels[0] else run.backbone_gradients for run in row.runs]
+            steps = min(map(len, runs))
+            curves = [_smooth(run[:steps]) for run in runs]
+            middle = [median(values) for values in zip(*curves, strict=True)]
+            low, high = (list(map(extreme, zip(*curves, strict=True))) for extreme in (min, max))
+            axes.fill_between(range(steps), low, high, color=colour, alpha=0.1, linewidth=0)
+            axes.plot(range(steps), middle, color=colour, linewidth=1.9, label=_SPECTRA.get(row.variant, row.variant))
+        axes.set_yscale("log")
+        axes.set_xlabel("optimiser step")
+        axes.set_title(title, fontsize=10)
+        finish(axes)
+    panels[0].legend(frameon=False, fontsize=9)
     save_figure(figure, path)
 
 

@@ -38,7 +38,9 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Token embedding, class token, positions, blocks, norm."""
 
-    def __init__(self, token_dim: int, num_tokens: int, dim: int = 64, depth: int = 3) -> None:
+    DIM = 64
+
+    def __init__(self, token_dim: int, num_tokens: int, dim: int = DIM, depth: int = 3) -> None:
         super().__init__()
         self.dim = dim
         self.embedding = nn.Linear(token_dim, dim)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dynavit.report.table import Column, aligned
 from studies import selection, stability
-from studies.figures import plot_selection, plot_stability
+from studies.figures import plot_selection, plot_spectra, plot_stability
 from studies.selection import SelectionRow, run_selection
 from studies.selection_problem import NUM_FOREGROUND, NUM_TOKENS
 from studies.selection_variants import LEFT_OUT
@@ -28,6 +28,8 @@ def report_stability(
 ) -> str:
     """Run the stability study, write ``stability.{json,csv,md,png}`` to ``output``, return the table.
 
+    Of three spectra there is another figure, ``stability-spectra.png``.
+
     Raises:
         InputError: unknown variant, bad seeds, too few steps, or an output that cannot be written.
     """
@@ -37,7 +39,10 @@ def report_stability(
     name, *numbers = _stability_columns(rows)
     columns = [name, Column("what it is", [row.summary for row in rows], left=True), *numbers]
     notes = [_LEGEND, _sentence(stability.RULE)]
-    write_results(output, "stability", columns, rows, settings, notes, partial(plot_stability, rows))
+    plots = {"stability": partial(plot_stability, rows)}
+    if any(row.place == "spectra" for row in rows):
+        plots["stability-spectra"] = partial(plot_spectra, rows)
+    write_results(output, "stability", columns, rows, settings, notes, plots)
     return "\n\n".join([aligned([name, *numbers]), _LEGEND, _sentence(stability.RULE)])
 
 
@@ -59,7 +64,8 @@ def report_selection(
     )
     name, *numbers = _selection_columns(rows)
     columns = [name, Column("selector", [row.selector for row in rows], left=True), *numbers]
-    write_results(output, "selection", columns, rows, settings, [note], partial(plot_selection, rows))
+    plots = {"selection": partial(plot_selection, rows)}
+    write_results(output, "selection", columns, rows, settings, [note], plots)
     return f"{aligned([name, *numbers])}\n\n{note}"
 
 

@@ -70,7 +70,7 @@ class TokenSelection(nn.Module):
         self.decide, self.weigh, self.detach_scores = decide, weigh, detach_scores
         self.backbone = VisionTransformer(TOKEN_DIM, NUM_TOKENS)
         dim = self.backbone.dim
-        self.scorers = nn.Sequential(nn.Linear(dim, dim // 4), nn.GELU(), nn.Linear(dim // 4, 1))
+        self.scorers: nn.Module = nn.Sequential(nn.Linear(dim, dim // 4), nn.GELU(), nn.Linear(dim // 4, 1))
         hidden = dim // 5
         self.aggregation = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, self.AGGREGATED)
@@ -84,14 +84,19 @@ class TokenSelection(nn.Module):
         k = num_keep(NUM_TOKENS, self.KEEP_RATIO)
         decide = self.decide if self.training else constant_topk
         keep, mask = decide(scores, k, generator)
+        aggregated, weights = self.aggregate(patches, scores, keep, mask)
+        features = [class_token, aggregated]
+        logits = [head(feature) for head, feature in zip(self.heads, features, strict=True)]
+        return Outcome(features, logits, [keep.float().mean()], masks=[weights])
+
+    def aggregate(self, patches: Tensor, scores: Tensor, keep: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean ``(B, D)`` of what patches are aggregated to, and the weights of those kept."""
+        k = num_keep(NUM_TOKENS, self.KEEP_RATIO)
         index = torch.where(keep, torch.arange(NUM_TOKENS), NUM_TOKENS).topk(k, largest=False).indices
         kept = take(patches, index)
         weights = self.weigh(self.aggregation(kept).mT, mask.gather(1, index))
         rest = scores.masked_fill(keep, float("-inf")).softmax(dim=1).unsqueeze(1) @ patches
-        aggregated = torch.cat([weights @ kept, rest], dim=1).mean(dim=1)
-        features = [class_token, aggregated]
-        logits = [head(feature) for head, feature in zip(self.heads, features, strict=True)]
-        return Outcome(features, logits, [keep.float().mean()], masks=[weights])
+        return torch.cat([weights @ kept, rest], dim=1).mean(dim=1), weights
 
     def scores(self, class_token: Tensor, patches: Tensor) -> Tensor:
         """Return ``(B, N)``: the predictor's opinion mixed with the similarity to the class token."""

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.functional import log_mask, masked_mean
+from dynavit.scorers import create_scorer
 from dynavit.selectors import Selector, create_selector
 from studies import known_bad
+from studies.layers import VisionTransformer
 from studies.stability_models import (
     Decide,
     GatedPooling,
@@ -20,6 +22,7 @@ from studies.stability_models import (
     Weigh,
     constant_topk,
 )
+from studies.stability_spectra import NUM_SPECTRA, SpectraSelection
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class StabilityVariant:
 
     Attributes:
         name: as on the command line.
-        place: where the selection stands: after the backbone, in pooling, or inside the backbone.
+        place: where the selection stands: after the backbone, in pooling, inside the backbone, or after that of three
+            spectra.
         summary: what it does.
         build: makes the model; weights come from torch's global generator.
         clip: largest gradient norm, over all parameters; None does not clip.
@@ -101,6 +105,14 @@ def _inside(name: str, summary: str, gate: Callable[[], Selector], **options: ob
     return StabilityVariant(name, "inside", summary, lambda: PrunedInside(gate(), **options))  # type: ignore[arg-type]
 
 
+def _spectra(name: str, summary: str, decide: Decide, weigh: Weigh, guided: bool = False) -> StabilityVariant:
+    def build() -> nn.Module:
+        scorer = create_scorer("guided", VisionTransformer.DIM, guides=NUM_SPECTRA - 1) if guided else None
+        return SpectraSelection(decide, weigh, scorer)
+
+    return StabilityVariant(name, "spectra", summary, build)
+
+
 _STE = "ste: straight-through logistic gates"
 
 VARIANTS = (
@@ -143,4 +155,9 @@ VARIANTS = (
     ),
     _inside("single_gumbel", "gates with one Gumbel, log(m)", known_bad.SingleGumbel),
     _inside("softmax_log", "softmax over tokens, log, gates", known_bad.SoftmaxLogGate),
+    _spectra("spectra_control", "three spectra guide each other: top-k, no gradient", constant_topk, weigh_by_nothing),
+    _spectra("spectra_1e10", "the same as ported: Gumbel + STE, -(1-m)*1e10", one_winner(), weigh_by_big(1e10)),
+    _spectra(
+        "spectra_guided", "scorer guided, selector gumbel_topk, log(m)", library("gumbel_topk"), weigh_by_log, True
+    ),
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -25,9 +26,9 @@ def write_results(
     rows: Sequence[Any],
     settings: dict[str, Any],
     notes: Sequence[str],
-    plot: Callable[[BinaryIO], None] | None = None,
+    plots: Mapping[str, Callable[[BinaryIO], None]] = MappingProxyType({}),
 ) -> None:
-    """Write ``<name>.json`` (everything, every run), ``.csv`` (means and ranges), ``.md`` (the table) and ``.png``.
+    """Write ``<name>.json`` (everything, every run), ``.csv`` (means and ranges), ``.md`` (the table) and pictures.
 
     Args:
         folder: created if it is missing.
@@ -36,7 +37,7 @@ def write_results(
         rows: dataclasses.
         settings: how the study was run.
         notes: paragraphs below the Markdown table.
-        plot: draws the picture into an open file; without it there is none.
+        plots: draw pictures into open files, by their names without ``.png``.
 
     Raises:
         InputError: a file cannot be written; then all that stood there before stays.
@@ -50,8 +51,7 @@ def write_results(
         f"{name}.csv": csv_text([_flat(row) for row in rows]),  # rows may have different numbers of stages
         f"{name}.md": f"{markdown(columns)}\n{paragraphs}\n",
     }
-    if plot is not None:
-        files[f"{name}.png"] = png(plot)
+    files |= {f"{picture}.png": png(plot) for picture, plot in plots.items()}
     write_together(folder, files)
 
 
