@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart quickstart-reid test test-slow slow-readme slow-deployment slow-training slow-others \
-	test-fuzz gpu lint type imports check dense clean
+.PHONY: setup quickstart quickstart-reid quickstart-multimodal test test-slow slow-readme slow-deployment \
+	slow-training slow-others test-fuzz gpu lint type imports check dense clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -24,6 +24,11 @@ quickstart-reid: $(READY)
 	$(BIN)/python tools/train.py --config configs/quickstart/reid.yaml --resume
 	$(BIN)/python tools/evaluate.py checkpoints/quickstart-reid --keep-ratios 1.0,0.7,0.6,0.5
 	$(BIN)/python tools/export.py checkpoints/quickstart-reid
+
+quickstart-multimodal: $(READY)
+	$(BIN)/python tools/train.py --config configs/quickstart/multimodal.yaml --resume
+	$(BIN)/python tools/evaluate.py checkpoints/quickstart-multimodal --keep-ratios 1.0,0.7,0.5
+	$(BIN)/python tools/export.py checkpoints/quickstart-multimodal
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
@@ -71,4 +76,4 @@ dense: $(READY)
 	$(BIN)/python tools/train.py --config configs/quickstart/dense.yaml --resume
 
 clean:
-	rm -rf .venv build dist *.egg-info checkpoints/quickstart checkpoints/quickstart-reid checkpoints/dense checkpoints/reid-dense
+	rm -rf .venv build dist *.egg-info checkpoints/quickstart checkpoints/quickstart-reid checkpoints/quickstart-multimodal* checkpoints/dense checkpoints/reid-dense

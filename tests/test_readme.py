@@ -16,7 +16,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    page: (ROOT / page).read_text() for page in ("README.md", "docs/methods.md", "docs/speed.md", "docs/training.md")
+    page: (ROOT / page).read_text()
+    for page in ("README.md", "docs/methods.md", "docs/multimodal.md", "docs/speed.md", "docs/training.md")
 }
 
 # the same commands, made short: two steps of small batches, one timing round
@@ -30,6 +31,9 @@ SHORT_FOR = {
     "configs/quickstart/classify": ["data.options={validation_size: 16}"],
     "configs/quickstart/learned": ["data.options={validation_size: 16}"],
     "configs/quickstart/reid": [*PK, "data.options={train_identities: 200, test_identities: 4, gallery_per_camera: 1}"],
+    "configs/quickstart/multimodal": [
+        *PK, "data.options={train_identities: 200, test_identities: 4, gallery_per_camera: 1}", "train.dense_epochs=1",
+    ],
     "my_images": [
         "model.checkpoint=weights.pth", "model.kwargs={img_size: 64, depth: 4}", "model.stages=[1,2,3]",
         "train.dense_epochs=1",

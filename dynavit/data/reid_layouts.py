@@ -125,14 +125,7 @@ def read_layout(
         )
     root, options = Path(root), options or {}
     known = ("query_split", "gallery_split", "pattern", "camera_pattern") if name == "folder" else ()
-    for key in options:
-        if key not in known:
-            raise InputError(
-                f"data.name={name} has no data.options.{key}.{did_you_mean(key, known)} "
-                f"Its options: {', '.join(known) or 'none'}."
-            )
-    if not root.is_dir():
-        raise InputError(f"data.root={root} is not a folder; expected {LAYOUTS[name]}.")
+    check_request(name, root, options, known, LAYOUTS[name])
     if name == "msmt17":
         return _read_msmt17(root, train_split, need_train)
     if name == "folder":
@@ -152,6 +145,22 @@ def read_layout(
     assert query is not None
     assert gallery is not None
     return Layout(train, query, gallery)
+
+
+def check_request(name: str, root: Path, options: Mapping[str, Any], known: Sequence[str], expected: str) -> None:
+    """Refuse options that a layout does not have, and a root that is no folder.
+
+    Raises:
+        InputError: naming what is wrong.
+    """
+    for key in options:
+        if key not in known:
+            raise InputError(
+                f"data.name={name} has no data.options.{key}.{did_you_mean(key, known)} "
+                f"Its options: {', '.join(known) or 'none'}."
+            )
+    if not root.is_dir():
+        raise InputError(f"data.root={root} is not a folder; expected {expected}.")
 
 
 def _benchmark(name: str, root: Path) -> tuple[tuple[str, str, str], tuple[Parser, ...]]:

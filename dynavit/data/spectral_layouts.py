@@ -16,12 +16,13 @@ from dynavit.data.reid_layouts import (
     Record,
     Split,
     check_folders,
+    check_request,
     checked_split,
     folder_parser,
     numbered,
     read_folder,
 )
-from dynavit.errors import InputError, did_you_mean
+from dynavit.errors import InputError
 from dynavit.text import listed
 
 SPECTRAL_LAYOUTS: Mapping[str, str] = {
@@ -75,14 +76,7 @@ def read_spectral_layout(
     root, options = Path(root), options or {}
     expected = SPECTRAL_LAYOUTS[name]
     known = ("spectra", "query_split", "gallery_split", "pattern", "camera_pattern") if name == "folder" else ()
-    for key in options:
-        if key not in known:
-            raise InputError(
-                f"data.name={name} has no data.options.{key}.{did_you_mean(key, known)} "
-                f"Its options: {', '.join(known) or 'none'}."
-            )
-    if not root.is_dir():
-        raise InputError(f"data.root={root} is not a folder; expected {expected}.")
+    check_request(name, root, options, known, expected)
     if name == "folder":
         spectra = _checked_spectra(options["spectra"])
         folders = (train_split, options.get("query_split", "query"), options.get("gallery_split", "gallery"))
