@@ -54,9 +54,7 @@ def plot_stability(rows: Sequence[StabilityRow], path: Target) -> None:
         axes.fill_between(range(steps), low, high, color=colour, alpha=0.1, linewidth=0)
         axes.plot(range(steps), middle, color=colour, linestyle=dash, linewidth=1.9)
         ends.append((middle[-1], _CURVES.get(row.variant, row.variant), colour))
-    axes.set_yscale("log")
-    axes.set_yticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
-    axes.minorticks_off()
+    _scale_losses(axes)
     axes.set_xlim(0, max(len(run.losses) for row in chosen for run in row.runs) - 1)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("training loss")
@@ -88,6 +86,7 @@ def plot_spectra(rows: Sequence[StabilityRow], path: Target) -> None:
         axes.set_xlabel("optimiser step")
         axes.set_title(title, fontsize=10)
         finish(axes)
+    _scale_losses(panels[0])
     panels[0].legend(frameon=False, fontsize=9)
     save_figure(figure, path)
 
@@ -115,6 +114,12 @@ def plot_selection(rows: Sequence[SelectionRow], path: Target) -> None:
     axes.margins(y=0.03)
     finish(axes)
     save_figure(figure, path)
+
+
+def _scale_losses(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.set_yticks([2, 5, 10, 20, 40], ["2", "5", "10", "20", "40"])
+    axes.minorticks_off()
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
