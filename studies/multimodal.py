@@ -24,7 +24,7 @@ from studies.runner import run_all
 from studies.training_by_removal import Judged, judge
 
 _CONFIG = "quickstart/multimodal"
-_TEST = {"data.options": {"test_identities": 160}, "data.batch_size": 80}
+_TEST = {"data.options": {"test_identities": 96}, "data.batch_size": 80}
 _FREE = {"name": "topk", "gradient": "none"}
 _GUIDES = len(SPECTRA) - 1
 
@@ -44,11 +44,11 @@ class ShuffledGuides(GuidedScorer):
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "guided by the other spectra": {},
-    "guided by its own features": {"model.scorer": {"name": "guided", "guides": 0}},
     "unguided": {"model.scorer": "light"},
     "guides of other samples": {"model.scorer": {"name": "shuffled_guides", "guides": _GUIDES}},
     "random": {"model.scorer": "random", "model.selector": _FREE},
 }
+DENSE = "dense"
 BASE = "unguided"
 
 
@@ -61,17 +61,9 @@ def compare_guides(seeds: Sequence[int], folder: Path, workers: int | None = Non
         workers: processes; one a CPU core if None.
         names: of :data:`VARIANTS`; all if None.
     """
-    run_all(partial(dense_start, folder), ["dense"], seeds, workers)  # else each would begin with one of its own
+    dense = run_all(partial(train, folder), [DENSE], seeds, workers)  # else each would begin with one of its own
     names = list(VARIANTS if names is None else names)
-    return table(names, run_all(partial(train, folder), names, seeds, workers))
-
-
-def dense_start(folder: Path, name: str, seed: int) -> None:
-    """Fine-tune the dense model that all variants of a seed start from, if it is not there."""
-    path = folder / f"{name}-{seed}"
-    if not (path / "answers.npz").exists():
-        dynavit.train(_CONFIG, {"model.stages": [], "seed": seed, "output_dir": str(path)}, resume=True)
-        np.savez_compressed(path / "answers.npz", values=judge(path, _TEST).values)
+    return table([DENSE, *names], dense | run_all(partial(train, folder), names, seeds, workers))
 
 
 def train(folder: Path, name: str, seed: int) -> dict[str, Judged]:
@@ -79,7 +71,7 @@ def train(folder: Path, name: str, seed: int) -> dict[str, Judged]:
 
     Args:
         folder: as for :func:`compare_guides`.
-        name: of :data:`VARIANTS`.
+        name: of :data:`VARIANTS`, or :data:`DENSE`, the model that those of a seed start from.
         seed: of everything drawn.
 
     Returns:
@@ -88,8 +80,9 @@ def train(folder: Path, name: str, seed: int) -> dict[str, Judged]:
     path = folder / f"{name.replace(' ', '_')}-{seed}"
     answers = path / "answers.npz"
     if not answers.exists():
-        start = {"model.checkpoint": str(folder / f"dense-{seed}"), "seed": seed, "output_dir": str(path)}
-        dynavit.train(_CONFIG, start | dict(VARIANTS[name]), resume=True)
+        start = {"model.checkpoint": str(folder / f"{DENSE}-{seed}"), **VARIANTS.get(name, {})}
+        changed = {"model.stages": []} if name == DENSE else start
+        dynavit.train(_CONFIG, {"seed": seed, "output_dir": str(path), **changed}, resume=True)
         whole = judge(path, _TEST)
         values: dict[str, Any] = {"all": whole.values}
         values |= {missing: judge(path, _TEST, (number,)).values for number, missing in enumerate(SPECTRA)}
@@ -108,24 +101,27 @@ def table(names: Sequence[str], judged: Mapping[str, Sequence[Mapping[str, Judge
     def mean(name: str, *keys: str) -> NDArray[np.float64]:
         return np.mean([run[key].values for run in judged[name] for key in keys], axis=0)
 
-    groups = judged[names[0]][0]["all"].groups
-    columns: dict[str, list[str]] = {"scores": list(names), "mAP": [], "to unguided": [], "95 % interval": []}
-    columns |= {f"without {spectrum}": [] for spectrum in SPECTRA}
-    columns |= {"lost without one": [], "less than unguided": [], "95 % interval ": []}
+    def compared(name: str, first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[str, str]:
+        if name == BASE:
+            return "-", "-"
+        change, low, high = paired_bootstrap(first, second, groups=judged[name][0]["all"].groups, samples=2000)
+        return f"{change:+.2f}", f"{low:+.2f} to {high:+.2f}"
+
+    lines = []
     for name in names:
         each = [float(run["all"].values.mean()) for run in judged[name]]
-        columns["mAP"].append(f"{np.mean(each):.2f} [{min(each):.2f}, {max(each):.2f}]")
-        for spectrum in SPECTRA:
-            columns[f"without {spectrum}"].append(f"{mean(name, spectrum).mean():.2f}")
-        lost = mean(name, "all") - mean(name, *SPECTRA)
-        columns["lost without one"].append(f"{lost.mean():.2f}")
-        if BASE in judged:
-            compared = [(mean(BASE, "all"), mean(name, "all")), (lost, mean(BASE, "all") - mean(BASE, *SPECTRA))]
-            for (first, second), keys in zip(
-                compared, (("to unguided", "95 % interval"), ("less than unguided", "95 % interval ")), strict=True
-            ):
-                change, low, high = paired_bootstrap(first, second, groups=groups, samples=2000)
-                columns[keys[0]].append("-" if name == BASE else f"{change:+.2f}")
-                columns[keys[1]].append("-" if name == BASE else f"{low:+.2f} to {high:+.2f}")
-    filled = {title: cells for title, cells in columns.items() if cells}
-    return markdown([Column(title.strip(), cells, left=title == "scores") for title, cells in filled.items()])
+        lost, usual = (mean(one, "all") - mean(one, *SPECTRA) for one in (name, BASE))
+        lines.append(
+            [
+                name,
+                f"{np.mean(each):.2f} [{min(each):.2f}, {max(each):.2f}]",
+                *compared(name, mean(BASE, "all"), mean(name, "all")),
+                *(f"{mean(name, spectrum).mean():.2f}" for spectrum in SPECTRA),
+                f"{lost.mean():.2f}",
+                *compared(name, lost, usual),
+            ]
+        )
+    titles = ["scores", "mAP", f"to {BASE}", "95 % interval", *(f"without {spectrum}" for spectrum in SPECTRA)]
+    titles += ["lost without one", "less lost", "95 % interval"]
+    columns = zip(titles, zip(*lines, strict=True), strict=True)
+    return markdown([Column(title, list(cells), left=title == "scores") for title, cells in columns])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynavit.functional import num_keep
-from dynavit.scorers import Scorer, StageView
+from dynavit.scorers import StageView
 from studies.identities import NUM_IDENTITIES, NUM_TOKENS, TOKEN_DIM
 from studies.stability_models import Decide, Outcome, TokenSelection, Weigh, constant_topk
 
@@ -26,16 +26,14 @@ class SpectraSelection(TokenSelection):
 
     Args:
         decide, weigh: as for :class:`~studies.stability_models.TokenSelection`.
-        scorer: a guided one of the library; None scores as the port did.
+        guided: scores are those of a guided scorer, to be put into ``scorers``, and not as the port has them.
     """
 
     NOISE = 0.5
 
-    def __init__(self, decide: Decide, weigh: Weigh, scorer: Scorer | None = None) -> None:
+    def __init__(self, decide: Decide, weigh: Weigh, guided: bool = False) -> None:
         super().__init__(decide, weigh)
-        if scorer is not None:
-            self.scorers = scorer
-        self.guided = scorer is not None
+        self.guided = guided
         drawn = torch.randn(NUM_SPECTRA, TOKEN_DIM, TOKEN_DIM, generator=torch.Generator().manual_seed(0))
         self.register_buffer("rotations", torch.linalg.qr(drawn).Q)
         self.heads = nn.ModuleList(nn.Linear(NUM_SPECTRA * self.backbone.dim, NUM_IDENTITIES) for _ in range(2))

@@ -107,8 +107,10 @@ def _inside(name: str, summary: str, gate: Callable[[], Selector], **options: ob
 
 def _spectra(name: str, summary: str, decide: Decide, weigh: Weigh, guided: bool = False) -> StabilityVariant:
     def build() -> nn.Module:
-        scorer = create_scorer("guided", VisionTransformer.DIM, guides=NUM_SPECTRA - 1) if guided else None
-        return SpectraSelection(decide, weigh, scorer)
+        model = SpectraSelection(decide, weigh, guided)
+        if guided:  # drawn last, so that everything else begins as in the other variants
+            model.scorers = create_scorer("guided", VisionTransformer.DIM, guides=NUM_SPECTRA - 1)
+        return model
 
     return StabilityVariant(name, "spectra", summary, build)
 

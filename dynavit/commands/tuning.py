@@ -170,6 +170,7 @@ def plan(
     from dynavit.evaluation.planning import compare_plan, planned, verdict
     from dynavit.evaluation.tuning import Target
     from dynavit.models import create_model, prune
+    from dynavit.models.guides import check_unguided
     from dynavit.runs.open import choose_device
 
     require_counts(batch_size=batch_size, rounds=rounds, img_size=img_size)
@@ -187,6 +188,7 @@ def plan(
     dense = prune(backbone, stages=()).to(place).eval()  # a neck and cameras cost nothing
     stages = chosen.stages_in(dense.adapter.depth)
     pruned = prune(backbone, stages=stages, **chosen.parts).to(place).eval()
+    check_unguided(pruned)
     costs = cached_costs(dense, chosen.parts, batch_size, fresh)
     if keep_ratio is None:
         pruned = planned(pruned, costs, target.seconds(costs.predict(pruned.at_ratio(1.0))))

@@ -62,7 +62,8 @@ class DataConfig:
 
     name: str = "folder"
     """Classification: quickstart, folder, torchvision/NAME, or whatever timm.data.create_dataset reads.
-    Re-identification: quickstart-reid, folder, market1501, dukemtmc, msmt17, cuhk03np or veri776."""
+    Re-identification: quickstart-reid, folder, market1501, dukemtmc, msmt17, cuhk03np or veri776; in several spectra
+    quickstart-multimodal, rgbnt201, rgbnt100, msvr310, or folder with data.options.spectra."""
     root: str | None = None
     """Folder of the images."""
     train_split: str = "train"
@@ -76,7 +77,8 @@ class DataConfig:
     """stop or skip: what to do about images that cannot be read."""
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of the data set. folder has validation_fraction for one folder of classes, and labels (a CSV),
-    validation_labels, images, image_column, label_column; re-identification: see dynavit.data.reid_layouts."""
+    validation_labels, images, image_column, label_column; re-identification: see dynavit.data.reid_layouts and
+    dynavit.data.spectral_layouts."""
     mean: list[float] | None = setting(None, within="[-1e6, 1e6]")
     """Subtracted from each channel in 0..1; what the backbone's weights expect if null."""
     std: list[float] | None = setting(None, within="[1e-6, 1e6]")

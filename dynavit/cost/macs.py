@@ -111,6 +111,9 @@ def count_macs(model: PrunedViT, image_size: int | tuple[int, int] | None = None
     parameter = next(model.parameters())
     images = model.as_samples(parameter.new_zeros(batch_size, model.adapter.in_chans, *size))
     inputs = model.unknown_cameras(batch_size)
+    scorer: Any = next(iter(model.scorers), None)
+    if scorer is not None and scorer.guides and model.num_spectra == 1:
+        inputs["guide"] = parameter.new_zeros(batch_size, scorer.guides, model.embed_dim)
     return _counted(model, lambda: model(images, **inputs)) // batch_size
 
 

@@ -92,7 +92,9 @@ class Samples(Dataset[Sample | None]):
                 return None
             if isinstance(content, tuple):
                 return self._spectra(pictures, index, entropy), as_label(label), index
-            tensor = _transformed(self.transform, pictures[0], self._name(index), self.train)
+            (picture,) = pictures
+            assert picture is not None
+            tensor = _transformed(self.transform, picture, self._name(index), self.train)
             return tensor, as_label(label), index
 
     def _converted(self, image: object) -> Image.Image | None:
@@ -105,7 +107,9 @@ class Samples(Dataset[Sample | None]):
             with reproducible(*entropy, 1):
                 name = self._name(index)
                 tensors.append(None if picture is None else _transformed(self.transform, picture, name, self.train))
-        blank = torch.zeros_like(next(tensor for tensor in tensors if tensor is not None))
+        blank = next((torch.zeros_like(tensor) for tensor in tensors if tensor is not None), None)
+        if blank is None:
+            raise InputError(f"{self._name(index)}: the data set gives no picture of any spectrum.")
         return torch.stack([blank if tensor is None else tensor for tensor in tensors])
 
     def _name(self, index: int) -> str:
@@ -235,7 +239,7 @@ def _channels(transform: Transform) -> int:
     return getattr(transform, "channels", 3)
 
 
-def _transformed(transform: Transform, picture: Any, name: str, train: bool) -> torch.Tensor:
+def _transformed(transform: Transform, picture: Image.Image, name: str, train: bool) -> torch.Tensor:
     what = "the augmentation (data.augmentation)" if train else "preparing it for the model"
     return apply_transform(transform, picture, name, what)
 

@@ -59,8 +59,8 @@ def read_spectral_layout(
     Layouts and protocols are those of DeMo (Wang et al. 2025, https://arxiv.org/abs/2412.10650) and the sets it names:
     RGBNT201 searches its test images among themselves; RGBNT100 leaves out matches by the query's own camera, as
     Market-1501 does; in MSVR310 matches from the query's own scene are left out, so that scenes are its "cameras", and
-    its cameras are views. Where spectra have files of their own, a sample that lacks some is searched with those that
-    it has, and not trained on.
+    its cameras are views (a camera embedding, ``model.side``, would be one of scenes). Where spectra have files of
+    their own, a sample that lacks some is searched with those that it has, and not trained on.
 
     Args:
         name: a key of :data:`SPECTRAL_LAYOUTS`.
@@ -102,7 +102,7 @@ def read_spectral_layout(
 
 def _checked_spectra(spectra: Any) -> tuple[str, ...]:
     names = spectra if isinstance(spectra, Sequence) and not isinstance(spectra, str) else ()
-    if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+    if len(names) < 2 or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise InputError(f"data.options.spectra={spectra!r}: give the names of two or more folders, such as [RGB,NI].")
     return tuple(names)
 

@@ -41,12 +41,12 @@ class Deployed(nn.Module):
 
     def forward(self, images: Tensor, present: Tensor | None = None) -> Any:
         """Return the answer ``(B, C)``; with tokens a tuple of it and one tensor a stage."""
-        unknown = self.model.unknown_cameras(images.shape[0])
+        told = self.model.unknown_cameras(images.shape[0])
         if present is not None:
-            unknown = {**unknown, "present": present}
+            told = {**told, "present": present}
         if not self.with_tokens:
-            return self.model(images, **unknown)
-        answer, trace = self.model(images, return_trace=True, **unknown)
+            return self.model(images, **told)
+        answer, trace = self.model(images, return_trace=True, **told)
         patches = trace.source.shape[1]
         place = torch.arange(patches, device=images.device)
         counts = self.model.stage_counts(patches)

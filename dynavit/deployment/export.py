@@ -23,10 +23,12 @@ from dynavit.deployment.speeds import time_exported
 from dynavit.deployment.target import Target
 from dynavit.deployment.verify import Verification, clear_choices
 from dynavit.errors import InputError
+from dynavit.models.guides import check_unguided
 from dynavit.runs.loading import first_images, random_samples
 from dynavit.runs.open import Run, list_images, read_images
 from dynavit.tables import Row
 from dynavit.tasks import create_task
+from dynavit.tasks.reid import check_spectra
 
 _IMAGES = 32
 _CALIBRATION, _FITTED_AT_ONCE = 128, 8
@@ -76,6 +78,7 @@ class Exporter:
             static = copy(run.model)
             static.set_thresholds(None)
             run = replace(run, model=static)
+        check_unguided(run.model, run.model.num_spectra)
         self.run, self._folder = run, images
         self._others: Tensor | None = None
         self.sample = self._read_data() if images is None else self._read_folder(images)
@@ -171,6 +174,8 @@ class Exporter:
             "architecture": self.run.model.architecture,
             "precision": target.precision,
         }
+        if spectra := self.run.model.metadata.get("spectra"):
+            metadata["spectra"] = spectra
         if self.run.is_reid:
             del metadata["class_names"]  # of the training identities, which the embedding does not tell
         return metadata
@@ -193,6 +198,8 @@ class Exporter:
         self._data = create_task(self.run.config).open_data(
             self.run.preprocessing, train=False, class_names=self.run.class_names
         )
+        if self.run.is_reid:
+            check_spectra(self.run.model, self._data)
         found = first_images(self._data.validation, _IMAGES)
         if not found:
             raise InputError(f"{self.run.path}: not one validation image can be read: pass --images DIR.")

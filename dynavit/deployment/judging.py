@@ -102,6 +102,7 @@ class _Search:
         self._original = self._measure(run.answer)
         self._queries = len(queries)
         cameras = ", told no cameras" if run.model.side is not None else ""
+        cameras += ", of which missing spectra count as black" if data.present is not None else ""
         self._on = (
             f"{len(queries)} queries and {len(gallery)} gallery images{cameras} (a part of the data: at most "
             f"{_QUERIES} queries and {_SEARCHED:,} images of their identities, so it is not what evaluate finds on all)"

@@ -30,6 +30,7 @@ from dynavit.evaluation.training_steps import WITH_TEACHER, training_steps
 from dynavit.evaluation.variants import Variant
 from dynavit.functional import num_keep
 from dynavit.models import PrunedViT, create_model, prune
+from dynavit.models.guides import check_unguided
 from dynavit.selectors import Selector, create_selector, list_selectors
 from dynavit.tables import Row
 
@@ -129,6 +130,8 @@ def benchmark_models(
     named = named or [("default" if selector is None else selector, {"selector": selector})]
     cases = [(name, parts, ratio) for name, parts in named for ratio in keep_ratios]
     models = [prune(dense.backbone, keep_ratio=ratio, **parts).to(device) for _, parts, ratio in cases]
+    for model in models:
+        check_unguided(model)
     taught = deepcopy(dense.backbone).eval().requires_grad_(False) if teacher else None
     rows: list[Row] = []
     runs = list(product(dtypes, batch_sizes, modes))

@@ -169,6 +169,7 @@ def open_dense(
             if value is not None:
                 raise InputError(f"--{name} {value}: {checkpoint} already says how its model is built; leave it out.")
         run = open_run(checkpoint, device=str(device))
+        run.require_one_spectrum()
         return replace(run, model=without_stages(run.model))
     config, _ = _describe(checkpoint, architecture, "", img_size)
     start = build_start(config, None)

@@ -14,6 +14,7 @@ from dynavit.config import load_config
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, prune
 from dynavit.models.backbone import create_backbone
+from dynavit.models.guides import check_unguided
 from dynavit.models.pruning import PRUNING
 
 _PARTS = tuple(name for name in PRUNING if name not in ("stages", "keep_ratio", "keep_ratios"))
@@ -49,6 +50,7 @@ class Method:
             raise InputError(f"its scorer, {model.scorers[0].name}, has to be trained first.")
         if list(model.reducer.parameters()):
             raise InputError(f"its reducer, {model.reducer.name}, has to be trained first.")
+        check_unguided(model)
         return model.to(next(dense.parameters()).device).eval()
 
     def stages_in(self, depth: int) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import combinations
 
 from dynavit.evaluation.variants import Variant
@@ -14,15 +15,15 @@ from dynavit.tasks import Evaluation, Task
 
 
 def spectra_variants(run: Run) -> list[Variant]:
-    """Return the run's model without some of its spectra: with all but one, all but two, and so on; else none."""
+    """Return the run's model without each of its spectra, and with each alone; nothing where it sees one."""
     count, variants = run.model.num_spectra, []
     names = run.model.metadata.get("spectra") or [str(number) for number in range(count)]
-    for left_out in range(1, count):
+    for left_out in sorted({1, count - 1} - {0}):
         for absent in combinations(range(count), left_out):
-            model = run.model.at_ratio(run.model.keep_ratios)
+            model = copy(run.model)
             model.absent = absent
             left = [name for number, name in enumerate(names) if number not in absent]
-            variants.append(Variant("pruned", 1.0, model.eval(), about={"spectra": left}))
+            variants.append(Variant("pruned", 1.0, model, about={"spectra": left}))
     return variants
 
 

@@ -32,7 +32,7 @@ def stage_calls(model: PrunedViT, images: Tensor) -> dict[tuple[str, int], Calla
     """
     calls: dict[tuple[str, int], Callable[[], object]] = {}
     steps = model.steps()
-    tokens = model.embed(images, None, None, False)
+    tokens = model.embed(images, follow=False)
     assert isinstance(tokens, GatheredTokens)
     request = model.request(tokens)
     for number in range(model.adapter.depth):

@@ -24,6 +24,7 @@ from dynavit.evaluation.speed import time_models
 from dynavit.evaluation.variants import Variant, check_adaptive, run_variants
 from dynavit.files import require_folder
 from dynavit.models import PrunedViT
+from dynavit.models.guides import check_unguided
 from dynavit.numbers import checked_whole
 from dynavit.report.rows import accuracy_base
 from dynavit.report.table import aligned
@@ -122,6 +123,7 @@ def evaluate_run(
             f"IMAGES/{Config().data.validation_split}/CLASS, or for other layouts data.name=NAME, too."
         )
     run.require_classifier()
+    check_unguided(run.model, run.model.num_spectra)
     settings = run.config.evaluate
     adaptive = bool(run.model.stages) and (settings.adaptive if adaptive is None else adaptive)
     if adaptive:

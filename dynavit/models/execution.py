@@ -7,6 +7,7 @@ from typing import Any
 from dynavit.adapters.attention import check_attention
 from dynavit.adapters.latent import check_latent
 from dynavit.errors import InputError, UnsupportedBackbone
+from dynavit.models.guides import check_unguided
 from dynavit.reducers import Merge
 
 
@@ -83,13 +84,9 @@ def check_scorers(model: Any) -> None:
             except UnsupportedBackbone as error:
                 reader = readers[0] if readers else "reducer 'merge'"
                 raise UnsupportedBackbone(f"{reader}: {error} Scorers 'distinctness' and 'mlp' read none.") from error
+    if model.num_spectra > 1:
+        check_unguided(model, model.num_spectra)
     for scorer in model.scorers:
-        others = model.num_spectra - 1
-        if others and scorer.guides not in (0, others):
-            raise InputError(
-                f"scorer {scorer.name!r}: guides={scorer.guides}, but each spectrum is guided by {others} other(s): "
-                f"set guides={others}, or 0 to compare with its own features alone."
-            )
         if scorer.needs_latent:
             try:
                 check_latent(model.backbone)

@@ -5,6 +5,7 @@ Shapes: B batch, G features, D width of the tokens, M spectra.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
-from dynavit.functional import masked_mean
 from dynavit.models.tokens import Tokens
 
 
@@ -48,13 +48,9 @@ class OtherSpectra:
 
     def at(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """Return the features ``(B M, M - 1, D)`` of the others, and which there are, ``(B M, M - 1)``."""
-        patches, weight, summary = tokens.patches, tokens.weight, tokens.class_token
-        if summary is None:
-            summary = patches.mean(dim=1) if weight is None else masked_mean(patches, weight)
-        count = self.num_spectra
-        others = [[other for other in range(count) if other != own] for own in range(count)]
-        index = torch.tensor(others, device=summary.device)
-        features = summary.unflatten(0, (-1, count))[:, index].flatten(0, 1)
+        spectra = torch.arange(self.num_spectra, device=tokens.x.device)
+        index = spectra[:-1] + (spectra[:-1] >= spectra[:, None])  # each row but for its own number
+        features = tokens.summary.unflatten(0, (-1, self.num_spectra))[:, index].flatten(0, 1)
         return features, None if self.present is None else self.present[:, index].flatten(0, 1)
 
 
@@ -82,12 +78,31 @@ def find_guide(model: Any, features: Tensor | None, present: Tensor | None) -> G
     return OtherSpectra(count, present) if reads and count > 1 else None
 
 
-def find_present(model: Any, tokens: Tokens, present: Tensor | None) -> Tensor | None:
+def check_unguided(model: Any, spectra: int = 1) -> None:
+    """Refuse scorers that compare tokens with features which nobody would give to the model.
+
+    Args:
+        model: a PrunedViT.
+        spectra: of each sample in the data, which guide each other.
+
+    Raises:
+        InputError: naming the scorer.
+    """
+    for scorer in model.scorers:
+        if scorer.guides not in (0, spectra - 1):
+            given = f"each spectrum is guided by {spectra - 1} other(s)" if spectra > 1 else "nothing gives it any here"
+            raise InputError(
+                f"scorer {scorer.name!r}, guides={scorer.guides}: it compares tokens with features of something else, "
+                f"and {given}: set guides={spectra - 1}, or call the model yourself, model(images, guide=...)."
+            )
+
+
+def find_present(model: Any, samples: Any, present: Tensor | None) -> Tensor | None:
     """Return which spectra of each sample there are, ``(B, M)`` bool; None: all.
 
     Args:
         model: a PrunedViT.
-        tokens: as embedded.
+        samples: ``(B, M, C, H, W)``, or the images of a model that sees one a sample.
         present: what the caller passed.
 
     Raises:
@@ -96,15 +111,31 @@ def find_present(model: Any, tokens: Tokens, present: Tensor | None) -> Tensor |
     count = model.num_spectra
     if present is None and not model.absent:
         return None
+    name = "absent" if present is None else "present"
     if count == 1:
-        raise InputError("present: this model sees one image a sample: leave present out.")
+        raise InputError(f"{name}: this model sees one image a sample: leave {name} out.")
     if model.training:
-        raise InputError("present: in training every spectrum of a sample has to be there: leave present out.")
-    shape, device = (tokens.x.shape[0] // count, count), tokens.x.device
+        raise InputError(f"{name}: in training every spectrum of a sample has to be there: leave {name} out.")
+    shape = samples.shape[:2]
     if present is not None and (present.shape != shape or present.dtype != torch.bool):
-        raise InputError(f"present: a bool tensor of shape {shape}, got {present.dtype} {tuple(present.shape)}.")
-    there = [number not in model.absent for number in range(count)]
-    if not any(there) or not set(model.absent) <= set(range(count)):
-        raise InputError(f"absent={tuple(model.absent)}: some of 0 to {count - 1}, the model's spectra, but not all.")
-    everywhere = torch.tensor(there, device=device).expand(shape)
-    return everywhere if present is None else everywhere & present.to(device)
+        shown = tuple(shape), tuple(present.shape)
+        raise InputError(f"present: a bool tensor of shape {shown[0]}, got {present.dtype} {shown[1]}.")
+    if not model.absent:
+        return present
+    there = torch.ones(count, dtype=torch.bool, device=samples.device)
+    for number in model.absent:
+        there[number] = False
+    return there.expand(shape) if present is None else there & present
+
+
+def checked_absent(absent: Any, num_spectra: int) -> tuple[int, ...]:
+    """Return numbers of spectra that are absent.
+
+    Raises:
+        InputError: something else, or all of them.
+    """
+    numbers = tuple(absent) if isinstance(absent, Sequence) and not isinstance(absent, str) else (absent,)
+    known = all(isinstance(number, int) and 0 <= number < num_spectra for number in numbers)
+    if not known or len(set(numbers)) == max(num_spectra, 2):
+        raise InputError(f"absent={absent!r}: numbers from 0 to {num_spectra - 1} of the model's spectra, but not all.")
+    return numbers

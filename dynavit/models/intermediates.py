@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dynavit.errors import InputError
+from dynavit.models.guides import find_present
 from dynavit.models.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def forward_intermediates(
     cameras: Tensor | None = None,
     views: Tensor | None = None,
     guide: Tensor | None = None,
+    present: Tensor | None = None,
 ) -> Any:
     """Return features of chosen blocks, one vector for every original patch.
 
@@ -48,6 +50,7 @@ def forward_intermediates(
         cameras: as in the forward.
         views: as in the forward.
         guide: as in the forward.
+        present: as in the forward. Of M spectra each image has its features, ``(B M, ...)``.
 
     Returns:
         The final tokens after the last norm ``(B, P + n, D)`` and the list of intermediate features; or only the
@@ -77,10 +80,11 @@ def forward_intermediates(
             full = torch.cat([tokens.x[:, :num_prefix], tokens.places.grid(tokens.patches)], dim=1)
             collected.append(model.adapter.norm(full) if norm else full)
 
-    tokens = model.embed(images, cameras, views, follow=True)
+    present = find_present(model, images, present)
+    tokens = model.embed(images, cameras, views, present, follow=True)
     assert tokens.places is not None
     tokens.places.remember(tokens.patches)
-    model.run(tokens, model.request(tokens, guide=guide), after=collect)
+    model.run(tokens, model.request(tokens, guide=guide, present=present), after=collect)
     x = model.adapter.norm(tokens.x)
     features: list[Any] = [full[:, num_prefix:] for full in collected]
     if output_fmt == "NCHW":

@@ -14,17 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from dynavit.adapters import BackboneAdapter, create_adapter
-from dynavit.models import conventions, hub
+from dynavit.models import conventions, features, hub
 from dynavit.models.counts import stage_counts
 from dynavit.models.execution import (
     check_execution,
-    check_pooling,
     check_scorers,
     gathers_in_training,
     learns_by_mask,
 )
 from dynavit.models.gathered import GatheredTokens
-from dynavit.models.guides import find_guide, find_present
+from dynavit.models.guides import checked_absent, find_guide, find_present
 from dynavit.models.heads import BNNeck
 from dynavit.models.intermediates import forward_intermediates
 from dynavit.models.masked import MaskedTokens
@@ -110,7 +109,7 @@ class PrunedViT(nn.Module):
         self.model_kwargs: dict[str, Any] = {}
         self.origin: tuple[Any, Origin] | None = None
         self.metadata: dict[str, Any] = {}
-        self.absent: tuple[int, ...] = ()
+        self.absent = ()
         self.execution = "auto"
         self.mask_form = "key"
         self.probes = DEFAULT_PROBES
@@ -138,6 +137,15 @@ class PrunedViT(nn.Module):
     @probes.setter
     def probes(self, probes: int) -> None:
         self._probes = checked_probes(probes)
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Numbers of spectra that are taken for absent in every sample."""
+        return self._absent
+
+    @absent.setter
+    def absent(self, absent: Sequence[int]) -> None:
+        self._absent = checked_absent(absent, self.num_spectra) if absent != () else ()
 
     def at_ratio(self, keep_ratio: float | Sequence[float]) -> PrunedViT:
         """Return a copy of the model at another keep ratio; this one keeps its own.
@@ -204,21 +212,24 @@ class PrunedViT(nn.Module):
             generator: source of the selector's noise and of the draw of probes; training only.
 
         Returns:
-            Logits ``(B, num_classes)``; with a neck :class:`~dynavit.models.heads.Embedding` in
-            training, and in eval embeddings ``(B, D)`` of length 1. Or that and a Trace.
+            Logits ``(B, num_classes)``; with a neck :class:`~dynavit.models.heads.Embedding` in training, and in eval
+            embeddings ``(B, D)`` of length 1; of M spectra :class:`~dynavit.models.spectra.SpectraEmbedding`, and
+            ``(B, M D)``, all zeros for a sample of which nothing is present. Or that and a Trace.
 
         Raises:
-            InputError: no batch of images; ``keep_counts`` of another length than the stages; cameras, views or a
-                guide that are needed, or not; one image alone for a neck in training; a reducer that this execution or
-                selector cannot be used with.
+            InputError: no batch of images; ``keep_counts`` of another length than the stages; cameras, views, a
+                guide or spectra that are needed, or not; one image alone for a neck in training; a reducer that this
+                execution or selector cannot be used with.
         """
-        tokens = self.embed(images, cameras, views, follow=return_trace)
-        present = find_present(self, tokens, present)
+        present = find_present(self, images, present)
+        tokens = self.embed(images, cameras, views, present, follow=return_trace)
+        if keep_counts is not None and self.num_spectra > 1:
+            keep_counts = [each_of(count, images, self.num_spectra) for count in keep_counts]
         request = self.request(tokens, keep_counts, guide, present, temperature=temperature, generator=generator)
         self.run(tokens, request)
         x = self.adapter.norm(tokens.x)
-        output = self._head(x, tokens.weight, present=present)
-        return (output, self._trace(x, tokens)) if return_trace else output
+        output = self.pool(x, tokens.weight, present=present)
+        return (output, self.record(x, tokens)) if return_trace else output
 
     def unknown_cameras(self, batch: int) -> dict[str, Tensor]:
         """Return what else to call the model with for B images of which no camera is known; mostly nothing."""
@@ -229,40 +240,8 @@ class PrunedViT(nn.Module):
         count = self.num_spectra
         return images if count == 1 else images.unsqueeze(1).expand(-1, count, -1, -1, -1)
 
-    def forward_features(
-        self,
-        images: Tensor,
-        return_trace: bool = False,
-        cameras: Tensor | None = None,
-        views: Tensor | None = None,
-        guide: Tensor | None = None,
-    ) -> Any:
-        """Return the tokens after the last norm, ``(B, P + n, D)``, and with them the trace if asked.
-
-        Where tokens do not all count alike, pooling has to know: pass ``trace.weight`` on to :meth:`forward_head`.
-        """
-        tokens = self.embed(images, cameras, views, follow=return_trace)
-        self.run(tokens, self.request(tokens, guide=guide))
-        x = self.adapter.norm(tokens.x)
-        return (x, self._trace(x, tokens)) if return_trace else x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False, weight: Tensor | None = None) -> Any:
-        """Pool tokens and classify or embed them, as timm's method does.
-
-        Args:
-            x: what :meth:`forward_features` returned.
-            pre_logits: stop before the classifier or the neck.
-            weight: ``trace.weight`` of the same forward. Needed where tokens do not all count alike: in mask execution,
-                with thresholds, after merging, and for images of different sizes (NaFlexViT).
-
-        Raises:
-            InputError: no weight is given, the model pools over tokens, and they do not all count alike.
-        """
-        if weight is None:
-            check_pooling(self)
-        return self._head(x, weight, pre_logits)
-
-    def _head(self, x: Tensor, weight: Tensor | None, pre_logits: bool = False, present: Tensor | None = None) -> Any:
+    def pool(self, x: Tensor, weight: Tensor | None, pre_logits: bool = False, present: Tensor | None = None) -> Any:
+        """Pool normalised tokens by their weight, and classify or embed them."""
         neck = None if pre_logits else self.neck
         pooled = self.adapter.head(x, weight, self.training, pre_logits or neck is not None)
         if isinstance(neck, SpectraNeck):
@@ -328,18 +307,27 @@ class PrunedViT(nn.Module):
             **sampling,
         )
 
-    def _trace(self, x: Tensor, tokens: Tokens) -> Trace:
+    def record(self, x: Tensor, tokens: Tokens) -> Trace:
+        """Return what happened to tokens that were followed, with their features ``x`` after the last norm."""
         assert tokens.places is not None
         features = x[:, self.adapter.num_prefix_tokens :]
         return Trace(
             tokens.execution, features, tokens.positions, tokens.places.source, tokens.weight, tokens.places.stages
         )
 
-    def embed(self, images: Any, cameras: Tensor | None, views: Tensor | None, follow: bool) -> Tokens:
+    def embed(
+        self,
+        images: Any,
+        cameras: Tensor | None = None,
+        views: Tensor | None = None,
+        present: Tensor | None = None,
+        *,
+        follow: bool,
+    ) -> Tokens:
         """Turn images into the tokens of this forward's execution; ``follow`` every patch, for a trace."""
         if self.num_spectra > 1:
-            images = as_images(images, self.num_spectra)
-            cameras, views = (each_of(numbers, self.num_spectra) for numbers in (cameras, views))
+            cameras, views = (each_of(numbers, images, self.num_spectra) for numbers in (cameras, views))
+            images = as_images(images, self.num_spectra, present)
         x, context = self.adapter.embed(images)
         if self.side is not None or cameras is not None or views is not None:
             x = add_side(self.side, x, cameras, views)
@@ -388,6 +376,8 @@ class PrunedViT(nn.Module):
     set_grad_checkpointing = conventions.set_grad_checkpointing
     no_weight_decay = conventions.no_weight_decay
     group_matcher = conventions.group_matcher
+    forward_features = features.forward_features
+    forward_head = features.forward_head
     forward_intermediates = forward_intermediates
     save_pretrained = hub.save_pretrained
     push_to_hub = hub.push_to_hub

@@ -151,7 +151,7 @@ def _why(missing: list[str], unknown: list[str], shapes: list[str]) -> str:
             "with those, or give its backbone new ones: dynavit.prune(dynavit.load(FOLDER).backbone, stages=...), and "
             "train them."
         )
-    if names <= {"neck.classifier.weight", "backbone.head.weight", "backbone.head.bias"}:
+    if all(name.startswith(("neck.classifier.", "neck.each.", "backbone.head.")) for name in names):
         return "The number of classes is another: load it as it is, then model.reset_classifier(NUMBER)."
     if all(name.endswith(("pos_embed", "relative_position_bias_table", "relative_position_index")) for name in names):
         return "The grid of patches is another: load it as it is, then model.set_input_size(img_size=...)."

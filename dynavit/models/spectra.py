@@ -89,8 +89,8 @@ class SpectraNeck(BNNeck):
             return F.normalize(unit.flatten(1), dim=1)
 
 
-def as_images(samples: Tensor, num_spectra: int) -> Tensor:
-    """Return samples ``(B, M, C, H, W)`` as images ``(B M, C, H, W)``.
+def as_images(samples: Tensor, num_spectra: int, present: Tensor | None = None) -> Tensor:
+    """Return samples ``(B, M, C, H, W)`` as images ``(B M, C, H, W)``, black where they are not present ``(B, M)``.
 
     Raises:
         InputError: something else.
@@ -101,9 +101,12 @@ def as_images(samples: Tensor, num_spectra: int) -> Tensor:
             f"this model sees {num_spectra} spectra of each sample: call it with a tensor (B, {num_spectra}, C, H, W), "
             f"got {got}. Of a spectrum that is missing any pixels will do, with present=... (B, {num_spectra})."
         )
+    if present is not None:  # whatever stands there, NaN too, is not seen
+        samples = samples.masked_fill(~present[:, :, None, None, None], 0.0)
     return samples.flatten(0, 1)
 
 
-def each_of(numbers: Tensor | None, num_spectra: int) -> Tensor | None:
-    """Return the number of each sample ``(B,)`` for each of its images, ``(B M,)``."""
-    return None if numbers is None else numbers.repeat_interleave(num_spectra)
+def each_of(numbers: Any, samples: Any, num_spectra: int) -> Any:
+    """Return the number of each sample ``(B,)`` for each of its images, ``(B M,)``; all else as it is."""
+    of_samples = isinstance(numbers, Tensor) and numbers.ndim == 1 and numbers.shape[0] == samples.shape[0]
+    return numbers.repeat_interleave(num_spectra) if of_samples else numbers

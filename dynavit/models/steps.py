@@ -134,7 +134,8 @@ class SelectStep(Step):
             return tokens.patches.new_zeros(tokens.positions.shape)
         attention = tokens.view(self.block) if self.scorer.needs_attention else None
         guide, present = (None, None) if request.guide is None else request.guide.at(tokens)
-        view = StageView(self.stage, tokens.positions, attention, tokens.class_token, guide, present)
+        summary = tokens.summary if self.scorer.reads_summary else None
+        view = StageView(self.stage, tokens.positions, attention, summary, guide, present)
         logits: Tensor = self.scorer(tokens.patches, tokens.mask, view)
         return logits
 

@@ -20,6 +20,7 @@ from dynavit.models.trace import Trace
 from dynavit.selectors.functional import hard_topk
 from dynavit.text import listed
 
+_TOLD = ("cameras", "views", "guide", "present")
 _KEEP_ALL, _KEEP_NONE = float("-inf"), float("inf")
 
 
@@ -38,8 +39,8 @@ def calibrate(
         model: scores tokens; set to eval mode, and given the thresholds.
         batches: the images to calibrate on: a list of batches, a DataLoader, or a function that returns them, the
             same images each time. A batch is what the model takes, or a tuple that begins with it: labels and so on
-            are left alone, but of a pair the second may be a mapping with the cameras, views and guide. Where
-            there is none, cameras are unknown.
+            are left alone, but of a pair the second may be a mapping with cameras, views, guide and present.
+            Where there is none, cameras are unknown.
         keep_ratios: mean ratios, as :meth:`PrunedViT.set_keep_ratio` takes them; the model's own if None.
 
     Returns:
@@ -127,20 +128,20 @@ def _checked(batches: Any, what: str = "") -> Iterable[Any]:
 def _parts(batch: Any) -> tuple[Any, Mapping[str, Any] | None]:
     """Return images, and what else the model takes if it is told."""
     images, rest = (batch[0], batch[1:]) if isinstance(batch, tuple | list) and len(batch) else (batch, ())
-    if not (isinstance(images, Mapping) or (isinstance(images, Tensor) and images.ndim == 4)):
+    if not (isinstance(images, Mapping) or (isinstance(images, Tensor) and images.ndim in (4, 5))):
         got = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise InputError(
-            f"calibrate: a batch is a tensor (B, C, H, W), what a NaFlexVit takes, or a tuple that begins with one of "
-            f"these, got {got}."
+            f"calibrate: a batch is a tensor (B, C, H, W), of M spectra (B, M, C, H, W), what a NaFlexVit takes, or a "
+            f"tuple that begins with one of these, got {got}."
         )
     if isinstance(images, Mapping) and not isinstance(images.get("patches"), Tensor):
         got = listed(map(str, images))
         raise InputError(f"calibrate: a batch that is a mapping lacks 'patches'; it has {got}.")
     if len(rest) != 1 or not isinstance(rest[0], Mapping):
         return images, None
-    unknown = [str(key) for key in rest[0] if key not in ("cameras", "views", "guide")]
+    unknown = [str(key) for key in rest[0] if key not in _TOLD]
     if unknown:
-        raise InputError(f"calibrate: a mapping beside the images has cameras, views and guide, got {listed(unknown)}.")
+        raise InputError(f"calibrate: a mapping beside the images has {', '.join(_TOLD)}, got {listed(unknown)}.")
     return images, rest[0]
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from dynavit.adapters import BackboneAdapter
 from dynavit.adapters.attention import AttentionView
-from dynavit.functional import full_precision
+from dynavit.functional import full_precision, masked_mean
 from dynavit.models.attention_bias import MaskForm, attention_mask, proportional_bias
 from dynavit.models.places import Places
 from dynavit.models.training_probes import Probes
@@ -77,9 +77,11 @@ class Tokens(ABC):
         return self.x[:, self.adapter.num_prefix_tokens :]
 
     @property
-    def class_token(self) -> Tensor | None:
-        """The class token, ``(B, D)``; None in a model without one."""
-        return self.x[:, 0] if self.adapter.has_class_token else None
+    def summary(self) -> Tensor:
+        """The class token, ``(B, D)``; in a model without one the mean of the patches by their weight."""
+        if self.adapter.has_class_token:
+            return self.x[:, 0]
+        return self.patches.mean(dim=1) if self.weight is None else masked_mean(self.patches, self.weight)
 
     @property
     def candidates(self) -> Tensor:

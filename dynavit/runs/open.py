@@ -22,6 +22,7 @@ from dynavit.data.pictures import UNREADABLE, convert_picture, read_picture
 from dynavit.data.transforms import Preparation, apply_transform, create_transforms, image_size_of, to_pixels
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT, load
+from dynavit.models.guides import check_unguided
 from dynavit.models.hub import WEIGHTS
 from dynavit.runs.build import resolve_preprocessing
 from dynavit.runs.processes import num_processes
@@ -66,6 +67,18 @@ class Run:
             raise InputError(
                 f"{self.path} has no classifier (num_classes=0): give it one with model.reset_classifier(N), and train "
                 f"it with model.checkpoint={self.path}."
+            )
+
+    def require_one_spectrum(self) -> None:
+        """Refuse a model that single pictures cannot be shown to.
+
+        Raises:
+            InputError: it sees several spectra of each sample.
+        """
+        if self.model.num_spectra > 1:
+            raise InputError(
+                f"{self.path} sees {self.model.num_spectra} spectra of each sample, and this works on single pictures: "
+                f"evaluate and export it on its own data (without --images), or use dynavit.load and tensors."
             )
 
     def answer(self, images: Tensor) -> Tensor:
@@ -191,14 +204,10 @@ def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[
     """Yield batches of paths and images ``(B, C, H, W)``, with a message for each that cannot be read.
 
     Raises:
-        InputError: not one image can be read, or the model sees several spectra of a sample.
+        InputError: not one image can be read, or single pictures are not what the model sees.
     """
-    if run.model.num_spectra > 1:
-        spectra = ", ".join(run.model.metadata.get("spectra", ()))
-        raise InputError(
-            f"{run.path} sees {run.model.num_spectra} spectra of each sample ({spectra}), which a folder of single "
-            f"pictures does not have: use a command that reads the run's data, or dynavit.load and tensors."
-        )
+    run.require_one_spectrum()
+    check_unguided(run.model)
     readable = 0
     for first in tqdm(range(0, len(paths), batch_size), desc="images", leave=False, disable=None):
         good, images, problems = [], [], []

@@ -57,7 +57,8 @@ class StageView:
         stage: 0-based number of the stage.
         positions: ``(B, n)`` original index of each patch, -1 for made tokens.
         attention: of the block of this stage, at its input; None unless the scorer needs it.
-        class_token: ``(B, D)`` as the stage finds it; None in a model without one.
+        summary: ``(B, D)``, the class token as the stage finds it, or without one the mean of the patches by their
+            weight; None unless the scorer reads it.
         guide: ``(B, G, D)``, features that the caller of the model compares tokens with; None: none.
         guide_present: ``(B, G)`` bool, which of them there are; None: all.
     """
@@ -65,7 +66,7 @@ class StageView:
     stage: int
     positions: Tensor
     attention: BlockAttention | None = None
-    class_token: Tensor | None = None
+    summary: Tensor | None = None
     guide: Tensor | None = None
     guide_present: Tensor | None = None
 
@@ -79,6 +80,7 @@ class Scorer(nn.Module):
         needs_attention: reads ``view.attention``.
         needs_class_token: reads the attention of a class token.
         needs_latent: reads the attention of a pooling head's latent.
+        reads_summary: reads ``view.summary``.
         guides: G, features of an image that it reads from ``view.guide``.
     """
 
@@ -87,12 +89,13 @@ class Scorer(nn.Module):
     needs_attention: bool = False
     needs_class_token: bool = False
     needs_latent: bool = False
+    reads_summary: bool = False
     guides: int = 0
 
     def reads_like(self, part: Scorer) -> None:
         """Read what a scorer inside this one reads."""
         self.needs_attention, self.needs_class_token = part.needs_attention, part.needs_class_token
-        self.needs_latent, self.guides = part.needs_latent, part.guides
+        self.needs_latent, self.reads_summary, self.guides = part.needs_latent, part.reads_summary, part.guides
 
     @abstractmethod
     def forward(self, tokens: Tensor, mask: Tensor | None = None, view: StageView | None = None) -> Tensor:

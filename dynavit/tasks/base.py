@@ -37,7 +37,8 @@ class Evaluation(NamedTuple):
     Attributes:
         metrics: by name; percentages where they are shares.
         detail: the task's metric, sample by sample.
-        counts: ``(S, stages)`` int64, tokens that each stage kept of each sample, where thresholds decide; else None.
+        counts: ``(S, M, stages)`` int64, tokens that each stage kept of each of M images of a sample, where thresholds
+            decide; else None.
         searched: embeddings of the data, where the task searches them; see
             :class:`~dynavit.tasks.reid.Searchable`.
     """

@@ -149,10 +149,12 @@ class ReidTask(Task):
         data: ReidData,
         title: str = "",
     ) -> list[Evaluation]:
-        def cameras(model: PrunedViT, indices: Tensor) -> dict[str, Tensor]:
+        def told(model: PrunedViT, indices: Tensor) -> dict[str, Tensor]:
             return self.inputs(model, data, indices)
 
-        found = collect_outputs(models, loader, accelerator, lambda output: output.float(), cameras, title)
+        for model in models:
+            check_spectra(model, data)
+        found = collect_outputs(models, loader, accelerator, lambda output: output.float(), told, title)
         foreground = foreground_of(data.validation, None, models[0].adapter.grid_size)
         evaluations = []
         for model, answers in zip(models, found, strict=True):
@@ -253,6 +255,21 @@ def _heads(output: Embedding | SpectraEmbedding) -> list[Embedding]:
         return [output]
     each = zip(output.each_features.unbind(dim=1), output.each_logits.unbind(dim=1), strict=True)
     return [Embedding(output.features, output.logits), *(Embedding(*one) for one in each)]
+
+
+def check_spectra(model: PrunedViT, data: ReidData) -> None:
+    """Refuse data of other spectra than a model was trained on; names alone may differ.
+
+    Raises:
+        InputError: they are of another number, or in another order.
+    """
+    learned, given = list(model.metadata.get("spectra", ())), list(data.spectra)
+    if max(len(given), 1) != model.num_spectra or (sorted(learned) == sorted(given) and learned != given):
+        shown = [", ".join(names) or "one image a sample" for names in (learned, given)]
+        raise InputError(
+            f"the model was trained on {shown[0]}, and the data have {shown[1]}: give it the same spectra in the same "
+            f"order (data.name, data.options.spectra)."
+        )
 
 
 class Searchable:

@@ -22,6 +22,7 @@ from dynavit.config import (
 from dynavit.config.schema import leaves
 from dynavit.errors import InputError
 from dynavit.models import load
+from dynavit.models.guides import check_unguided
 from dynavit.models.hub import WEIGHTS
 from dynavit.runs.build import build_outline, build_start, resolve_preprocessing, starts_trained
 from dynavit.runs.pair import dense_folder
@@ -144,11 +145,12 @@ def _unknown_classes(config: Config) -> tuple[str, ...] | None:
     check_reward(config.loss, outline)  # rather now than after the dense model
     check_score_distillation(config.loss, outline)
     data = task.open_data(resolve_preprocessing(config.data, outline.backbone, squash=config.task == "reid"))
-    classes = tuple(data.class_names)
+    classes, parts = tuple(data.class_names), task.parts(data)
+    check_unguided(outline, parts.get("spectra", 1))
     if model.checkpoint is None:
         known = starts_trained(config, classes)
     else:
-        known = build_start(config, classes, task.parts(data)).dense_is_trained
+        known = build_start(config, classes, parts).dense_is_trained
     return None if known else classes
 
 

@@ -15,6 +15,7 @@ from dynavit.config import Config, TrainConfig
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
 from dynavit.models.execution import gathers_in_training
+from dynavit.models.guides import check_unguided
 from dynavit.models.hub import model_config
 from dynavit.runs.build import StartingModel, build_outline, build_start, build_teacher, resolve_preprocessing
 from dynavit.runs.loading import TrainingBatches, first_images, make_loader, prepare_loader
@@ -147,8 +148,9 @@ def _open_data(config: Config, task: Task, accelerator: Accelerator) -> tuple[An
 
 def _build_start(config: Config, task: Task, data: Any, preprocessing: dict[str, Any]) -> StartingModel:
     """Return the starting model, with what is saved beside its weights."""
-    classes = tuple(data.class_names)
-    start = build_start(config, classes, task.parts(data))
+    classes, parts = tuple(data.class_names), task.parts(data)
+    start = build_start(config, classes, parts)
+    check_unguided(start.model, parts.get("spectra", 1))
     model = start.model
     model.metadata = {"preprocessing": preprocessing, "class_names": list(classes), **task.metadata(data)}
     for key in ("camera_names", "view_names"):

@@ -77,14 +77,14 @@ def test_each_spectrum_is_guided_by_the_others_class_tokens(execution: str, mode
         handle.remove()
     assert len(shown) == 2
     for (tokens, mask, view), logits in shown:
-        assert view.class_token.shape == (B * M, WIDTH)
+        assert view.summary.shape == (B * M, WIDTH)
         for sample in range(B):
             for number in range(M):
                 own = sample * M + number
                 others = [sample * M + other for other in range(M) if other != number]
-                assert torch.equal(view.guide[own], view.class_token[others])
+                assert torch.equal(view.guide[own], view.summary[others])
         unguided = GuidedScorer.forward(
-            model.scorers[0], tokens, mask, type(view)(0, view.positions, None, view.class_token, view.guide.roll(3, 0))
+            model.scorers[0], tokens, mask, type(view)(0, view.positions, None, view.summary, view.guide.roll(3, 0))
         )
         assert not torch.equal(unguided.argsort(dim=1), logits.argsort(dim=1))
     assert trace.kept[-1].shape[0] == B * M
@@ -206,10 +206,11 @@ def test_a_spectrum_may_be_absent_for_good(model_for: Make) -> None:
     assert torch.equal(without(samples), expected)
     assert torch.equal(without(samples, present=present), model(samples, present=present & ~torch.eye(M).bool()[2]))
     assert not torch.equal(model(samples), expected)
-    for wrong in ((0, 1, 2), (3,), (-1,)):
-        without.absent = wrong
-        with pytest.raises(InputError, match=r"absent=.*: some of 0 to 2, the model's spectra, but not all"):
-            without(samples)
+    for wrong in ((0, 1, 2), (3,), (-1,), 2.5, "2"):
+        with pytest.raises(InputError, match=r"absent=.*: numbers from 0 to 2 of the model's spectra, but not all"):
+            without.absent = wrong
+    without.absent = 1
+    assert torch.equal(without(samples), model(samples, present=torch.tensor([[True, False, True]] * B)))
 
 
 def test_what_does_not_fit(model_for: Make) -> None:
@@ -229,7 +230,7 @@ def test_what_does_not_fit(model_for: Make) -> None:
         model.train()(samples, present=torch.ones(3, 3, dtype=torch.bool))
     with pytest.raises(InputError, match="one image has no batch statistics"):
         model(samples[:1])
-    with pytest.raises(InputError, match=r"guides=1, but each spectrum is guided by 2 other\(s\): set guides=2"):
+    with pytest.raises(InputError, match=r"guides=1: .* each spectrum is guided by 2 other\(s\): set guides=2"):
         model_for(scorer={"name": "guided", "guides": 1})
     with pytest.raises(InputError, match=r"spectra=1: a whole number, at least 2"):
         model_for(spectra=1)

@@ -30,14 +30,15 @@ MASK = torch.tensor([[1, 1, 0, 1, 1, 0, 1, 1, 1], [1, 0, 0, 1, 1, 1, 1, 1, 0]], 
 def guided(**options: Any) -> Scorer:
     torch.manual_seed(0)
     scorer = create_scorer("guided", DIM, guides=G, **options).double()
-    with torch.no_grad():  # so that a mistake in the order of the weights shows
-        scorer.weights += 0.1 * torch.arange(len(scorer.weights)) * (scorer.form == "logit")
+    if scorer.form == "logit":  # so that a mistake in the order of the weights shows
+        with torch.no_grad():
+            scorer.tenths.copy_(torch.tensor([0.2, 0.1, -0.05][: len(scorer.tenths)]))
     return scorer
 
 
 def view_of(tokens: Tensor, **more: Any) -> StageView:
     positions = torch.arange(tokens.shape[1]).expand(tokens.shape[:2])
-    return StageView(0, positions, class_token=CLASS, guide=more.pop("guide", GUIDE), **more)
+    return StageView(0, positions, summary=CLASS, guide=more.pop("guide", GUIDE), **more)
 
 
 def by_hand(scorer: Any, similarity: Callable[[Tensor, Tensor], Tensor], mask: Tensor | None = None) -> Tensor:
@@ -114,6 +115,18 @@ def test_gradients_are_exact_for_tokens_features_and_weights(form: str) -> None:
     assert all((parameter.grad != 0).any() for parameter in (guide, *parameters))
 
 
+def test_it_starts_as_its_base_and_learns_which_way_a_feature_points() -> None:
+    scorer = create_scorer("guided", DIM, guides=G).double()
+    assert torch.equal(scorer(TOKENS, None, view_of(TOKENS)), scorer.scorer(TOKENS))
+    optimizer = torch.optim.Adam(scorer.parameters(), lr=1e-3)
+    alike = F.cosine_similarity(TOKENS, GUIDE[:, :1], dim=2)
+    for _ in range(100):  # as many steps as move a single number by 0.1
+        optimizer.zero_grad()
+        (scorer(TOKENS, None, view_of(TOKENS)) * alike).mean().backward()
+        optimizer.step()
+    assert scorer.weights[1] < -0.5
+
+
 def test_gradients_of_similarities_can_be_left_out() -> None:
     """The tokens then learn through the base scorer alone, the features not at all; weights always do."""
     open_one, closed = guided(), guided(gradient=False)
@@ -124,7 +137,7 @@ def test_gradients_of_similarities_can_be_left_out() -> None:
         found.append((tokens.grad, guide.grad))
     assert (found[0][1] != 0).any()
     assert found[1][1] is None
-    assert closed.weights.grad is not None
+    assert closed.tenths.grad is not None
     assert not torch.equal(found[0][0], found[1][0])
     # the square's factor is the whole logit in one and the base's in the other; both are sums over the base's paths
     assert torch.equal(guided().scorer(TOKENS), closed.scorer(TOKENS))
@@ -145,7 +158,9 @@ def test_tokens_nearly_alike_get_no_large_gradients(form: str) -> None:
 def test_a_feature_that_is_missing_is_as_good_as_none(form: str) -> None:
     scorer, present = guided(form=form), torch.tensor([[True, False], [True, False]])
     alone = create_scorer("guided", DIM, form=form, guides=1).double()
-    alone.load_state_dict({**scorer.state_dict(), **{"weights": scorer.weights[:2]}}, strict=form == "logit")
+    alone.load_state_dict(
+        {name: value[:2] if name == "tenths" else value for name, value in scorer.state_dict().items()}
+    )
     missing = scorer(TOKENS, None, view_of(TOKENS, guide_present=present))
     torch.testing.assert_close(missing, alone(TOKENS, None, view_of(TOKENS, guide=GUIDE[:, :1])))
     other = torch.cat([GUIDE[:, :1], 7 * GUIDE[:, :1] + 1], dim=1)
@@ -156,12 +171,12 @@ def test_a_feature_that_is_missing_is_as_good_as_none(form: str) -> None:
 
 @torch.no_grad()
 def test_without_a_class_token_the_mean_of_visible_tokens_guides() -> None:
-    scorer = create_scorer("guided", DIM).double()
+    scorer = create_scorer("guided", DIM, weight=1.0).double()
     positions = torch.arange(N).expand(B, N)
     mean = (TOKENS * MASK.unsqueeze(2)).sum(dim=1) / MASK.sum(dim=1, keepdim=True)
     without = scorer(TOKENS, MASK, StageView(0, positions))
-    torch.testing.assert_close(without, scorer(TOKENS, MASK, StageView(0, positions, class_token=mean)))
-    assert not torch.equal(without, scorer(TOKENS, MASK, StageView(0, positions, class_token=CLASS)))
+    torch.testing.assert_close(without, scorer(TOKENS, MASK, StageView(0, positions, summary=mean)))
+    assert not torch.equal(without, scorer(TOKENS, MASK, StageView(0, positions, summary=CLASS)))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +188,7 @@ def test_without_a_class_token_the_mean_of_visible_tokens_guides() -> None:
         ({"form": "laps", "base": "mlp"}, r"form='laps' adds plain cosines; leave out base and weight"),
         ({"form": "laps", "weight": 1.0}, r"leave out base and weight"),
         ({"form": "seps", "weight": 0.5}, r"form='seps', weight=0.5; a number above 0 and below 0.5"),
-        ({"weight": 0.0}, r"weight=0.0; a number above 0\."),
+        ({"form": "seps", "weight": 0.0}, r"weight=0.0; a number above 0 and below 0.5"),
         ({"weight": float("nan")}, r"weight=nan"),
         ({"base": "guided"}, r"base='guided' is guided itself"),
         ({"base": {"name": "anchored", "anchor": {"name": "guided", "form": "laps", "guides": 2}}}, r"guided itself"),
@@ -247,7 +262,7 @@ def test_every_selector_and_reducer_teaches_it_and_its_guide(
     logits = model(images_for(model), guide=guide, generator=torch.Generator().manual_seed(0))
     F.cross_entropy(logits, torch.tensor([0, 3, 5])).backward()
     assert (guide.grad != 0).any()
-    assert (model.scorers[0].weights.grad != 0).all()
+    assert (model.scorers[0].tenths.grad != 0).all()
 
 
 def test_a_guide_that_nobody_reads_or_that_is_missing(model_of: Make, images_for: Make) -> None:
@@ -273,7 +288,7 @@ def test_calibrated_with_a_guide(model_of: Make, images_for: Make) -> None:
 def test_saved_and_loaded(model_of: Make, images_for: Make, tmp_path: Any) -> None:
     model = dynavit.create_model("test_vit", num_classes=3, scorer={"name": "guided", "guides": 1}).eval()
     with torch.no_grad():
-        model.scorers[0].weights.fill_(3.0)
+        model.scorers[0].tenths.fill_(0.3)
     model.save_pretrained(tmp_path / "model")
     again = dynavit.load(tmp_path / "model").eval()
     images, guide = torch.randn(2, 3, 160, 160), torch.randn(2, 1, 64)

@@ -30,10 +30,8 @@ def test_shuffled_guides_are_those_of_other_samples() -> None:
     tokens, guide = torch.randn(12, 5, 8), torch.randn(12, 2, 8)  # four samples of three spectra
     scorers = [create_scorer(name, 8, guides=2) for name in ("guided", "shuffled_guides")]
     scorers[1].load_state_dict(scorers[0].state_dict())
-    view = StageView(0, torch.arange(5).expand(12, 5), class_token=tokens[:, 0], guide=guide)
-    other = StageView(
-        0, view.positions, class_token=tokens[:, 0], guide=guide.view(4, 3, 2, 8)[[2, 3, 0, 1]].flatten(0, 1)
-    )
+    view = StageView(0, torch.arange(5).expand(12, 5), summary=tokens[:, 0], guide=guide)
+    other = StageView(0, view.positions, summary=tokens[:, 0], guide=guide.view(4, 3, 2, 8)[[2, 3, 0, 1]].flatten(0, 1))
     assert torch.equal(scorers[1](tokens, None, view), scorers[0](tokens, None, other))
 
 
@@ -60,7 +58,7 @@ def test_trainings_differ_in_their_scorer_alone_and_are_not_run_twice(
     (tmp_path / "tiny.yaml").write_text(TINY)
     monkeypatch.setattr(multimodal, "_CONFIG", str(tmp_path / "tiny.yaml"))
     monkeypatch.setattr(multimodal, "_TEST", {"data.options": {"test_identities": 4}})
-    names = ["guided by the other spectra", "unguided", "guides of other samples", "random"]
+    names = list(multimodal.VARIANTS)
     first = compare_guides([3], tmp_path, workers=1, names=names)
     configs = [load_config(tmp_path / f"{name.replace(' ', '_')}-3" / "config.yaml") for name in names]
     assert [config.model.scorer["name"] for config in configs] == ["guided", "light", "shuffled_guides", "random"]

@@ -180,7 +180,7 @@ def test_requirement_6_temperature_clipping_rates_and_warm_up() -> None:
     model = create()
     optimizer = create_optimizer(shipped.optimizer, StartingModel(model, model, True, False), "none")
     rates = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    scorer, block = model.scorers[0].weights, model.backbone.blocks[0].attn.qkv.weight
+    scorer, block = model.scorers[0].tenths, model.backbone.blocks[0].attn.qkv.weight
     assert rates[id(scorer)] / rates[id(block)] == pytest.approx(1 / shipped.optimizer.backbone_lr_scale)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 10.0)
