@@ -213,6 +213,53 @@ def test_a_spectrum_may_be_absent_for_good(model_for: Make) -> None:
     assert torch.equal(without(samples), model(samples, present=torch.tensor([[True, False, True]] * B)))
 
 
+@torch.no_grad()
+def test_whatever_stands_in_place_of_an_absent_spectrum_is_not_seen(model_for: Make) -> None:
+    model = model_for()
+    samples, present = samples_for(model), torch.tensor([[True, False, True]] * B)
+    expected = model(samples, present=present)
+    for value in (float("nan"), float("inf")):
+        samples[:, 1] = value
+        assert torch.equal(model(samples, present=present), expected)
+
+
+@torch.no_grad()
+def test_the_two_halves_of_a_forward_know_what_is_absent(model_for: Make) -> None:
+    model = model_for("gap")
+    samples, present = samples_for(model), torch.tensor([[True, True, False], [True] * 3, [False, True, True]])
+    features = model.forward_features(samples, present=present)
+    assert features.shape[0] == B * M
+    assert torch.equal(model.forward_head(features, present=present), model(samples, present=present))
+    assert model.forward_head(features, pre_logits=True).shape == (B * M, WIDTH)
+    model.absent = (2,)
+    assert torch.equal(model.forward_head(model.forward_features(samples)), model(samples))
+    grids = model.forward_intermediates(samples, indices=[5], intermediates_only=True, output_fmt="NLC")
+    model.absent = ()
+    others = model.forward_intermediates(samples, indices=[5], intermediates_only=True, output_fmt="NLC")
+    differ = (grids[0] != others[0]).flatten(1).any(dim=1).view(B, M)
+    assert differ[:, :2].any()  # which were guided by the third
+
+
+@torch.no_grad()
+def test_thresholds_are_calibrated_on_samples(model_for: Make) -> None:
+    model = model_for()
+    samples, present = samples_for(model, 8), torch.rand(8, M) < 0.8
+    present[:, 0] = True
+    wanted = model.stage_counts(24)
+    dynavit.calibrate(model, [(samples, {"present": present})])
+    _, trace = model(samples, present=present, return_trace=True)
+    for count, choice in zip(wanted, trace.choices, strict=True):
+        assert choice.num_kept.shape == (8 * M,)
+        assert abs(float(choice.num_kept.float().mean()) - count) < 0.5
+
+
+def test_counts_of_samples_hold_for_their_spectra(model_for: Make) -> None:
+    model = model_for().eval()
+    counts = torch.tensor([20, 10, 5])
+    _, trace = model(samples_for(model), keep_counts=[counts, counts], return_trace=True)
+    assert torch.equal(trace.choices[0].num_kept.view(B, M), counts[:, None].expand(B, M))
+
+
 def test_what_does_not_fit(model_for: Make) -> None:
     model = model_for()
     samples = samples_for(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 import dynavit
+from dynavit import InputError
 from dynavit.cli import main
 from dynavit.config import Config, LossConfig, load_config
 from dynavit.data.quickstart_spectra import SyntheticSpectra
@@ -19,7 +21,8 @@ from dynavit.evaluation.sweep import evaluate_run
 from dynavit.models.spectra import SpectraEmbedding
 from dynavit.runs.open import open_run
 from dynavit.tasks import create_task
-from dynavit.tasks.reid import ReidObjective, Searchable
+from dynavit.tasks.reid import ReidObjective, Searchable, check_spectra
+from dynavit.training.dense_first import train
 from dynavit.training.trainer import Trainer
 
 M = 3
@@ -184,3 +187,58 @@ def test_missing_spectra_of_own_data_are_evaluated(tmp_path: Path, run_folder: P
     searched = Searchable(told, torch.arange(len(samples)), opened).search().summary()
     assert searched["map"] == pytest.approx(whole["map"], abs=1e-3)
     assert not torch.equal(told, untold)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.scorer.guides=1"], r"guides=1: .* each spectrum is guided by 2 other\(s\): set guides=2"),
+        (["data.name=quickstart-reid"], r"guides=2: .* nothing gives it any here: set guides=0"),
+        (
+            ["data.name=quickstart-reid", "model.pretrained=true", "model.kwargs={}"],
+            r"guides=2: .* nothing gives it any here: set guides=0",
+        ),
+    ],
+)
+def test_guides_that_nobody_gives_are_refused_before_anything_is_written(
+    overrides: list[str], message: str, config_for: Make, tmp_path: Path
+) -> None:
+    config = config_for("wrong", f"output_dir={tmp_path / 'run'}", *overrides)
+    with pytest.raises(InputError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run-dense").exists()
+
+
+def test_spectra_of_another_number_or_order_are_refused(run_folder: Path, tmp_path: Path) -> None:
+    run = open_run(run_folder)
+    assert run.config is not None
+    run.config.data.name, run.config.data.options = "quickstart-reid", {"test_identities": 4, "train_identities": 4}
+    with pytest.raises(InputError, match=r"trained on colour, .* infrared, and the data have one image"):
+        evaluate_run(run, [0.6], [], tmp_path, rivals="none")
+    model = open_run(run_folder).model
+    data = create_task(load_config(run_folder / "config.yaml")).open_data(run.preprocessing, train=False)
+    check_spectra(model, data)
+    check_spectra(model, replace(data, spectra=("a", "b", "c")))  # other names for the same
+    with pytest.raises(InputError, match="the same spectra in the same order"):
+        check_spectra(model, replace(data, spectra=data.spectra[::-1]))
+
+
+def test_thresholds_of_a_run_are_calibrated_and_evaluated(run_folder: Path, tmp_path: Path) -> None:
+    rows = evaluate_run(open_run(run_folder), [0.6], [], tmp_path, adaptive=True, rivals="none")
+    (adaptive,) = [row for row in rows if row["model"] == "adaptive"]
+    assert len(adaptive["tokens"]) == 2
+    assert sum(adaptive["tokens_histogram"]["images"]) == 32 * M
+    assert adaptive["gmacs"] == pytest.approx(rows[1]["gmacs"], rel=0.25)
+
+
+@pytest.mark.parametrize("command", [["predict"], ["visualize"], ["tune", "--speedup", "1.2"]])
+def test_commands_for_single_pictures_say_what_to_do(
+    command: list[str], run_folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *more = command
+    assert main([name, str(run_folder), "--images", str(pictures / "val"), *more]) == 2
+    assert "sees 3 spectra of each sample, and this works on single pictures" in capsys.readouterr().err
+    if name == "tune":
+        assert main(["plan", str(run_folder), "--keep-ratio", "0.7"]) == 2
+        assert "sees 3 spectra of each sample" in capsys.readouterr().err
