@@ -33,9 +33,8 @@ quickstart-multimodal: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
-# two at a time, the longest first
-test-slow: $(READY)
-	$(MAKE) --jobs 2 slow-readme slow-deployment slow-training slow-others
+# with --jobs 2 two at a time, the longest first
+test-slow: slow-readme slow-deployment slow-training slow-others
 
 SLOW := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
 

@@ -140,14 +140,16 @@ def expand(line: str, folder: Path) -> list[list[str]]:
 def test_commands_run_in_the_order_given(checkout: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    ran = 0
-    by_ci = (ROOT / ".ci/run").read_text().splitlines()
+    ran: list[list[str]] = []
+    by_ci = {word for line in (ROOT / ".ci/run").read_text().splitlines() for word in line.split()}
     for line in command_lines():
-        if line in by_ci:  # this test is part of those
+        if line.startswith("make ") and by_ci.issuperset(line.split()):  # this test is part of those
             continue
         for command in expand(line, checkout):
+            if command in ran:
+                continue
             done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, f"{line}\n{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
-            ran += 1
-    assert ran > 5
+            ran.append(command)
+    assert len(ran) > 5
     assert (checkout / "checkpoints/quickstart/report.html").exists()
