@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynavit.report.figures import Target, save_figure
 from dynavit.report.style import finish, new_figure
@@ -47,13 +47,8 @@ def plot_stability(rows: Sequence[StabilityRow], path: Target) -> None:
     axes = figure.add_subplot()
     ends = []
     for row, colour, dash in zip(chosen, _COLOURS, _DASHES, strict=False):
-        steps = min(len(run.losses) for run in row.runs)
-        curves = [_smooth(run.losses[:steps]) for run in row.runs]
-        middle = [median(values) for values in zip(*curves, strict=True)]
-        low, high = (list(map(extreme, zip(*curves, strict=True))) for extreme in (min, max))
-        axes.fill_between(range(steps), low, high, color=colour, alpha=0.1, linewidth=0)
-        axes.plot(range(steps), middle, color=colour, linestyle=dash, linewidth=1.9)
-        ends.append((middle[-1], _CURVES.get(row.variant, row.variant), colour))
+        end = _draw_runs(axes, [run.losses for run in row.runs], colour, linestyle=dash)
+        ends.append((end, _CURVES.get(row.variant, row.variant), colour))
     _scale_losses(axes)
     axes.set_xlim(0, max(len(run.losses) for row in chosen for run in row.runs) - 1)
     axes.set_xlabel("optimiser step")
@@ -76,12 +71,7 @@ def plot_spectra(rows: Sequence[StabilityRow], path: Target) -> None:
     for axes, title in zip(panels, ("training loss", "gradient norm of the backbone"), strict=True):
         for row, colour in zip(chosen, _COLOURS, strict=False):
             runs = [run.losses if axes is panels[0] else run.backbone_gradients for run in row.runs]
-            steps = min(map(len, runs))
-            curves = [_smooth(run[:steps]) for run in runs]
-            middle = [median(values) for values in zip(*curves, strict=True)]
-            low, high = (list(map(extreme, zip(*curves, strict=True))) for extreme in (min, max))
-            axes.fill_between(range(steps), low, high, color=colour, alpha=0.1, linewidth=0)
-            axes.plot(range(steps), middle, color=colour, linewidth=1.9, label=_SPECTRA.get(row.variant, row.variant))
+            _draw_runs(axes, runs, colour, label=_SPECTRA.get(row.variant, row.variant))
         axes.set_yscale("log")
         axes.set_xlabel("optimiser step")
         axes.set_title(title, fontsize=10)
@@ -114,6 +104,17 @@ def plot_selection(rows: Sequence[SelectionRow], path: Target) -> None:
     axes.margins(y=0.03)
     finish(axes)
     save_figure(figure, path)
+
+
+def _draw_runs(axes: Axes, runs: Sequence[Sequence[float]], colour: str, **line: Any) -> float:
+    """Draw the middle one of smoothed runs and the range of all; return where it ends."""
+    steps = min(map(len, runs))
+    curves = [_smooth(run[:steps]) for run in runs]
+    middle = [median(values) for values in zip(*curves, strict=True)]
+    low, high = (list(map(extreme, zip(*curves, strict=True))) for extreme in (min, max))
+    axes.fill_between(range(steps), low, high, color=colour, alpha=0.1, linewidth=0)
+    axes.plot(range(steps), middle, color=colour, linewidth=1.9, **line)
+    return float(middle[-1])
 
 
 def _scale_losses(axes: Axes) -> None:

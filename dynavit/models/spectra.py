@@ -77,7 +77,7 @@ class SpectraNeck(BNNeck):
             features = features.to(self.norm.weight.dtype).unflatten(0, (-1, self.num_spectra))
             joined = features.flatten(1)
             if self.training:
-                self._check_batch(len(joined))
+                self._check_batch(joined.shape[0])
                 normed = self.norm(joined)
                 of_each = normed.view_as(features).unbind(dim=1)
                 each = [classify(one) for classify, one in zip(self.each, of_each, strict=True)]
