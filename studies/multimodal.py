@@ -29,7 +29,6 @@ _FREE = {"name": "topk", "gradient": "none"}
 _GUIDES = len(SPECTRA) - 1
 
 
-@register_scorer
 class ShuffledGuides(GuidedScorer):
     """Guided by the spectra of another sample, half a batch away: what guidance is worth that tells nothing."""
 
@@ -77,6 +76,7 @@ def train(folder: Path, name: str, seed: int) -> dict[str, Judged]:
     Returns:
         What it gets right with ``all`` spectra, and by the name of the one that is missing.
     """
+    register_scorer(ShuffledGuides)  # in this process; importing the study adds nothing to the library
     path = folder / f"{name.replace(' ', '_')}-{seed}"
     answers = path / "answers.npz"
     if not answers.exists():

@@ -18,7 +18,7 @@ def spectra_variants(run: Run) -> list[Variant]:
     """Return the run's model without each of its spectra, and with each alone; nothing where it sees one."""
     count, variants = run.model.num_spectra, []
     names = run.model.metadata.get("spectra") or [str(number) for number in range(count)]
-    for left_out in sorted({1, count - 1} - {0}):
+    for left_out in sorted({1, count - 1}) if count > 1 else ():
         for absent in combinations(range(count), left_out):
             model = copy(run.model)
             model.absent = absent

@@ -225,7 +225,7 @@ def test_other_than_batches_is_refused(model_of: Model, images_for: Images) -> N
         (lambda: images, r"got Tensor from the function\. A single batch"),
         ([{"pixels": images}], "lacks 'patches'; it has pixels"),
         ([{}], "lacks 'patches'; it has none"),
-        ([(images, {"label": 3})], "cameras, views and guide, got label"),
+        ([(images, {"label": 3})], "cameras, views, guide, present, got label"),
         ([images[:, :1]], r"images of shape \(\d+, 1, "),
         ([images.byte()], r"images of torch\.uint8"),
         ([images * float("nan")], "scores of stage 0 are NaN"),

@@ -10,9 +10,9 @@ import torch
 
 from dynavit.config import load_config
 from dynavit.data.quickstart_spectra import SPECTRA
-from dynavit.scorers import StageView, create_scorer
+from dynavit.scorers import GuidedScorer, StageView
 from studies import multimodal
-from studies.multimodal import compare_guides, table
+from studies.multimodal import ShuffledGuides, compare_guides, table
 from studies.training_by_removal import Judged
 
 TINY = """
@@ -28,7 +28,7 @@ train: {epochs: 1}
 
 def test_shuffled_guides_are_those_of_other_samples() -> None:
     tokens, guide = torch.randn(12, 5, 8), torch.randn(12, 2, 8)  # four samples of three spectra
-    scorers = [create_scorer(name, 8, guides=2) for name in ("guided", "shuffled_guides")]
+    scorers = [GuidedScorer(8, guides=2, weight=1.0), ShuffledGuides(8, guides=2, weight=1.0)]
     scorers[1].load_state_dict(scorers[0].state_dict())
     view = StageView(0, torch.arange(5).expand(12, 5), summary=tokens[:, 0], guide=guide)
     other = StageView(0, view.positions, summary=tokens[:, 0], guide=guide.view(4, 3, 2, 8)[[2, 3, 0, 1]].flatten(0, 1))
