@@ -274,16 +274,15 @@ def test_requirement_10_twenty_seeds_stay_finite_at_keep_ratio_0_3(selector: str
     for seed in range(20):
         model = create(seed, selector=selector, keep_ratio=0.3)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        largest = 0.0
+        seen: list[float] = []
         for step in range(100):
             optimizer.zero_grad()
-            found, _ = losses(
-                model, samples(100 * seed + step % 4), seed=step, metric={"name": "triplet", "soft_margin": True}
-            )
+            soft = {"name": "triplet", "soft_margin": True}
+            found, _ = losses(model, samples(100 * seed + step % 4), seed=step, metric=soft)
             found["loss"].backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            largest = max(largest, float(found["loss"].detach()))
+            seen.append(float(found["loss"].detach()))
         assert all(p.isfinite().all() for p in model.parameters()), seed
-        assert largest < 20, seed
-        assert found["loss"] < 1.5, seed
+        assert max(seen) < 2 * seen[0], seed
+        assert sum(seen[-4:]) < 0.9 * sum(seen[:4]), seed  # of the same four batches
