@@ -60,10 +60,10 @@ def draw_ranked_lists(run: Run, data: ReidData, searched: Searchable) -> Image.I
     for index in needed:
         sample = data.validation[index]
         assert sample is not None  # it has been read before
-        spectra = sample[0][None].flatten(0, -4)  # side by side
-        pictures[index] = np.concatenate([run.pixels(image) for image in spectra], axis=1)
+        batch = sample[0][None]
+        pictures[index] = np.concatenate([run.pixels(image) for image in batch.flatten(0, -4)], axis=1)  # side by side
         _, trace = run.model(
-            sample[0][None].to(run.device), return_trace=True, **sample_inputs(run.model, data, torch.tensor([index]))
+            batch.to(run.device), return_trace=True, **sample_inputs(run.model, data, torch.tensor([index]))
         )
         if trace.stages:
             grids = trace.stages[-1].kept.unflatten(1, run.model.adapter.grid_size)

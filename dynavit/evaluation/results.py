@@ -13,14 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from dynavit.evaluation.drawings import draw_kept_tokens
-from dynavit.evaluation.spectra import spectra_columns
 from dynavit.files import write_together
 from dynavit.report.figures import png
 from dynavit.report.histogram import plot_token_counts
 from dynavit.report.html import render_report
 from dynavit.report.pareto import plot_methods, plot_pareto
 from dynavit.report.rows import flat, is_adaptive
-from dynavit.report.table import markdown, markdown_table
+from dynavit.report.table import markdown, markdown_table, spectra_columns
 from dynavit.runs.open import Run
 from dynavit.selectors.registry import selector_config
 from dynavit.tables import Row, csv_text

@@ -7,8 +7,6 @@ from copy import copy
 from itertools import combinations
 
 from dynavit.evaluation.variants import Variant
-from dynavit.report.rows import metric_name
-from dynavit.report.table import Column
 from dynavit.runs.open import Run
 from dynavit.tables import Row
 from dynavit.tasks import Evaluation, Task
@@ -49,22 +47,3 @@ def spectra_rows(
         row = {"spectra": variant.about["spectra"], **found.metrics, **task.interval(found.detail)}
         rows.append({**row, f"delta_{task.metric}": change, **task.difference(whole.detail, found.detail)})
     return rows
-
-
-def spectra_columns(rows: Sequence[Row], metric: str) -> list[Column]:
-    """Return the columns of the table of :func:`spectra_rows`."""
-
-    def ends(name: str, form: str) -> list[str]:
-        keys = f"{name}_low", f"{name}_high"
-        return [" to ".join(format(row[key], form) for key in keys) if keys[0] in row else "-" for row in rows]
-
-    shown = ["all" if row["spectra"] == "all" else ", ".join(row["spectra"]) for row in rows]
-    changes = [row.get(f"delta_{metric}") for row in rows]
-    return [
-        Column("spectra", shown, left=True),
-        Column(metric_name(metric), [f"{row[metric]:.2f}" for row in rows]),
-        Column("95 % interval", ends(metric, ".1f")),
-        Column("rank-1", [f"{row['rank1']:.2f}" for row in rows]),
-        Column("delta", ["-" if change is None else f"{change:+.2f}" for change in changes]),
-        Column("95 % interval", ends(f"delta_{metric}", "+.1f")),
-    ]

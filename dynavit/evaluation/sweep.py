@@ -19,7 +19,7 @@ from dynavit.errors import InputError
 from dynavit.evaluation.drawings import draw_ranked_lists
 from dynavit.evaluation.results import write_evaluation
 from dynavit.evaluation.rivals import all_smaller_images, nearest, parse_rivals, smaller_images, trained_rival
-from dynavit.evaluation.spectra import spectra_columns, spectra_rows, spectra_variants
+from dynavit.evaluation.spectra import spectra_rows, spectra_variants
 from dynavit.evaluation.speed import time_models
 from dynavit.evaluation.variants import Variant, check_adaptive, run_variants
 from dynavit.files import require_folder
@@ -27,7 +27,7 @@ from dynavit.models import PrunedViT
 from dynavit.models.guides import check_unguided
 from dynavit.numbers import checked_whole
 from dynavit.report.rows import accuracy_base
-from dynavit.report.table import aligned
+from dynavit.report.table import aligned, spectra_columns
 from dynavit.runs.loading import first_images, make_loader, prepare_loader
 from dynavit.runs.open import Run
 from dynavit.tables import Row

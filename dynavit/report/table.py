@@ -101,6 +101,24 @@ def evaluation_columns(rows: Sequence[Row], metric: str = "top1") -> list[Column
     return columns
 
 
+def spectra_columns(rows: Sequence[Row], metric: str) -> list[Column]:
+    """Return the columns of what is left where spectra are missing.
+
+    Args:
+        rows: of :func:`dynavit.evaluation.spectra.spectra_rows`.
+        metric: the metric to show.
+    """
+    shown = [row["spectra"] if isinstance(row["spectra"], str) else ", ".join(row["spectra"]) for row in rows]
+    return [
+        Column("spectra", shown, left=True),
+        Column(metric_name(metric), [_percent(row[metric]) for row in rows]),
+        *_interval_column(rows, metric, lambda value: f"{value:.1f}"),
+        Column(metric_name("rank1"), [_percent(row["rank1"]) for row in rows]),
+        Column("delta", [_cell(row.get(f"delta_{metric}"), _signed) for row in rows]),
+        *_interval_column(rows, f"delta_{metric}", lambda value: signed(value, 1)),
+    ]
+
+
 def format_table(rows: Sequence[Row], metric: str = "top1") -> str:
     """Return the table of an evaluation as aligned plain text; of methods, each budget below a line of its own.
 
