@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from dynavit.cli.arguments import numbers
+from dynavit.cli.arguments import add_device, numbers
 from dynavit.cli.program import Parser, require_one_process, run_program
 from dynavit.files import require_folder
 
@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--split", default="choose", choices=["choose", "val"], help="images to evaluate on (default: %(default)s)"
     )
+    add_device(method)
     method.add_argument(
         "--times", action="store_true", help="measure speed instead of training; nothing else should run meanwhile"
     )
@@ -75,13 +76,15 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _default_method(options: argparse.Namespace) -> None:
+    from dynavit.runs.open import choose_device
     from studies.default_method.experiment import DENSE, run_cells
     from studies.default_method.parts import PARTS, Sources, compare_training_free, make_student
     from studies.default_method.report import tables
     from studies.default_method.times import measure_times
     from studies.runner import check
 
-    sources = Sources(options.photographs, options.weights, options.output)
+    device = str(choose_device(options.device))
+    sources = Sources(options.photographs, options.weights, options.output, device)
     if options.part == "student":
         make_student(sources)
         return
@@ -95,10 +98,10 @@ def _default_method(options: argparse.Namespace) -> None:
     part.make(sources)
     load = partial(part.load, sources, options.split)
     if options.times:
-        print(measure_times(part, load().dense, folder.with_name(f"{part.name}-times.json")))
+        print(measure_times(part, load().dense.to(device), folder.with_name(f"{part.name}-times.json")))
         return
     cells = [cell for cell in part.cells(options.seeds) if cell.name in names]
-    run_cells(folder, load, cells, part.recipe, part.evaluated, options.workers)
+    run_cells(folder, load, cells, part.recipe, part.evaluated, options.workers, device)
     print(tables(folder, options.seeds))
 
 

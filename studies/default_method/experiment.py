@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from dynavit.cost.machine import machine
 from dynavit.cost.macs import closed_form_macs
 from dynavit.errors import InputError
 from dynavit.evaluation.equal_macs import largest_keep_ratio, plain_dropping_macs
@@ -50,6 +51,10 @@ class Problem:
     labels: Tensor
     seen: Tensor
     seen_labels: Tensor
+
+    def to(self, device: str) -> Problem:
+        """Return it with the model and what it learns from on a device; the model is moved, not copied."""
+        return replace(self, dense=self.dense.to(device), pixels=self.pixels.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, order=True)
@@ -82,6 +87,7 @@ def run_cells(
     recipe: Recipe,
     evaluated: Sequence[float],
     workers: int,
+    device: str = "cpu",
 ) -> None:
     """Run the cells that ``folder`` does not hold yet.
 
@@ -92,12 +98,13 @@ def run_cells(
         recipe: the same for all.
         evaluated: budgets that each is evaluated at, beside its own.
         workers: processes.
+        device: where all of them train.
     """
     done = {Cell(**row["cell"]) for row in read_rows(folder)}
     missing = [cell for cell in cells if cell not in done]
     (folder / "answers").mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_prepare, initargs=(load,)) as pool:
+    with ProcessPoolExecutor(workers, spawn, initializer=_prepare, initargs=(load, device)) as pool:
         futures = [pool.submit(_run, folder, cell, recipe, evaluated) for cell in missing]
         for future in tqdm(as_completed(futures), total=len(futures), desc="trainings", disable=None):
             row = future.result()
@@ -115,10 +122,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 _problem: Problem
 
 
-def _prepare(load: Callable[[], Problem]) -> None:
+def _prepare(load: Callable[[], Problem], device: str) -> None:
     global _problem  # one a process, which reads it once
     torch.set_num_threads(1)  # sums in another order differ in their last bit, and training is chaotic
-    _problem = load()
+    _problem = load().to(device)
 
 
 def _run(folder: Path, cell: Cell, recipe: Recipe, evaluated: Sequence[float]) -> dict[str, Any]:
@@ -151,7 +158,8 @@ def _run(folder: Path, cell: Cell, recipe: Recipe, evaluated: Sequence[float]) -
         }
         kept[f"hits-{budget:g}"], kept[f"loss-{budget:g}"] = hits.numpy(), loss_of.half().numpy()
     np.savez_compressed(folder / "answers" / f"{cell.file}.npz", **kept)
-    return {"cell": asdict(cell), "results": results, "seconds": round(perf_counter() - start)}
+    device = machine(problem.pixels.device)
+    return {"cell": asdict(cell), "results": results, "seconds": round(perf_counter() - start), "machine": device}
 
 
 def build(dense: PrunedViT, cell: Cell) -> tuple[PrunedViT, dict[str, Any]]:

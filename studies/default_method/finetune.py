@@ -83,12 +83,12 @@ def finetune(
         model: in training mode.
         runner: what is called with full-size images: the model, or a :class:`Shrunk` one.
         teacher: the dense timm model at full size, frozen.
-        pixels: ``(V, M, 3, S, S)`` uint8.
-        labels: ``(M,)`` int64.
+        pixels: ``(V, M, 3, S, S)`` uint8, on the device of the model and the teacher.
+        labels: ``(M,)`` int64, there too.
         recipe: how.
         seed: of order, views, noise and probes.
     """
-    num_patches = math.prod(model.adapter.grid_size)
+    num_patches, device = math.prod(model.adapter.grid_size), pixels.device
     counts = None if model.selector.fixed_k else CountLoss(recipe.loss.keep_ratio_measure)
     kind = ClassificationObjective if model.stages else DenseObjective
     objective = kind(recipe.loss, model.selector, counts, teacher)
@@ -104,10 +104,11 @@ def finetune(
             order = [index for index in order if len(index) == recipe.batch_size]
         index, *order = order
         images = normalise(pixels[torch.randint(len(pixels), index.shape), index])
-        images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+        mirrored = (torch.rand(len(images), 1, 1, 1) < 0.5).to(device)  # drawn on the CPU: the same on every device
+        images = torch.where(mirrored, images.flip(3), images)
         set_learning_rates(optimizer, recipe.optimizer.lr * rate(step))
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
             losses, _ = objective(runner, images, labels[index], index, scheduled)
         losses["loss"].backward()
         clip_by_part(optimizer, 1.0)
@@ -123,9 +124,11 @@ def resampled_tokens(features: Tensor, count: int) -> Tensor:
 
 @torch.inference_mode()
 def answers(runner: nn.Module, pixels: Tensor, bf16: bool = False) -> Tensor:
-    """Return logits ``(M, C)``, fp32, of whole images ``(M, 3, S, S)`` uint8."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        return torch.cat([runner(normalise(some)).float() for some in pixels.split(_EVALUATED)])
+    """Return logits ``(M, C)``, fp32, of whole images ``(M, 3, S, S)`` uint8; both are on the CPU, whatever runs them."""
+    device = next(runner.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        batches = (normalise(some.to(device)) for some in pixels.split(_EVALUATED))
+        return torch.cat([runner(images).float().cpu() for images in batches])
 
 
 def resized(dense: PrunedViT, size: int) -> PrunedViT:
@@ -137,5 +140,8 @@ def resized(dense: PrunedViT, size: int) -> PrunedViT:
 
 def normalise(pixels: Tensor) -> Tensor:
     """Return fp32 images as timm's models want them from uint8 ones ``(B, 3, S, S)``."""
-    mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    mean, std = (
+        torch.tensor(value, device=pixels.device)[:, None, None]
+        for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
     return (pixels / 255 - mean) / std

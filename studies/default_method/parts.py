@@ -41,11 +41,13 @@ class Sources:
         photographs: folder with ``train/CLASS`` and ``val/CLASS``.
         weights: of the ViT-S/14, a safetensors file.
         folder: for what is made of them.
+        device: where the ViT-S/14 runs.
     """
 
     photographs: Path
     weights: Path
     folder: Path
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def small_views(sources: Sources) -> Views:
     """Return views of the training images, and what the ViT-S/14 says of them."""
     photographs = Photographs.of(sources.photographs)
     path = sources.folder / "views.safetensors"
-    make_teacher = partial(large_vit, sources.weights, SIZE)
+    make_teacher = partial(large_vit, sources.weights, SIZE, sources.device)
     return Views.made(path, photographs.files["train"], photographs.labels("train"), make_teacher, SHAPE["img_size"])
 
 
@@ -121,7 +123,7 @@ def fit_head(sources: Sources, size: int) -> None:
     path = _head(sources, size)
     if path.exists():
         return
-    photographs, model = Photographs.of(sources.photographs), large_vit(sources.weights, size)
+    photographs, model = Photographs.of(sources.photographs), large_vit(sources.weights, size, sources.device)
     labels = torch.tensor(photographs.labels("train"))
     features = answers(model, whole_images(photographs.files["train"], size), bf16=True)
     weight, bias = fit_linear_head(features, labels, len(photographs.classes), l2=1e-2)
@@ -164,12 +166,12 @@ def compare_training_free(sources: Sources, split: str) -> str:
     return (output / "methods.md").read_text()
 
 
-def large_vit(weights: Path, size: int) -> Any:
+def large_vit(weights: Path, size: int, device: str = "cpu") -> Any:
     """Return the ViT-S/14 for images of ``size`` pixels, in eval mode, without a classifier."""
     model: Any = timm.create_model(TEACHER, num_classes=0, img_size=size)
     state = {name: value.float() for name, value in load_file(weights).items()}
     model.load_state_dict(checkpoint_filter_fn(state, model))
-    return model.eval()
+    return model.to(device).eval()
 
 
 def whole_images(files: Sequence[Path], size: int) -> Tensor:

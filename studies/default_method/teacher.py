@@ -59,6 +59,7 @@ class Views:
 def _look(files: Sequence[Path], teacher: Any, size: int) -> tuple[Tensor, Tensor]:
     pixels = torch.empty(VIEWS, len(files), 3, size, size, dtype=torch.uint8)
     features = torch.empty(VIEWS, len(files), 2 * teacher.num_features, dtype=torch.float16)
+    device = next(teacher.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for start in tqdm(range(0, len(files), _BATCH), desc="teacher", disable=None):
@@ -68,8 +69,8 @@ def _look(files: Sequence[Path], teacher: Any, size: int) -> tuple[Tensor, Tenso
                 crops = [_crop(image, view) for image in images]
                 pixels[view, part] = torch.stack([F.resize(crop, [size, size]) for crop in crops])
                 large = torch.stack([F.resize(crop, [SIZE, SIZE]) for crop in crops])
-                with torch.autocast("cpu", torch.bfloat16):
-                    tokens = teacher.forward_features(normalise(large)).float()
+                with torch.autocast(device.type, torch.bfloat16):
+                    tokens = teacher.forward_features(normalise(large.to(device))).float().cpu()
                 features[view, part] = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1).half()
     return pixels, features
 

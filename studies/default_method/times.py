@@ -35,11 +35,11 @@ def measure_times(part: Part, dense: PrunedViT, path: Path) -> str:
     """
     if (busy := os.getloadavg()[0]) > _BUSY:
         raise InputError(f"--times: other processes keep {busy:.1f} cores busy; measure when nothing else runs.")
-    calls = {}
+    calls, device = {}, next(dense.parameters()).device
     for size in sorted({part.size, *part.dense}, reverse=True):
         model, _ = build(dense, Cell(DENSE, 1.0, size, 0))
-        calls[f"{DENSE} at {size} px"] = partial(model.eval(), torch.randn(BATCH, 3, size, size))
-    images = torch.randn(BATCH, 3, part.size, part.size)
+        calls[f"{DENSE} at {size} px"] = partial(model.eval(), torch.randn(BATCH, 3, size, size, device=device))
+    images = torch.randn(BATCH, 3, part.size, part.size, device=device)
     for name in part.names:
         for budget in part.evaluated:
             model, _ = build(dense, Cell(name, part.budgets[0], part.size, 0))
@@ -48,7 +48,7 @@ def measure_times(part: Part, dense: PrunedViT, path: Path) -> str:
                 calls[f"{name} at {budget:g}"] = partial(model.eval(), images)
     with torch.inference_mode():
         seconds = measure(calls, ROUNDS)
-    found = {"machine": machine("cpu"), "batch": BATCH, "seconds": seconds}
+    found = {"machine": machine(device), "batch": BATCH, "seconds": seconds}
     path.write_text(json.dumps(found, indent=1) + "\n")
     return speed_table(found)
 

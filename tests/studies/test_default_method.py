@@ -162,3 +162,11 @@ def test_what_was_stopped_goes_on(tmp_path: Path) -> None:
     text = tables(tmp_path, [0])
     assert "Trained at 0.7, evaluated at 0.5" in text
     assert "dense at 16 px" in text
+
+
+@pytest.mark.gpu
+def test_every_candidate_is_trained_on_a_gpu(tmp_path: Path) -> None:
+    cells = [Cell(DENSE, 1.0, size, 0) for size in (32, 16)]
+    cells += [Cell(candidate.name, 0.7, 32, 0) for candidate in CANDIDATES]
+    run_cells(tmp_path, problem, cells, replace(RECIPE, bf16=True), (0.5,), workers=2, device="cuda")
+    assert [torch.cuda.get_device_name() in row["machine"] for row in read_rows(tmp_path)] == [True] * len(cells)
