@@ -124,7 +124,7 @@ def resampled_tokens(features: Tensor, count: int) -> Tensor:
 
 @torch.inference_mode()
 def answers(runner: nn.Module, pixels: Tensor, bf16: bool = False) -> Tensor:
-    """Return logits ``(M, C)``, fp32, of whole images ``(M, 3, S, S)`` uint8; both are on the CPU, whatever runs them."""
+    """Return logits ``(M, C)``, fp32, of whole images ``(M, 3, S, S)`` uint8, both on the CPU, whatever runs them."""
     device = next(runner.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         batches = (normalise(some.to(device)) for some in pixels.split(_EVALUATED))
