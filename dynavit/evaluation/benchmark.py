@@ -151,7 +151,7 @@ def benchmark_models(
             # all that is compiled shares PrunedViT.forward, and counts as its recompilations
             with torch._dynamo.config.patch(recompile_limit=len(calls) + 8):
                 seconds = measure(calls, rounds=rounds)
-                peaks = {} if training else _peaks(calls, dense)
+                peaks = {} if training or mode == "graphs" else _peaks(calls, dense)  # graphs own their memory
             memory = {call: step_memory(step, [dense, *models]) for call, step in calls.items()} if training else {}
         for number, ending, run in product(range(len(models)), ("", WITH_TEACHER), _RUNS):
             compared = {

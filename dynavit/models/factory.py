@@ -96,7 +96,7 @@ def prune(
     model_kwargs: Mapping[str, Any] | None = None,
     **pruning: Any,
 ) -> PrunedViT:
-    """Wrap a timm model one already has. It is shared, not copied, and not edited.
+    """Wrap a timm model one already has. It is shared, not copied, and not edited; what is added is put on its device.
 
     Args:
         backbone: a timm Vision Transformer.
@@ -115,6 +115,10 @@ def prune(
     adapter = create_adapter(backbone)
     neck = _created_neck(backbone, num_identities, embedding, spectra)
     model = PrunedViT(backbone, Pruning(**pruning), neck, _created_side(backbone, side))
+    weight = next(backbone.parameters())
+    for part in model.children():
+        if part is not backbone:
+            part.to(weight.device, weight.dtype)
     if architecture is not None:  # saving compares outputs too
         find_origin(adapter, architecture, model_kwargs or {}, run=False)
     model.architecture = architecture

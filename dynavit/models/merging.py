@@ -18,7 +18,7 @@ from dynavit.models.tokens import Tokens
 from dynavit.reducers import Merge
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MergeStep(Step):
     """Merges the most similar tokens, by the keys of the block; nothing is scored.
 

@@ -49,7 +49,7 @@ class ForwardRequest:
     guide: Guide | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # else torch.compile, until torch 2.12, hashes one whose fields are not there yet
 class Step:
     """What the two kinds of stage have in common.
 
@@ -68,7 +68,7 @@ class Step:
         return request.skips_full and self.keep_ratio == 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SelectStep(Step):
     """Scores the tokens, keeps the chosen ones, and leaves the others to a reducer.
 

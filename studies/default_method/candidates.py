@@ -8,7 +8,7 @@ from typing import Any
 from dynavit.models.pruning import quarters
 
 _FREE = {"name": "topk", "gradient": "none"}
-_BY_CLASS = {"selector": _FREE, "scorer": "class_attention"}
+_BY_CLASS = {"selector": _FREE, "scorer": "class_attention", "reducer": "drop"}
 _DISTINCT = {"name": "distinctness", "importance": "class_attention", "of": "keys"}
 
 
@@ -18,7 +18,7 @@ class Candidate:
 
     Attributes:
         name: of its row.
-        options: of :func:`dynavit.prune`, without the ratio.
+        options: of :func:`dynavit.prune`, without the ratio. The reducer is named: defaults change.
         at: at which blocks: "quarters" of the depth, "every" one, every one of the "first" three quarters, "early", at
             a sixth and a third, or "outset", at none and a third.
         attributes: of the model, set after.
@@ -65,7 +65,7 @@ def _gradients(anchor: Any, called: str) -> list[Candidate]:
 
 
 CANDIDATES = (
-    Candidate("random, drop", {"selector": _FREE, "scorer": "random"}),
+    Candidate("random, drop", {"selector": _FREE, "scorer": "random", "reducer": "drop"}),
     Candidate("class attention, drop", _BY_CLASS),
     Candidate(
         "EViT, fused",
@@ -75,11 +75,11 @@ CANDIDATES = (
     Candidate("ToMe", {"reducer": "merge", "placement": "inside", "count_rule": "linear"}, at="every"),
     Candidate(
         "DynamicViT",
-        {"selector": "ste", "scorer": "mlp"},
+        {"selector": "ste", "scorer": "mlp", "reducer": "drop"},
         attributes={"mask_form": "identity", "execution": "mask"},
         loss={"keep_ratio_measure": "decisions"},
     ),
-    Candidate("predictor, drop", {"selector": "topk", "scorer": "mlp"}),
+    Candidate("predictor, drop", {"selector": "topk", "scorer": "mlp", "reducer": "drop"}),
     Candidate("anchored, drop", _anchored("class_attention", reducer="drop")),
     *_gradients("class_attention", "class attention"),
     *_gradients(_DISTINCT, "distinctness"),

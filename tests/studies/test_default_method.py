@@ -89,6 +89,7 @@ def test_every_candidate_learns_within_its_budget(candidate: Candidate) -> None:
     given = problem()
     model, loss = build(given.dense, Cell(candidate.name, 0.7, 32, 0))
     recipe = replace(RECIPE, loss=replace(RECIPE.loss, **loss))
+    assert "reducer" in candidate.options
     assert closed_form_macs(model) <= plain_dropping_macs(given.dense, 0.7)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     finetune(model.train(), model, given.dense.backbone, given.pixels, given.labels, recipe, seed=0)
