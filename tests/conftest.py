@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import dynavit
 from dynavit.adapters import create_adapter
-from tests.small_runs import people, pictures, reid, tiny  # noqa: F401 - fixtures
+from tests.small_runs import own_accelerate, people, pictures, reid, tiny  # noqa: F401 - fixtures
 
 torch.set_num_threads(1)  # these models are so small that a second thread only gets in the way
 

@@ -1,10 +1,11 @@
 """Runs that take a second, on pictures made for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from dynavit.config import Config, load_config
@@ -44,6 +45,21 @@ optimizer: {lr: 2.0e-3}
 train: {epochs: 2, log_steps: 1}
 evaluate: {rounds: 2, keep_ratios: [1.0, 0.5], batch_sizes: [2], rivals: none}
 """
+
+
+def forget_accelerate() -> None:
+    """Leave nothing behind that the next run would find in the process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+@pytest.fixture
+def own_accelerate() -> Iterator[None]:
+    """A test that trains in a precision of its own."""
+    forget_accelerate()
+    yield
+    forget_accelerate()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,7 +15,7 @@ from dynavit.evaluation.equal_macs import calibrate_to_budget, largest_keep_rati
 from dynavit.evaluation.methods import Method
 from dynavit.evaluation.rivals import all_smaller_images
 from dynavit.evaluation.speed import time_models
-from dynavit.evaluation.sweep import evaluate_variants, make_rows
+from dynavit.evaluation.sweep import evaluate_variants, gathering_accelerator, make_rows
 from dynavit.evaluation.variants import CalibrationImages, Variant
 from dynavit.models import PrunedViT
 from dynavit.tables import Row
@@ -85,7 +84,7 @@ def evaluate_methods(
     if len(variants) == 1:
         raise InputError("there is nothing to compare: every method is left out.")
     device = next(dense.parameters()).device
-    accelerator = Accelerator(cpu=device.type == "cpu", device_placement=False)
+    accelerator = gathering_accelerator(device)
     found = evaluate_variants(variants, task, data, batch_size, accelerator)
     for rival, own_task, own_data in _smaller(classifier, budgets):
         variants.append(rival)

@@ -30,12 +30,21 @@ from dynavit.report.rows import accuracy_base
 from dynavit.report.table import aligned, spectra_columns
 from dynavit.runs.loading import first_images, make_loader, prepare_loader
 from dynavit.runs.open import Run
+from dynavit.runs.processes import num_processes
 from dynavit.tables import Row
 from dynavit.tasks import Evaluation, Task, create_task
 
 _MOST = 65536  # images in a batch that is timed
 _BINS = 10
 _QUICK = 3  # rounds that choose smaller images; what is reported is measured again
+
+
+def gathering_accelerator(device: torch.device) -> Accelerator:
+    """Return what gathers the answers of several processes, and places nothing.
+
+    Accelerate keeps one device a process. A process by itself takes the one it has: it may have trained on another.
+    """
+    return Accelerator(cpu=num_processes() > 1 and device.type == "cpu", device_placement=False)
 
 
 def evaluate_variants(
@@ -136,7 +145,7 @@ def evaluate_run(
         raise InputError(f"--batch-sizes {list(batch_sizes)}: at most {_MOST:,} images.")
     heights = parse_rivals(settings.rivals if rivals is None else rivals)
     # images go to the model's device, whichever it is
-    accelerator = Accelerator(cpu=run.device.type == "cpu", device_placement=False)
+    accelerator = gathering_accelerator(run.device)
     task = create_task(run.config)
     data = task.open_data(run.preprocessing, train=adaptive, augment=False, class_names=run.class_names)
     for note in data.notes:

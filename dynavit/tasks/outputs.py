@@ -76,8 +76,7 @@ def collect_outputs(
         images, labels, indices = batch
         for model, parts in zip(models, found, strict=True):
             device = next(model.parameters()).device  # streams are not moved by the accelerator
-            with accelerator.autocast():
-                output, trace = model(images.to(device), return_trace=True, **inputs(model, indices))
+            output, trace = model(images.to(device), return_trace=True, **inputs(model, indices))
             part = {"indices": indices, "labels": labels, "answers": answer(output), **_choices(model, trace)}
             parts.append({name: tensor.cpu() for name, tensor in part.items()})
     return [_gathered(parts) for parts in found]

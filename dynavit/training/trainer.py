@@ -49,13 +49,19 @@ class Trainer:
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         refuse_if_held(run_dir)
         self.state = check_folder(config, resume)
-        self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision=train.mixed_precision,
-            gradient_accumulation_steps=train.accumulation_steps,
-            log_with="tensorboard",
-            project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir)),
-        )
+        try:
+            self.accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(),
+                mixed_precision=train.mixed_precision,
+                gradient_accumulation_steps=train.accumulation_steps,
+                log_with="tensorboard",
+                project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir)),
+            )
+        except ValueError as error:
+            raise InputError(
+                f"train.mixed_precision={train.mixed_precision}: this process used Accelerate in another precision, or "
+                f"on another device, before, and it keeps one of each. Train in a process of its own."
+            ) from error
         seed_all(config.seed)
         self.setup = create_setup(config, self.accelerator)
         self.model, self.optimizer, self.ema = self.setup.model, self.setup.optimizer, self.setup.ema
@@ -230,7 +236,8 @@ class Trainer:
         setup = self.setup
         self._agree_on_buffers()
         with self._deployed() as model:
-            (found,) = setup.task.evaluate([model], setup.validation, self.accelerator, setup.data, "validation")
+            with self.accelerator.autocast():
+                (found,) = setup.task.evaluate([model], setup.validation, self.accelerator, setup.data, "validation")
             if self.accelerator.is_main_process and setup.examples and model.stages:
                 self.logbook.pictures(self.progress.step, model, setup.examples)
         return found.metrics

@@ -43,6 +43,27 @@ def run(tiny: Make) -> Path:
     return config.run_dir
 
 
+@pytest.mark.usefixtures("own_accelerate")
+def test_the_precision_of_an_earlier_training_is_not_that_of_the_evaluation(tiny: Make, tmp_path: Path) -> None:
+    config = tiny("train.epochs=1", "train.mixed_precision=bf16")
+    seen: set[tuple[bool, bool]] = set()
+
+    def look(model: torch.nn.Module, _: Any) -> None:
+        seen.add((model.training, torch.is_autocast_enabled("cpu")))
+
+    trainer = Trainer(config)
+    trainer.model.register_forward_pre_hook(look)
+    trainer.fit()
+    assert {(True, True), (False, True)} <= seen  # in validation, too
+    seen.clear()
+    opened = open_run(config.run_dir, overrides=["data.workers=0"])
+    opened.model.register_forward_pre_hook(look)
+    evaluate_run(opened, [opened.model.keep_ratios[0]], [], tmp_path)
+    assert seen == {(False, False)}
+    with pytest.raises(dynavit.InputError, match=r"mixed_precision=no: this process used Accelerate in another"):
+        Trainer(tiny(folder="other"))
+
+
 def test_every_image_is_read_once_for_all_rows(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[int] = Counter()
     read = Samples.__getitem__

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from accelerate.state import AcceleratorState, GradientState, PartialState
-
 from dynavit.config import Config
 from dynavit.training.trainer import Trainer
+from tests.small_runs import forget_accelerate
 
 
 def train(config: Config, resume: bool = False) -> Trainer:
@@ -18,9 +17,7 @@ def train(config: Config, resume: bool = False) -> Trainer:
     finally:
         for tracker in trainer.accelerator.trackers if trainer is not None else []:
             tracker.finish()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        PartialState._reset_state()
+        forget_accelerate()
 
 
 def fill(text: str, paths: dict[str, str]) -> str:
