@@ -39,6 +39,6 @@ def plot_speedups(rows: Sequence[Row], path: Target) -> None:
         axes.legend(loc="lower right", fontsize=8.5, frameon=False)
     axes.axvline(1, color=INK, linewidth=0.8)
     axes.set_yticks(places, names)
-    axes.set_xlabel("times as fast as the dense model; range over rounds", color=INK)
+    axes.set_xlabel("times as fast as the dense model", color=INK)
     finish(axes)
     save_figure(figure, path)
