@@ -20,6 +20,7 @@ from dynavit.data.quickstart_spectra import SyntheticSpectra
 from dynavit.evaluation.sweep import evaluate_run
 from dynavit.models.spectra import SpectraEmbedding
 from dynavit.runs.open import open_run
+from dynavit.selectors import list_selectors
 from dynavit.tasks import create_task
 from dynavit.tasks.reid import ReidObjective, Searchable, check_spectra
 from dynavit.training.dense_first import train
@@ -76,6 +77,16 @@ def test_a_run_writes_a_model_that_knows_its_spectra(run_folder: Path) -> None:
     assert model.metadata["spectra"] == ["colour", "near infrared", "thermal infrared"]
     embedding = model(torch.randn(2, M, 3, 96, 48))
     assert embedding.shape == (2, M * 24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("selector", [name for name in list_selectors() if name != "fixed"])
+def test_guided_training_does_not_diverge_with_any_selector_as_it_is(selector: str, config_for: Make) -> None:
+    config = config_for(f"selector-{selector}", f"model.selector={selector}", "model.keep_ratio=0.5", "train.epochs=8")
+    Trainer(config).fit()
+    rows = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train/identity"] < rows[0]["train/identity"]
+    assert all(torch.isfinite(value).all() for value in dynavit.load(config.run_dir).state_dict().values())
 
 
 def test_evaluation_says_what_is_left_where_spectra_are_missing(
