@@ -15,10 +15,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-PAGES = {
-    page: (ROOT / page).read_text()
-    for page in ("README.md", "docs/methods.md", "docs/multimodal.md", "docs/speed.md", "docs/training.md")
-}
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
 
 # the same commands, made short: two steps of small batches, one timing round
 SHORT = [
@@ -61,12 +58,27 @@ def test_python_examples_run(source: str) -> None:
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", source], cwd=ROOT, check=True, timeout=120)
 
 
+def headings(path: Path) -> set[str]:
+    """Names of a page's headings, as links call them."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str) -> None:
-    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", PAGES[page])
+    targets = re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page])
     targets += re.findall(r'src="(?!https?:)([^"]+)"', PAGES[page])
     assert targets or page != "README.md"
-    assert not [target for target in targets if not ((ROOT / page).parent / target).exists()]
+    for target in targets:
+        name, _, heading = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        assert not heading or heading in headings(path), target
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 200
+    assert not [page for page in PAGES if page != "README.md" and f"]({page}" not in PAGES["README.md"]]
 
 
 @pytest.fixture
