@@ -58,6 +58,8 @@ class Trainer:
                 project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir)),
             )
         except ValueError as error:
+            if "already been initialized" not in str(error):
+                raise
             raise InputError(
                 f"train.mixed_precision={train.mixed_precision}: this process used Accelerate in another precision, or "
                 f"on another device, before, and it keeps one of each. Train in a process of its own."
