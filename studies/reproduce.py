@@ -80,7 +80,7 @@ def _default_method(options: argparse.Namespace) -> None:
     from studies.default_method.experiment import DENSE, run_cells
     from studies.default_method.parts import PARTS, Sources, compare_training_free, make_student
     from studies.default_method.report import tables
-    from studies.default_method.times import measure_times
+    from studies.default_method.times import measure_times, require_quiet
     from studies.runner import check
 
     device = str(choose_device(options.device))
@@ -95,6 +95,8 @@ def _default_method(options: argparse.Namespace) -> None:
     folder = options.output / f"{part.name}-{options.split}"
     asked = options.methods and options.methods.split(";")
     names = check(asked, [DENSE, *part.names], options.seeds, part.recipe.steps)
+    if options.times:
+        require_quiet()
     part.make(sources)
     load = partial(part.load, sources, options.split)
     if options.times:

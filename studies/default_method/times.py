@@ -25,16 +25,21 @@ ROUNDS = 15
 _BUSY = 0.3  # cores
 
 
+def require_quiet() -> None:
+    """Look at the machine before anything of one's own runs.
+
+    Raises:
+        InputError: other processes keep it busy.
+    """
+    if (busy := os.getloadavg()[0]) > _BUSY:
+        raise InputError(f"--times: other processes keep {busy:.1f} cores busy; measure when nothing else runs.")
+
+
 def measure_times(part: Part, dense: PrunedViT, path: Path) -> str:
     """Time every method at every budget, and dense models at every size, in turns; write seconds and return a table.
 
     Smaller images are timed at their size, as a user would store them: making them small is not counted.
-
-    Raises:
-        InputError: other processes keep the machine busy.
     """
-    if (busy := os.getloadavg()[0]) > _BUSY:
-        raise InputError(f"--times: other processes keep {busy:.1f} cores busy; measure when nothing else runs.")
     calls, device = {}, next(dense.parameters()).device
     for size in sorted({part.size, *part.dense}, reverse=True):
         model, _ = build(dense, Cell(DENSE, 1.0, size, 0))
