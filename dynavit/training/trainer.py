@@ -45,6 +45,11 @@ class Trainer:
 
     def __init__(self, config: Config, resume: bool = False) -> None:
         self.config, self.resume = config, resume
+        if config.train.mixed_precision == "fp16" and not torch.cuda.is_available():
+            raise InputError(
+                "train.mixed_precision=fp16: there is no GPU here, and a CPU would train in full precision instead: use "
+                "bf16 or no."
+            )
         train, run_dir = config.train, config.run_dir
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         refuse_if_held(run_dir)

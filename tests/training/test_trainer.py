@@ -130,6 +130,14 @@ def test_an_interrupted_run_resumes_to_the_same_result(tiny: Make, step: int, se
     assert (whole / "metrics.jsonl").read_text() == (broken / "metrics.jsonl").read_text()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about CPUs")
+def test_half_precision_that_a_cpu_does_not_have_is_refused(tiny: Make) -> None:
+    config = tiny("train.mixed_precision=fp16")
+    with pytest.raises(dynavit.InputError, match="mixed_precision=fp16: there is no GPU"):
+        Trainer(config)
+    assert not config.run_dir.exists()
+
+
 def test_resume_without_a_state_starts_and_a_finished_run_is_left_alone(tiny: Make) -> None:
     config = tiny()
     run = train(config, resume=True)
