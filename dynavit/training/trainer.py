@@ -47,7 +47,7 @@ class Trainer:
         self.config, self.resume = config, resume
         if config.train.mixed_precision == "fp16" and not torch.cuda.is_available():
             raise InputError(
-                "train.mixed_precision=fp16: there is no GPU here, and a CPU would train in full precision instead: use "
+                "train.mixed_precision=fp16: there is no GPU here, and a CPU would train in full precision: use "
                 "bf16 or no."
             )
         train, run_dir = config.train, config.run_dir
