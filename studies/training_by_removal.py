@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 from numpy.typing import NDArray
 
 import dynavit
 from dynavit.commands.settings import as_words
-from dynavit.evaluation.sweep import evaluate_variants
+from dynavit.evaluation.sweep import evaluate_variants, gathering_accelerator
 from dynavit.evaluation.variants import Variant
 from dynavit.metrics import paired_bootstrap
 from dynavit.report.table import Column, markdown
@@ -115,7 +114,7 @@ def judge(path: Path, test: dict[str, Any], absent: tuple[int, ...] = ()) -> Jud
     assert run.config is not None
     task = create_task(run.config)
     data = task.open_data(run.preprocessing, train=False, augment=False, class_names=run.class_names)
-    variants, accelerator = [Variant("pruned", 1.0, run.model)], Accelerator(cpu=True, device_placement=False)
+    variants, accelerator = [Variant("pruned", 1.0, run.model)], gathering_accelerator(run.device)
     (found,) = evaluate_variants(variants, task, data, run.config.data.batch_size, accelerator)
     assert found is not None
     return Judged(found.detail.values.double().numpy(), found.detail.groups.numpy())

@@ -91,10 +91,10 @@ def benchmark_models(
         the pruned one and the oracle, each in that mode; ``seconds``, what these are the medians of, a batch in each
         round; ``speedup`` over dense and ``oracle_speedup``, each as [median, least, largest] over rounds, and in
         other modes than eager ``over_eager``, likewise over the dense model in eager mode; ``share``, the oracle's time
-        over the pruned model's, as [median, low, high] of a 95 % interval; ``macs_ratio``; and on CUDA ``peak_bytes``
-        of each, what a call allocates at most. In eager inference, unless methods are given, ``stages``: by block
-        number, how many times faster the model is with that stage; with ``parts`` also these, in milliseconds an image
-        (see :func:`~dynavit.evaluation.stage_split.split`). In training ``teacher``, whether there was one, and of a
+        over the pruned model's, as [median, low, high] of a 95 % interval; ``macs_ratio``; and on CUDA, but not with
+        graphs, ``peak_bytes`` of each, what a call allocates at most. In eager inference, unless methods are given,
+        ``stages``: by block number, how many times faster the model is with that stage; with ``parts`` also these, in
+        milliseconds an image (see :func:`~dynavit.evaluation.stage_split.split`). In training ``teacher``, whether there was one, and of a
         step of the three ``saved_bytes`` (see :class:`~dynavit.cost.memory.StepMemory`). Rows of rivals have no
         ``keep_ratio``, oracle or stages.
 

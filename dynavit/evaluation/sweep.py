@@ -42,9 +42,10 @@ _QUICK = 3  # rounds that choose smaller images; what is reported is measured ag
 def gathering_accelerator(device: torch.device) -> Accelerator:
     """Return what gathers the answers of several processes, and places nothing.
 
-    Accelerate keeps one device a process. A process by itself takes the one it has: it may have trained on another.
+    Accelerate keeps one device a process. A process by itself takes that of the trainer, which may have run before.
     """
-    return Accelerator(cpu=num_processes() > 1 and device.type == "cpu", device_placement=False)
+    cpu = not torch.cuda.is_available() or (num_processes() > 1 and device.type == "cpu")
+    return Accelerator(cpu=cpu, device_placement=False)
 
 
 def evaluate_variants(

@@ -96,7 +96,9 @@ def prune(
     model_kwargs: Mapping[str, Any] | None = None,
     **pruning: Any,
 ) -> PrunedViT:
-    """Wrap a timm model one already has. It is shared, not copied, and not edited; what is added is put on its device.
+    """Wrap a timm model one already has. It is shared, not copied, and not edited.
+
+    What is made for it is put on its device; parts that are given stay where they are.
 
     Args:
         backbone: a timm Vision Transformer.
@@ -115,10 +117,11 @@ def prune(
     adapter = create_adapter(backbone)
     neck = _created_neck(backbone, num_identities, embedding, spectra)
     model = PrunedViT(backbone, Pruning(**pruning), neck, _created_side(backbone, side))
-    weight = next(backbone.parameters())
-    for part in model.children():
-        if part is not backbone:
-            part.to(weight.device, weight.dtype)
+    device = next(backbone.parameters()).device
+    if device.type != "meta":
+        for part in model.children():
+            if part is not backbone and all(part is not given for given in pruning.values()):  # which may be shared
+                part.to(device)
     if architecture is not None:  # saving compares outputs too
         find_origin(adapter, architecture, model_kwargs or {}, run=False)
     model.architecture = architecture

@@ -162,6 +162,7 @@ def compare_training_free(sources: Sources, split: str) -> str:
         calibration_images=256,
         rounds=None,
         output=output,
+        device=sources.device,
     )
     return (output / "methods.md").read_text()
 

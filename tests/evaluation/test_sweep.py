@@ -49,7 +49,7 @@ def test_the_precision_of_an_earlier_training_is_not_that_of_the_evaluation(tiny
     seen: set[tuple[bool, bool]] = set()
 
     def look(model: torch.nn.Module, _: Any) -> None:
-        seen.add((model.training, torch.is_autocast_enabled("cpu")))
+        seen.add((model.training, torch.is_autocast_enabled(next(model.parameters()).device.type)))
 
     trainer = Trainer(config)
     trainer.model.register_forward_pre_hook(look)

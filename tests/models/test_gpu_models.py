@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dynavit
@@ -30,6 +30,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def close(on_gpu: Tensor, on_cpu: Tensor, tolerance: float) -> None:
     expected = on_cpu.to(on_gpu)
     torch.testing.assert_close(on_gpu, expected, rtol=tolerance, atol=tolerance * float(expected.std()))
@@ -48,6 +53,16 @@ def test_answers_and_kept_tokens_are_those_of_the_cpu(
     close(found, logits, 1e-4)
     for stage, its_stage in zip(trace.stages, its_trace.stages, strict=True):
         assert torch.equal(its_stage.kept.cpu(), stage.kept)
+
+
+def test_what_pruning_adds_is_where_the_model_is_but_for_parts_that_are_given(
+    backbone_of: Callable[..., nn.Module],
+) -> None:
+    given = dynavit.prune(backbone_of("vit"), scorer="mlp", reducer="aggregate").reducer
+    model = dynavit.prune(backbone_of("vit").to(DEVICE), selector="topk", scorer="mlp", reducer="aggregate")
+    assert {value.device.type for value in [*model.parameters(), *model.buffers()]} == {DEVICE}
+    dynavit.prune(backbone_of("vit").to(DEVICE), scorer="mlp", reducer=given)
+    assert {value.device.type for value in given.parameters()} == {"cpu"}
 
 
 def test_gradients_of_probes_are_those_of_the_cpu(model_of: Make, images_for: Callable[..., Tensor]) -> None:
@@ -97,6 +112,7 @@ def test_removal_takes_less_memory_than_masks(model_of: Make) -> None:
     model = model_of("vit", img_size=(256, 384), scorer="light", keep_ratio=0.5).to(DEVICE).train()
     images = torch.randn(16, 3, 256, 384, device=DEVICE)
     peaks = {}
+    model(images).sum().backward()  # libraries take their memory at the first call
     for execution in ("mask", "gather"):
         model.execution = execution  # type: ignore[assignment]
         peaks[execution] = peak_memory(lambda: model(images).sum().backward(), list(model.parameters()))

@@ -426,14 +426,3 @@ def test_parts_that_are_not_given_fit_those_that_are(given: dict[str, str], scor
     for predictor in model.scorers if learns else ():
         weights = [parameter for parameter in predictor.parameters() if parameter.ndim > 1]
         assert all(weight.grad is not None and weight.grad.any() for weight in weights)
-
-
-@pytest.mark.parametrize("scorer", ["mlp", "light"])
-def test_what_is_added_to_a_model_is_of_its_precision_and_on_its_device(
-    backbone_of: Callable[..., nn.Module], scorer: str
-) -> None:
-    parts = {"selector": "topk", "scorer": scorer, "reducer": "aggregate", "num_identities": 3}
-    model = dynavit.prune(backbone_of("vit", num_classes=0).double(), **parts)
-    assert model.eval()(torch.randn(2, 3, 64, 96, dtype=torch.float64)).dtype == torch.float64
-    meta = dynavit.prune(backbone_of("vit", num_classes=0).to("meta"), **parts)
-    assert {value.device.type for value in [*meta.parameters(), *meta.buffers()]} == {"meta"}

@@ -110,4 +110,4 @@ def test_a_suite_is_measured_in_every_mode(tmp_path: Path) -> None:
     (tmp_path / "suite.yaml").write_text(suite)
     rows = dynavit.benchmark_suite(tmp_path / "suite.yaml", tmp_path / "found", device="cuda")
     assert {row["mode"] for row in rows} == {"eager", "compile", "graphs"}
-    assert all(row["peak_bytes"] for row in rows if row["run"] == "inference")
+    assert all(("peak_bytes" in row) == (row["mode"] != "graphs") for row in rows if row["run"] == "inference")
