@@ -94,9 +94,9 @@ def benchmark_models(
         over the pruned model's, as [median, low, high] of a 95 % interval; ``macs_ratio``; and on CUDA, but not with
         graphs, ``peak_bytes`` of each, what a call allocates at most. In eager inference, unless methods are given,
         ``stages``: by block number, how many times faster the model is with that stage; with ``parts`` also these, in
-        milliseconds an image (see :func:`~dynavit.evaluation.stage_split.split`). In training ``teacher``, whether there
-        was one, and of a step of the three ``saved_bytes`` (see :class:`~dynavit.cost.memory.StepMemory`). Rows of rivals
-        have no ``keep_ratio``, oracle or stages.
+        milliseconds an image (see :func:`~dynavit.evaluation.stage_split.split`). In training ``teacher``, whether
+        there was one, and of a step of the three ``saved_bytes`` (see
+        :class:`~dynavit.cost.memory.StepMemory`). Rows of rivals have no ``keep_ratio``, oracle or stages.
 
     Raises:
         InputError: an unknown name, an impossible value, a method that needs images, a teacher where nothing trains,
