@@ -187,7 +187,7 @@ def plan(
         backbone = open_dense(str(model), place, architecture=architecture, img_size=img_size).model.backbone
     dense = prune(backbone, stages=()).to(place).eval()  # a neck and cameras cost nothing
     stages = chosen.stages_in(dense.adapter.depth)
-    pruned = prune(backbone, stages=stages, **chosen.parts).to(place).eval()
+    pruned = prune(backbone, stages=stages, **chosen.parts).eval()
     check_unguided(pruned)
     costs = cached_costs(dense, chosen.parts, batch_size, fresh)
     if keep_ratio is None:

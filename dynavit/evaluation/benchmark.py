@@ -129,7 +129,7 @@ def benchmark_models(
     named = [(one.name, {**one.parts, "stages": one.stages_in(dense.adapter.depth)}) for one in methods]
     named = named or [("default" if selector is None else selector, {"selector": selector})]
     cases = [(name, parts, ratio) for name, parts in named for ratio in keep_ratios]
-    models = [prune(dense.backbone, keep_ratio=ratio, **parts).to(device) for _, parts, ratio in cases]
+    models = [prune(dense.backbone, keep_ratio=ratio, **parts) for _, parts, ratio in cases]
     for model in models:
         check_unguided(model)
     taught = deepcopy(dense.backbone).eval().requires_grad_(False) if teacher else None

@@ -85,7 +85,7 @@ def measure_costs(dense: PrunedViT, pruning: dict[str, Any], batch_size: int) ->
     calls: dict[str, Callable[[], object]] = {"dense": partial(dense, images)}
     for size in (half, own):
         sized = dense if size == own else at_size(dense, size)
-        model = prune(sized.backbone, **pruning, stages=(0,), keep_ratio=0.5).to(images.device).eval()
+        model = prune(sized.backbone, **pruning, stages=(0,), keep_ratio=0.5).eval()
         seen = random_images(dense, batch_size, size)
         calls[f"pruned {size}"], calls[f"oracle {size}"] = partial(model, seen), partial(oracle, model, seen)
     x, context = adapter.embed(images)

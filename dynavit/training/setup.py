@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -87,6 +88,34 @@ class Setup:
     examples: list[Tensor]
     objective: Objective
     schedules: Schedules
+
+
+def create_accelerator(config: Config) -> Accelerator:
+    """Return what places, averages and logs, in the precision that is asked for.
+
+    Raises:
+        InputError: a precision that this machine does not have, or another one than earlier in this process.
+    """
+    precision, has_gpu = config.train.mixed_precision, torch.cuda.is_available()
+    if precision == "fp16" and not has_gpu:
+        raise InputError(
+            "train.mixed_precision=fp16: there is no GPU here, and a CPU would train in full precision: use bf16 or no."
+        )
+    try:
+        return Accelerator(
+            cpu=not has_gpu,
+            mixed_precision=precision,
+            gradient_accumulation_steps=config.train.accumulation_steps,
+            log_with="tensorboard",
+            project_config=ProjectConfiguration(project_dir=str(config.run_dir), logging_dir=str(config.run_dir)),
+        )
+    except ValueError as error:
+        if "already been initialized" not in str(error):
+            raise
+        raise InputError(
+            f"train.mixed_precision={precision}: this process used Accelerate in another precision, or on another "
+            f"device, before, and it keeps one of each. Train in a process of its own."
+        ) from error
 
 
 def create_setup(config: Config, accelerator: Accelerator) -> Setup:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast, broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ from dynavit.training.logbook import Logbook
 from dynavit.training.monitor import DivergenceGuard, MetricsFile
 from dynavit.training.optimization import clip_by_part, set_learning_rates
 from dynavit.training.seeding import seed_all
-from dynavit.training.setup import create_setup
+from dynavit.training.setup import create_accelerator, create_setup
 from dynavit.training.steplines import StepLines
 
 _CHECK_STEPS = 10  # losses are read from the device this often, so that it is not made to wait
@@ -45,30 +44,11 @@ class Trainer:
 
     def __init__(self, config: Config, resume: bool = False) -> None:
         self.config, self.resume = config, resume
-        if config.train.mixed_precision == "fp16" and not torch.cuda.is_available():
-            raise InputError(
-                "train.mixed_precision=fp16: there is no GPU here, and a CPU would train in full precision: use "
-                "bf16 or no."
-            )
         train, run_dir = config.train, config.run_dir
         self.metrics = MetricsFile(run_dir / "metrics.jsonl")
         refuse_if_held(run_dir)
         self.state = check_folder(config, resume)
-        try:
-            self.accelerator = Accelerator(
-                cpu=not torch.cuda.is_available(),
-                mixed_precision=train.mixed_precision,
-                gradient_accumulation_steps=train.accumulation_steps,
-                log_with="tensorboard",
-                project_config=ProjectConfiguration(project_dir=str(run_dir), logging_dir=str(run_dir)),
-            )
-        except ValueError as error:
-            if "already been initialized" not in str(error):
-                raise
-            raise InputError(
-                f"train.mixed_precision={train.mixed_precision}: this process used Accelerate in another precision, or "
-                f"on another device, before, and it keeps one of each. Train in a process of its own."
-            ) from error
+        self.accelerator = create_accelerator(config)
         seed_all(config.seed)
         self.setup = create_setup(config, self.accelerator)
         self.model, self.optimizer, self.ema = self.setup.model, self.setup.optimizer, self.setup.ema
