@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "(.+?)"', (here / "dynavit/__init__.py").read_text())
+version = re.search(r'__version__ = "(.+?)"', (here / "dynavit/version.py").read_text())
 
 extras = {
     "train": [  # training, evaluation and all other commands

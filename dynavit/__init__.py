@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dynavit.errors import InputError
+from dynavit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from dynavit.checkpoints.convert import convert
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         register_selector,
     )
 
-__version__ = "0.1.0"
 
 __all__ = [
     "InputError",

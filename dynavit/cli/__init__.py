@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from dynavit import __version__
 from dynavit.cli import data, export, measure, methods, models, training, tuning
 from dynavit.cli.program import Parser, require_one_process, run_program
+from dynavit.version import __version__
 
 COMMANDS = (
     tuning.add_tune,

@@ -77,7 +77,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     for line in advice(rows, metric):
         print(line)
     written = printable(options.output or Path(options.run_dir))
-    print(f"\nWritten to {written}: report.html, evaluation.json, evaluation.csv, pareto.png")
+    print(f"\nWritten to {written}: report.html, and its tables and pictures as files beside it")
 
 
 def add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

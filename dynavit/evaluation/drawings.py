@@ -4,21 +4,50 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from dynavit.data.reid import ReidData
 from dynavit.metrics.retrieval import rank_gallery
 from dynavit.report.ranked_lists import ranked_list_figure
 from dynavit.report.tokens import trace_grid
+from dynavit.runs.loading import first_images
 from dynavit.runs.open import Run
+from dynavit.tasks import Predicted
 from dynavit.tasks.reid import Searchable, sample_inputs
+from dynavit.text import printable
 
+_EXAMPLES = 4
 _QUERIES, _MATCHES = 6, 8
+
+
+def example_images(data: Any, predicted: Predicted | None) -> tuple[Tensor, list[str] | None]:
+    """Return a few validation images ``(B, 3, H, W)``, of different classes where there are any, and their captions.
+
+    Args:
+        data: opened by a task.
+        predicted: of all images that can be read, where they have classes.
+    """
+    if predicted is None or isinstance(data.validation, IterableDataset):
+        return torch.stack(first_images(data.validation, _EXAMPLES)), None
+    places = spread_over_classes(predicted, _EXAMPLES)
+    images = [data.validation[index][0] for index in predicted.indices[places].tolist()]
+    return torch.stack(images), [printable(data.class_names[label]) for label in predicted.labels[places].tolist()]
+
+
+def spread_over_classes(predicted: Predicted, count: int) -> list[int]:
+    """Return places among V images of ``count`` at most, of classes that lie far apart in the order of labels."""
+    classes = predicted.labels.unique()
+    chosen = classes[torch.linspace(0, len(classes) - 1, min(count, len(classes))).long()]
+    each = [torch.nonzero(predicted.labels == label).flatten().tolist() for label in chosen]
+    taken_in_turn = [place for row in zip_longest(*each) for place in row if place is not None]
+    return taken_in_turn[:count]
 
 
 @torch.inference_mode()

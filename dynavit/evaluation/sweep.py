@@ -16,7 +16,8 @@ from torch import Tensor
 from dynavit.config import Config
 from dynavit.cost.macs import mean_macs, tokens_per_stage
 from dynavit.errors import InputError
-from dynavit.evaluation.drawings import draw_ranked_lists
+from dynavit.evaluation.classes import compare_classes
+from dynavit.evaluation.drawings import draw_ranked_lists, example_images
 from dynavit.evaluation.results import write_evaluation
 from dynavit.evaluation.rivals import all_smaller_images, nearest, parse_rivals, smaller_images, trained_rival
 from dynavit.evaluation.spectra import spectra_rows, spectra_variants
@@ -28,7 +29,7 @@ from dynavit.models.guides import check_unguided
 from dynavit.numbers import checked_whole
 from dynavit.report.rows import accuracy_base
 from dynavit.report.table import aligned, spectra_columns
-from dynavit.runs.loading import first_images, make_loader, prepare_loader
+from dynavit.runs.loading import make_loader, prepare_loader
 from dynavit.runs.open import Run
 from dynavit.runs.processes import num_processes
 from dynavit.tables import Row
@@ -174,8 +175,9 @@ def evaluate_run(
             left = spectra_rows(some, evaluations[-len(some) :], as_deployed, task)
             table = aligned(spectra_columns(left, task.metric))
             accelerator.print(f"The model as trained, with some spectra missing:\n\n{table}\n")
-        sample = torch.stack(first_images(data.validation, 4))
-        write_evaluation(run, rows, output, sample, task.metric, ranked, left)
+        classes = None if run.is_reid else compare_classes(rows, found, data.class_names, deployed)
+        sample, captions = example_images(data, next(one.predicted for one in evaluations if one is not None))
+        write_evaluation(run, rows, output, sample, task.metric, ranked, left, classes, captions)
     return rows
 
 

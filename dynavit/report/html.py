@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,39 @@ from dynavit.errors import InputError
 from dynavit.files import write_text
 from dynavit.report.rows import is_adaptive, is_dense
 from dynavit.report.summary import explain, headline
-from dynavit.report.table import evaluation_columns
+from dynavit.report.table import Column, begins_group, evaluation_columns
 from dynavit.report.tradeoffs import advice, price_columns
 from dynavit.tables import Row
 
 Picture = str | Path | bytes | Image.Image
 
 _KINDS = ("png", "jpeg", "webp", "gif")  # what every browser shows
+_WIDE = 800  # pixels; narrower pictures stand beside each other where there is room
+_PRICES = "Points, interpolated between measured rows; a dash where no row is as fast."
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page.
+
+    Attributes:
+        title: heading.
+        columns: of a table.
+        note: a paragraph below it.
+        images: pictures by caption.
+    """
+
+    title: str
+    columns: Sequence[Column] = ()
+    note: str = ""
+    images: Mapping[str, Picture] = field(default_factory=dict)
 
 
 def write_report(
     path: str | Path,
     title: str,
     rows: Sequence[Row],
-    images: Mapping[str, Picture],
+    sections: Sequence[Section],
     settings: Mapping[str, Any],
     metric: str = "top1",
 ) -> None:
@@ -42,13 +62,13 @@ def write_report(
     Raises:
         InputError: no row, a picture that cannot be read, or a file that cannot be written.
     """
-    write_text(path, render_report(title, rows, images, settings, metric))
+    write_text(path, render_report(title, rows, sections, settings, metric))
 
 
 def render_report(
     title: str,
     rows: Sequence[Row],
-    images: Mapping[str, Picture],
+    sections: Sequence[Section],
     settings: Mapping[str, Any],
     metric: str = "top1",
 ) -> str:
@@ -57,33 +77,50 @@ def render_report(
     Args:
         title: heading.
         rows: see :mod:`dynavit.report.rows`; "dense" rows are highlighted.
-        images: pictures by caption, as files, the bytes of a PNG or PIL images; they are embedded.
+        sections: what stands below the results; pictures in them are files, the bytes of a PNG or PIL images, and are
+            embedded.
         settings: what to know about the run; nested mappings become dotted names.
         metric: the metric to show.
 
     Raises:
         InputError: no row, or a picture that cannot be read.
     """
-    table = evaluation_columns(rows, metric)
-    groups = [(name, list(members)) for name, members in groupby(table, key=lambda column: column.group)]
+    prices = price_columns(rows, metric)
+    costs = [Section("What speed costs", prices, _PRICES)] if prices else []
     # the environment escapes everything: titles, captions and settings come from users
     environment = Environment(loader=PackageLoader("dynavit.report", "."), autoescape=True)
     return environment.get_template("report.html").render(
         title=title,
         headline=_typeset(headline(rows, metric)),
+        results=_table(evaluation_columns(rows, metric)),
+        dense=[is_dense(row) for row in rows],
+        adaptive=any(is_adaptive(row) for row in rows),
         explanation=_typeset(explain(rows, metric)),
         advice=[_typeset(line) for line in advice(rows, metric)],
-        prices=[(column, [_typeset(cell) for cell in column.cells]) for column in price_columns(rows, metric)],
-        adaptive=any(is_adaptive(row) for row in rows),
-        groups=groups,
-        columns=table,
-        rows=[
-            {"dense": is_dense(row), "cells": [_typeset(column.cells[number]) for column in table]}
-            for number, row in enumerate(rows)
-        ],
-        images={caption: _data_uri(image) for caption, image in images.items()},
+        sections=[_section(section) for section in (*costs, *sections)],
         settings=_flattened(settings),
     )
+
+
+def _section(section: Section) -> dict[str, Any]:
+    return {
+        "title": section.title,
+        "table": _table(section.columns),
+        "note": _typeset(section.note),
+        "images": [{"caption": caption, **_embedded(image)} for caption, image in section.images.items()],
+    }
+
+
+def _table(columns: Sequence[Column]) -> dict[str, Any]:
+    """Return what the page draws a table from: groups of columns, and lines of cells."""
+    groups = [(name, list(members)) for name, members in groupby(columns, key=lambda column: column.group)]
+    first = [bool(column.group) and begins_group(columns, n) for n, column in enumerate(columns)]
+    cells = zip(*(column.cells for column in columns), strict=True)
+    lines = [
+        [(_typeset(cell), left, column.left) for cell, left, column in zip(line, first, columns, strict=True)]
+        for line in cells
+    ]
+    return {"groups": groups, "grouped": any(name for name, _ in groups), "lines": lines}
 
 
 def _typeset(text: str) -> str:
@@ -93,22 +130,28 @@ def _typeset(text: str) -> str:
     return "\N{EN DASH}" if text == "-" else text
 
 
-def _data_uri(image: Picture) -> str:
+def _embedded(image: Picture) -> dict[str, Any]:
+    """Return what the page shows of a picture: its address, with all of it inside, and whether it is a wide one."""
     if isinstance(image, bytes):
-        kind, data = "png", image
+        data, name = image, "given"
     elif isinstance(image, Image.Image):
         buffer = io.BytesIO()
         image.save(buffer, "PNG", optimize=True)
-        kind, data = "png", buffer.getvalue()
+        data, name = buffer.getvalue(), "given"
     else:
+        name = str(image)
         try:
             data = Path(image).read_bytes()
-            kind = (Image.open(io.BytesIO(data)).format or "").lower()
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"the picture {image} cannot be read: {error}.") from None
-        if kind not in _KINDS:
-            raise InputError(f"the picture {image} is {kind or 'of no known kind'}; use {', '.join(_KINDS)}.")
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        except OSError as error:
+            raise InputError(f"the picture {name} cannot be read: {error}.") from None
+    try:
+        opened = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise InputError(f"the picture {name} cannot be read: {error}.") from None
+    kind = (opened.format or "").lower()
+    if kind not in _KINDS:
+        raise InputError(f"the picture {name} is {kind or 'of no known kind'}; use {', '.join(_KINDS)}.")
+    return {"source": f"data:image/{kind};base64,{base64.b64encode(data).decode()}", "wide": opened.width > _WIDE}
 
 
 def _flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

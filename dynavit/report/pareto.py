@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LEAST_SPAN = 4.0  # points of accuracy; less would make noise look like a result
 _RIVALS_BELOW = 1.0  # so many times the span of the other rows may rivals lie below these
 _LOG_FROM = 6.0  # times this many times apart are drawn on a logarithmic axis
+_ALONE = 4.6  # inches of a panel by itself, whose letters are legible on a phone
 _MARKERS = "osv^DPX*<>"
 
 
@@ -43,14 +44,34 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
     Raises:
         InputError: no row has the metric.
     """
+    _plot(rows, path, metric, [_draw_cost, _draw_speed] if batch_sizes(rows) else [_draw_cost])
+
+
+def plot_cost(rows: Sequence[Row], path: Target, metric: str = "top1") -> None:
+    """Draw accuracy against GMACs alone, as :func:`plot_pareto`."""
+    _plot(rows, path, metric, [_draw_cost])
+
+
+def plot_speed(rows: Sequence[Row], path: Target, metric: str = "top1") -> None:
+    """Draw accuracy against milliseconds per image alone, as :func:`plot_pareto`; some row was timed."""
+    _plot(rows, path, metric, [_draw_speed])
+
+
+def _plot(rows: Sequence[Row], path: Target, metric: str, panels: Sequence[Callable[..., None]]) -> None:
+    """Draw panels beside each other, all of one height and scale."""
     rows = [row for row in rows if row.get(metric) is not None and row.get("gmacs") is not None]
     if not rows:
         raise InputError(f"there is nothing to draw: no row has both {metric!r} and 'gmacs'.")
-    sizes = batch_sizes(rows)
-    panels = 2 if sizes else 1
-    figure = new_figure(5.4 * panels, 4.2)
+    figure = new_figure(5.4 * len(panels) if len(panels) > 1 else _ALONE, 4.2)
+    every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, draw in zip(every, panels, strict=True):
+        draw(axes, rows, metric)
+        axes.tick_params(labelleft=True)
+    _cut_off(every[0], [row[metric] for row in rows if not is_rival(row)])
+    save_figure(figure, path)
 
-    cost = figure.add_subplot(1, panels, 1)
+
+def _draw_cost(cost: Axes, rows: Sequence[Row], metric: str) -> None:
     points = [(row["gmacs"], row) for row in rows]
     _draw(cost, points, metric, INK)
     for x, row in points:
@@ -71,39 +92,37 @@ def plot_pareto(rows: Sequence[Row], path: Target, metric: str = "top1") -> None
             cost.plot([], [], label=legend[kind], **_STYLES[kind](INK))
         cost.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9)
 
-    if sizes:
-        speed = figure.add_subplot(1, panels, 2, sharey=cost)
-        fastest: dict[int, tuple[float, Row]] = {}
-        for number, size in enumerate(sizes):
-            timed = [row for row in rows if size in throughput(row)]
-            points = [(_milliseconds(row, size), row) for row in timed]
-            _draw(speed, points, metric, COLOURS[number % len(COLOURS)], f"batch {size}")
-            for x, row in points:
-                fastest[id(row)] = min(fastest.get(id(row), (x, row)), (x, row), key=lambda point: point[0])
-        for x, row in fastest.values():  # a row has one height, so one label serves all batch sizes
-            if is_rival(row):
-                _write(speed, _rival_label(row), (x, row[metric]), (6, -3), va="top", alpha=0.75)
-            elif ratio_text(row) == "1.0":  # beside the dense model's diamond
-                _write(speed, "1.0", (x, row[metric]), (5, -6), va="top")
-            elif not (is_dense(row) or is_adaptive(row)):
-                _write(speed, ratio_text(row), (x, row[metric]), (-5, 3), va="bottom", ha="right")
-        if any(is_dense(row) for _, row in fastest.values()):
-            speed.plot([], [], label="dense", **_diamond(INK))
-        times = [_milliseconds(row, size) for row in rows for size in throughput(row)]
-        if max(times) > _LOG_FROM * min(times):
-            _use_log_scale(speed)
-        _label(speed, "milliseconds per image", metric)
-        speed.legend(
-            loc="lower center",
-            bbox_to_anchor=(0.5, 1.0),
-            ncols=len(sizes) + 1,
-            frameon=False,
-            fontsize=9,
-            columnspacing=1.4,
-            handletextpad=0.5,
-        )
-    _cut_off(cost, [row[metric] for row in rows if not is_rival(row)])
-    save_figure(figure, path)
+
+def _draw_speed(speed: Axes, rows: Sequence[Row], metric: str) -> None:
+    sizes = batch_sizes(rows)
+    fastest: dict[int, tuple[float, Row]] = {}
+    for number, size in enumerate(sizes):
+        points = [(_milliseconds(row, size), row) for row in rows if size in throughput(row)]
+        _draw(speed, points, metric, COLOURS[number % len(COLOURS)], f"batch {size}")
+        for x, row in points:
+            fastest[id(row)] = min(fastest.get(id(row), (x, row)), (x, row), key=lambda point: point[0])
+    for x, row in fastest.values():  # a row has one height, so one label serves all batch sizes
+        if is_rival(row):
+            _write(speed, _rival_label(row), (x, row[metric]), (6, -3), va="top", alpha=0.75)
+        elif ratio_text(row) == "1.0":  # beside the dense model's diamond
+            _write(speed, "1.0", (x, row[metric]), (5, -6), va="top")
+        elif not (is_dense(row) or is_adaptive(row)):
+            _write(speed, ratio_text(row), (x, row[metric]), (-5, 3), va="bottom", ha="right")
+    if any(is_dense(row) for _, row in fastest.values()):
+        speed.plot([], [], label="dense", **_diamond(INK))
+    times = [_milliseconds(row, size) for row in rows for size in throughput(row)]
+    if max(times) > _LOG_FROM * min(times):
+        _use_log_scale(speed)
+    _label(speed, "milliseconds per image", metric)
+    speed.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=len(sizes) + 1,
+        frameon=False,
+        fontsize=9,
+        columnspacing=1.4,
+        handletextpad=0.5,
+    )
 
 
 def plot_methods(rows: Sequence[Row], path: Target, metric: str = "top1") -> None:

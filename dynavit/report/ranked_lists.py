@@ -104,7 +104,8 @@ def _picture(image: ArrayLike, kept: ArrayLike | None, grid_size: tuple[int, int
 
 
 def _draw(rows: list[list[_Cell]], height: int) -> Image.Image:
-    large, small = font(14), font(12)
+    large = font(14)
+    small = font(12, "".join(line for row in rows for shown in row for line in shown.caption))
     cell = max(c.picture.width for row in rows for c in row) + 2 * _FRAME
     columns = max(len(row) for row in rows)
     lines = [max(len(c.caption) for c in row) for row in rows]

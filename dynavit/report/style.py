@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 MARGIN, GAP = 16, 12
 """Pixels round a grid of pictures, and between two of them."""
+
+_ASCII = frozenset(range(128))
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -39,14 +42,39 @@ def finish(axes: Axes, grid: Literal["both", "y"] = "both", size: float = 9) -> 
     axes.tick_params(labelsize=size, colors=INK)
 
 
-def font(size: int) -> Any:
-    """Return matplotlib's DejaVu Sans: Pillow's own font is ASCII, and file names and labels are not."""
-    import matplotlib  # a large import, needed here alone
+def font(size: int, text: str = "") -> Any:
+    """Return the font of :func:`font_file`; Pillow's own, which is ASCII, where matplotlib's is packaged elsewhere."""
+    try:
+        return ImageFont.truetype(font_file(text), size)
+    except OSError:
+        return ImageFont.load_default(size)
+
+
+def font_file(text: str) -> str:
+    """Return the font that has a sign for most characters: matplotlib's DejaVu Sans, or an installed one that has more.
+
+    DejaVu Sans has no Chinese, Japanese or Korean.
+    """
+    import matplotlib  # large imports, needed here alone
+    from matplotlib.font_manager import fontManager
+
+    usual = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    needed = {ord(character) for character in text if not character.isspace()}
+    if needed <= _ASCII or needed <= _characters(usual):
+        return usual
+    installed = sorted({entry.fname for entry in fontManager.ttflist})
+    return min((usual, *installed), key=lambda name: len(needed - _characters(name)))
+
+
+@cache
+def _characters(name: str) -> frozenset[int]:
+    """Return the code points that a font has a sign for; none if it cannot be read."""
+    from matplotlib.ft2font import FT2Font
 
     try:
-        return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-    except OSError:  # some distributions package the fonts elsewhere
-        return ImageFont.load_default(size)
+        return frozenset(FT2Font(name).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def shortened(text: str, typeface: Any, width: int) -> str:

@@ -47,7 +47,7 @@ def aligned(columns: Sequence[Column]) -> str:
     """Return a table as plain text, with a rule below the titles."""
     titles = [[column.title for column in columns]]
     if any(column.group for column in columns):
-        titles.insert(0, [column.group if _begins_group(columns, n) else "" for n, column in enumerate(columns)])
+        titles.insert(0, [column.group if begins_group(columns, n) else "" for n, column in enumerate(columns)])
     cells = zip(*(column.cells for column in columns), strict=True)
     lines = [[printable(cell) for cell in line] for line in (*titles, *cells)]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
@@ -87,9 +87,9 @@ def evaluation_columns(rows: Sequence[Row], metric: str = "top1") -> list[Column
         Column("GMACs", [_cell(row.get("gmacs"), significant) for row in rows]),
         Column("x fewer", [_cell(row.get("gmacs_ratio"), _times) for row in rows]),
         Column(metric_name(metric), [_cell(row.get(metric), _percent) for row in rows]),
-        *_interval_column(rows, metric, lambda value: f"{value:.1f}"),
+        *interval_column(rows, metric, lambda value: f"{value:.1f}"),
         Column("delta", deltas),
-        *_interval_column(rows, f"delta_{metric}", _signed),
+        *interval_column(rows, f"delta_{metric}", _signed),
     ]
     if metric == "map" and any("rank1" in row for row in rows):
         columns.append(Column(metric_name("rank1"), [_cell(row.get("rank1"), _percent) for row in rows]))
@@ -112,11 +112,25 @@ def spectra_columns(rows: Sequence[Row], metric: str) -> list[Column]:
     return [
         Column("spectra", shown, left=True),
         Column(metric_name(metric), [_percent(row[metric]) for row in rows]),
-        *_interval_column(rows, metric, lambda value: f"{value:.1f}"),
+        *interval_column(rows, metric, lambda value: f"{value:.1f}"),
         Column(metric_name("rank1"), [_percent(row["rank1"]) for row in rows]),
         Column("delta", [_cell(row.get(f"delta_{metric}"), _signed) for row in rows]),
-        *_interval_column(rows, f"delta_{metric}", lambda value: signed(value, 1)),
+        *interval_column(rows, f"delta_{metric}", lambda value: signed(value, 1)),
     ]
+
+
+def interval_column(rows: Sequence[Row], name: str, write: Callable[[float], str], group: str = "") -> list[Column]:
+    """Return the column of an interval ``<name>_low`` to ``<name>_high``, if any row has one."""
+    ends = [(row.get(f"{name}_low"), row.get(f"{name}_high")) for row in rows]
+    if not any(f"{name}_low" in row for row in rows):
+        return []
+    cells = [_NOTHING if low is None or high is None else f"{write(low)} to {write(high)}" for low, high in ends]
+    return [Column(_INTERVAL, cells, group)]
+
+
+def begins_group(columns: Sequence[Column], number: int) -> bool:
+    """Whether a column is the first of its group."""
+    return number == 0 or columns[number - 1].group != columns[number].group
 
 
 def format_table(rows: Sequence[Row], metric: str = "top1") -> str:
@@ -227,19 +241,6 @@ def _budget(row: Row) -> str:
 def _begins_budget(rows: Sequence[Row], number: int) -> bool:
     ratio = rows[number].get("budget_ratio")
     return ratio is not None and (number == 0 or rows[number - 1].get("budget_ratio") != ratio)
-
-
-def _begins_group(columns: Sequence[Column], number: int) -> bool:
-    return number == 0 or columns[number - 1].group != columns[number].group
-
-
-def _interval_column(rows: Sequence[Row], name: str, write: Callable[[float], str]) -> list[Column]:
-    """Return the column of an interval, if any row has one."""
-    ends = [(row.get(f"{name}_low"), row.get(f"{name}_high")) for row in rows]
-    if not any(f"{name}_low" in row for row in rows):
-        return []
-    cells = [_NOTHING if low is None or high is None else f"{write(low)} to {write(high)}" for low, high in ends]
-    return [Column(_INTERVAL, cells)]
 
 
 def _cell(value: Any, write: Callable[[Any], str]) -> str:

@@ -87,7 +87,7 @@ def kept_token_grid(
     height, width = pictures[0].shape[:2]
     scale = scale or max(1, round(_READABLE / max(height, width)))
     height, width = height * scale, width * scale
-    large, small = font(14), font(12)
+    large, small = font(14), font(12, "".join(captions or ()))
     cell = max([width, *(int(large.getlength(title)) + 1 for title in titles)])
     row_height = height + (28 if captions else 0) + GAP
     size = (

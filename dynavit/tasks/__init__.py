@@ -1,11 +1,11 @@
 """The kinds of problem that models are trained for."""
 
 from dynavit.config import Config
-from dynavit.tasks.base import Evaluation, Task
+from dynavit.tasks.base import Evaluation, Predicted, Task
 from dynavit.tasks.classification import ClassificationTask
 from dynavit.tasks.reid import ReidTask
 
-__all__ = ["Evaluation", "Task", "create_task"]
+__all__ = ["Evaluation", "Predicted", "Task", "create_task"]
 
 _TASKS: dict[str, type[Task]] = {"classify": ClassificationTask, "reid": ReidTask}
 

@@ -31,6 +31,20 @@ class Detail(NamedTuple):
     groups: Tensor
 
 
+class Predicted(NamedTuple):
+    """Which class V images show, and which one a model says.
+
+    Attributes:
+        indices: ``(V,)`` int64, of the images in their data.
+        labels: ``(V,)`` int64.
+        answers: ``(V,)`` int64.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    answers: Tensor
+
+
 class Evaluation(NamedTuple):
     """What was found of one model.
 
@@ -41,12 +55,14 @@ class Evaluation(NamedTuple):
             decide; else None.
         searched: embeddings of the data, where the task searches them; see
             :class:`~dynavit.tasks.reid.Searchable`.
+        predicted: of classes, where the task tells them apart.
     """
 
     metrics: dict[str, float]
     detail: Detail
     counts: Tensor | None
     searched: Any = None
+    predicted: Predicted | None = None
 
 
 class Task(ABC):

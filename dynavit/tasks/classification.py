@@ -21,7 +21,7 @@ from dynavit.metrics.accuracy import accuracy_interval, topk_accuracy
 from dynavit.models import PrunedViT
 from dynavit.runs.loading import foreground_of
 from dynavit.selectors import Selector
-from dynavit.tasks.base import Detail, Evaluation, Task
+from dynavit.tasks.base import Detail, Evaluation, Predicted, Task
 from dynavit.tasks.count_loss import CountLoss
 from dynavit.tasks.objective import Objective
 from dynavit.tasks.outputs import collect_outputs, selection_metrics
@@ -83,8 +83,9 @@ class ClassificationTask(Task):
         evaluations = []
         for model, answers in zip(models, found, strict=True):
             metrics = topk_accuracy(answers.answers, answers.labels) | selection_metrics(model, answers, foreground)
-            hits = answers.answers[:, 0] == answers.labels
-            evaluations.append(Evaluation(metrics, Detail(100.0 * hits.double(), answers.indices), answers.counts))
+            predicted = Predicted(answers.indices, answers.labels, answers.answers[:, 0])
+            detail = Detail(100.0 * (predicted.answers == predicted.labels).double(), answers.indices)
+            evaluations.append(Evaluation(metrics, detail, answers.counts, predicted=predicted))
         return evaluations
 
     def interval(self, detail: Detail) -> dict[str, float]:

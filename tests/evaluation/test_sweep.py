@@ -114,7 +114,8 @@ def test_the_sweep_reports_the_dense_start_first_and_everything_relative_to_it(r
         assert row["throughput"]["2"]["images_per_second"] > 0
     assert dense["throughput"]["2"]["speedup"] == 1
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"evaluation.json", "evaluation.csv", "pareto.png", "kept_tokens.png", "report.html"}
+    tables = {"evaluation.json", "evaluation.csv", "classes.csv", "confusions.csv"}
+    assert written == tables | {"pareto.png", "kept_tokens.png", "report.html"}
     assert json.loads((tmp_path / "out/evaluation.json").read_text()) == rows
     with (tmp_path / "out/evaluation.csv").open() as file:
         table = list(csv.DictReader(file))

@@ -11,6 +11,8 @@ from PIL import Image
 
 from dynavit import InputError
 from dynavit.report import write_report
+from dynavit.report.html import Section
+from dynavit.report.table import Column
 
 SPEED = {"images_per_second": 100.0, "speedup": 1.3}
 TIMED = {"throughput": {"1": SPEED, "32": SPEED}}
@@ -66,7 +68,10 @@ def page(tmp_path: Path) -> Page:
         tmp_path / "report.html",
         "R&D <script>alert(1)</script>",
         ROWS,
-        {"in memory": picture, "a file <b>": tmp_path / "photo.jpg"},
+        [
+            Section("Classes", [Column("class <i>", ["<b>a</b>"], left=True), Column("top-1", ["-1.5"], "x")], "n <u>"),
+            Section("Pictures", images={"in memory": picture, "a file <b>": tmp_path / "photo.jpg"}),
+        ],
         {"data": "<img src=x>", "model": {"stages": [3, 6, 9], "selector": {"name": "topk"}}, "notes": None},
     )
     return Page(tmp_path / "report.html")
@@ -117,7 +122,14 @@ def test_table_and_headline(page: Page) -> None:
     marked = [attributes.get("class") for tag, attributes in page.tags if tag == "tr"]
     assert marked[:4] == [None, None, "dense", None]
     spans = [attributes.get("colspan") for tag, attributes in page.tags if attributes.get("class") == "group first"]
-    assert spans == ["2", "2"]
+    assert spans == ["2", "2", "2", "2", "1"]  # results, what speed costs, and a section
+
+
+def test_sections_have_their_table_note_and_pictures(page: Page) -> None:
+    start = page.rows.index(["class <i>", "x"])
+    assert page.rows[start + 1 : start + 3] == [["top-1"], ["<b>a</b>", "\N{MINUS SIGN}1.5"]]
+    assert "n <u>" in page.text
+    assert page.text.index("Classes") < page.text.index("Pictures") < page.text.index("a file <b>")
 
 
 def test_settings_are_flat(page: Page) -> None:
@@ -130,7 +142,7 @@ def test_settings_are_flat(page: Page) -> None:
 
 
 def test_without_speed_pictures_or_settings(tmp_path: Path) -> None:
-    write_report(tmp_path / "r.html", "t", [{"model": "pruned", "keep_ratio": 0.5, "map": 61.0}], {}, {}, metric="map")
+    write_report(tmp_path / "r.html", "t", [{"model": "pruned", "keep_ratio": 0.5, "map": 61.0}], [], {}, metric="map")
     page = Page(tmp_path / "r.html")
     assert page.rows[0][5] == "mAP"
     assert len(page.rows) == 2
@@ -148,7 +160,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         ("picture.bmp", "use png"),
     ]:
         with pytest.raises(InputError, match=f"{name}.*{reason}"):
-            write_report(tmp_path / "r.html", "t", ROWS, {"c": tmp_path / name}, {})
+            write_report(tmp_path / "r.html", "t", ROWS, [Section("p", images={"c": tmp_path / name})], {})
     with pytest.raises(InputError, match="no row"):
-        write_report(tmp_path / "r.html", "t", [], {}, {})
+        write_report(tmp_path / "r.html", "t", [], [], {})
     assert not (tmp_path / "r.html").exists()

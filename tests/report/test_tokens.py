@@ -1,3 +1,5 @@
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -6,7 +8,7 @@ import torch
 from PIL import Image
 
 from dynavit import InputError
-from dynavit.report import draw_groups, draw_kept, kept_token_grid, trace_grid
+from dynavit.report import draw_groups, draw_kept, kept_token_grid, style, trace_grid
 
 
 @pytest.fixture
@@ -202,3 +204,12 @@ def test_groups_are_those_that_were_merged(model_of: Any, images_for: Any) -> No
     for picture, source in zip(pictures, trace.source, strict=True):
         shown = draw_groups(picture, source, (4, 6)).repeat(2, axis=0).repeat(2, axis=1)
         assert len(find(canvas, shown)) == 1
+
+
+def test_captions_are_in_a_font_that_has_their_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    signs = {"DejaVuSans.ttf": set("aé"), "A.ttf": {"犬"}, "B.ttf": set("犬が")}
+    monkeypatch.setattr(style, "_characters", lambda name: {ord(sign) for sign in signs.get(Path(name).name, "")})
+    entries = [SimpleNamespace(fname=f"/fonts/{name}") for name in ("B.ttf", "A.ttf")]
+    monkeypatch.setattr("matplotlib.font_manager.fontManager.ttflist", entries)
+    expected = {"dog": "DejaVuSans.ttf", "é": "DejaVuSans.ttf", "犬 が": "B.ttf", "犬": "A.ttf", "ж": "DejaVuSans.ttf"}
+    assert {text: Path(style.font_file(text)).name for text in expected} == expected
