@@ -156,7 +156,12 @@ class TrainConfig:
     checkpoint_steps: int | None = setting(None, within="(0, inf)")
     """Also save the state every so many steps, beside every epoch."""
     log_steps: int = setting(50, within="(0, inf)")
-    """Steps between two entries in TensorBoard, and between two lines in logs without a terminal."""
+    """Steps between two entries in trackers, and between two lines in logs without a terminal."""
+    trackers: list[str] = setting(lambda: ["tensorboard"])
+    """Where losses and metrics are logged beside metrics.jsonl: any of Accelerate's trackers that are installed, such
+    as [tensorboard, wandb, mlflow]."""
+    patience: int | None = setting(None, within="(0, inf)")
+    """Stop after so many epochs without a better validation metric; the best model is in the run's folder best/."""
 
 
 @dataclass
@@ -165,6 +170,9 @@ class LossConfig:
 
     label_smoothing: float = setting(0.0, within="[0, 1)")
     """Of cross-entropy."""
+    class_weights: str = setting("none", choices=("none", "balanced"), task="classify")
+    """none, or balanced: in the cross-entropy an image counts the more, the fewer images its class has, so that all
+    classes count alike."""
     identity_weight: float = setting(1.0, within="[0, inf)", task="reid")
     """Re-identification: weight of the cross-entropy over the training identities."""
     metric: dict[str, Any] = setting(lambda: {"name": "triplet"}, task="reid", named="triplet")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from timm.data.readers.reader import Reader
 from torch.utils.data import Dataset, IterableDataset
 
@@ -37,6 +38,19 @@ class ClassificationData:
     validation: Dataset[Any]
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def class_counts(self) -> list[int]:
+        """Return how many training images each class has, as far as labels are known without reading the images.
+
+        Raises:
+            InputError: they are not.
+        """
+        if not isinstance(self.train, Samples):
+            raise InputError("classes of training images that can only be read in order cannot be counted before.")
+        labels = _labels(_source(self.train.dataset))
+        if labels is None:
+            raise InputError("this data set does not say which class each image has.")
+        return np.bincount(labels, minlength=len(self.class_names)).tolist()
 
     def summary(self) -> str:
         """Return the first classes, how many images there are where that is known, and the notes."""
@@ -174,7 +188,10 @@ def _common_classes(
     if first is None or last is None:
         count = options.get("num_classes")
         if count is None:
-            count = 1 + max(label for split in splits for label in _labels(name, split))
+            labels = [_labels(split) for split in splits]
+            if None in labels:
+                raise InputError(f"{name} does not say which classes it has: give data.options.num_classes.")
+            count = 1 + max(label for found in labels for label in found or ())
         return tuple(str(label) for label in range(count))
     if first != last:
         raise InputError(
@@ -206,8 +223,8 @@ def _class_names(source: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _labels(name: str, source: Any) -> list[int]:
-    """Return the labels of a data set without reading its images."""
+def _labels(source: Any) -> list[int] | None:
+    """Return the labels of a data set without reading its images; None if it does not tell."""
     if hasattr(source, "iter_targets"):
         labels: Iterable[Any] = source.iter_targets()
     elif hasattr(source, "_samples"):
@@ -215,5 +232,5 @@ def _labels(name: str, source: Any) -> list[int]:
     elif hasattr(source, "targets") or hasattr(source, "labels"):
         labels = source.targets if hasattr(source, "targets") else source.labels
     else:
-        raise InputError(f"{name} does not say which classes it has: give data.options.num_classes.")
+        return None
     return [as_label(label) for label in labels]

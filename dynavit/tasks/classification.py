@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from accelerate import Accelerator
 from timm.data import Mixup
 from torch import Tensor, nn
@@ -65,7 +66,8 @@ class ClassificationTask(Task):
         self, data: ClassificationData, model: PrunedViT, count_loss: CountLoss | None, teacher: nn.Module | None
     ) -> Objective:
         mixup = _mixup(self.config.data, self.config.loss, len(data.class_names))
-        return ClassificationObjective(self.config.loss, model.selector, count_loss, teacher, mixup)
+        weights = None if self.config.loss.class_weights == "none" else _balanced(data)
+        return ClassificationObjective(self.config.loss, model.selector, count_loss, teacher, mixup, weights)
 
     def evaluate(
         self,
@@ -100,7 +102,9 @@ class ClassificationObjective(Objective):
     """Cross-entropy, with mixup and cutmix if configured.
 
     Args:
-        mixup: timm's, or None. The other arguments are those of :class:`Objective`.
+        mixup: timm's, or None.
+        weights: ``(C,)`` of the classes in the cross-entropy; alike if None. The other arguments are those of
+            :class:`Objective`.
     """
 
     def __init__(
@@ -110,9 +114,10 @@ class ClassificationObjective(Objective):
         count_loss: CountLoss | None,
         teacher: Any,
         mixup: Mixup | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         super().__init__(settings, selector, count_loss, teacher)
-        self.mixup = mixup
+        self.mixup, self.weights = mixup, weights
 
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self.mixup is None:
@@ -123,7 +128,22 @@ class ClassificationObjective(Objective):
     def task_losses(self, output: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, float]]:
         # probabilities come from mixup, which has smoothed them already
         smoothing = self.settings.label_smoothing if targets.ndim == 1 else 0.0
-        return {"task": (F.cross_entropy(output.float(), targets, label_smoothing=smoothing), 1.0)}
+        weights = None if self.weights is None else self.weights.to(output.device)
+        loss = F.cross_entropy(output.float(), targets, weights, label_smoothing=smoothing)
+        return {"task": (loss, 1.0)}
+
+
+def _balanced(data: ClassificationData) -> Tensor:
+    """Return weights ``(C,)`` with which every class counts alike, and the mean image 1; 0 for classes without images.
+
+    Raises:
+        InputError: it is not known how many images each class has.
+    """
+    try:
+        counts = torch.tensor(data.class_counts(), dtype=torch.float32)
+    except InputError as error:
+        raise InputError(f"loss.class_weights=balanced: {error} Set it to none.") from None
+    return torch.where(counts > 0, counts.sum() / (counts.count_nonzero() * counts), 0.0)
 
 
 def _mixup(data: DataConfig, loss: LossConfig, num_classes: int) -> Mixup | None:

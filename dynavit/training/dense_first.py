@@ -29,7 +29,7 @@ from dynavit.runs.pair import dense_folder
 from dynavit.tasks import create_task
 from dynavit.tasks.lesson import check_score_distillation
 from dynavit.tasks.rewards import check_reward
-from dynavit.training.folder import check_folder, saved_config
+from dynavit.training.folder import check_folder, is_out_of_patience, saved_config
 from dynavit.training.monitor import MetricsFile
 from dynavit.training.trainer import Trainer
 
@@ -38,6 +38,7 @@ _OF_NO_MATTER = {
     "output_dir",
     "train.log_steps",
     "train.checkpoint_steps",
+    "train.trackers",
     "train.dense_epochs",
     "data.workers",
     "data.corrupt",
@@ -108,6 +109,7 @@ def dense_config(config: Config) -> Config:
         loss=replace(
             unweighted,
             label_smoothing=loss.label_smoothing,
+            class_weights=loss.class_weights,
             identity_weight=loss.identity_weight,
             metric=loss.metric,
             metric_weight=loss.metric_weight,
@@ -175,7 +177,10 @@ def _fits(folder: Path, dense: Config, classes: Sequence[str]) -> bool:
         _settings(before) == _settings(dense)
         and list(known) == list(classes)
         and bool(rows)
-        and rows[-1].get("epoch") == dense.train.epochs
+        and (
+            rows[-1].get("epoch") == dense.train.epochs
+            or is_out_of_patience(rows, dense.train.patience, create_task(dense).metric)
+        )
         and _is_whole(folder)
     )
 

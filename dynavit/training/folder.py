@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dynavit.config import Config, changed_keys, is_saved_config, load_config
 from dynavit.errors import InputError
@@ -18,7 +21,7 @@ _BEFORE_A_RUN = {LOCK, "latency.json"}  # what a start leaves that fails before 
 
 _MAY_CHANGE = {
     *("name", "output_dir", "data.root", "data.corrupt", "data.workers", "data.download"),
-    *("train.epochs", "train.log_steps", "train.checkpoint_steps"),
+    *("train.epochs", "train.log_steps", "train.checkpoint_steps", "train.trackers", "train.patience"),
 }
 """And all of evaluation: settings that may differ when a run is resumed."""
 
@@ -105,6 +108,18 @@ def describe_changes(config: Config, schedules: Schedules, step: int) -> list[st
             f"{was.temperature(step):.3g})."
         )
     return lines
+
+
+def is_out_of_patience(rows: Sequence[Mapping[str, Any]], patience: int | None, metric: str) -> bool:
+    """Whether a run has gone on for ``train.patience`` epochs without a better metric.
+
+    Args:
+        rows: of its metrics, one an epoch.
+        patience: None if it has no end.
+        metric: of validation, the more the better.
+    """
+    values = [row.get(f"val/{metric}", -math.inf) for row in rows]
+    return patience is not None and bool(values) and len(values) - 1 - values.index(max(values)) >= patience
 
 
 def refuse_fewer_epochs(config: Config, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard."""
+"""What a run writes for TensorBoard and other trackers."""
 
 from __future__ import annotations
 
@@ -8,28 +8,61 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_available_trackers
 from torch import Tensor
 
+from dynavit.config import Config
+from dynavit.config.schema import leaves
 from dynavit.data.transforms import to_pixels
+from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT
 from dynavit.report.tokens import trace_grid
 
+TENSORBOARD = "tensorboard"
+_PROJECT = "dynavit"
+_PICTURES: dict[str, dict[str, Any]] = {TENSORBOARD: {"dataformats": "NHWC"}, "wandb": {}}
+"""Trackers that show pictures, and how they are told of their shape."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse what Accelerate has no tracker for, and what is not installed.
+
+    Raises:
+        InputError: naming what there is.
+    """
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise InputError(
+                f"train.trackers: there is no tracker {name!r}; choose of {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}."
+                f"{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}"
+            )
+        if name not in map(str, get_available_trackers()):
+            raise InputError(f"train.trackers: {name} is not installed; install its package, or leave it out.")
+
 
 class Logbook:
-    """Scalars and pictures, by optimiser step, in the run's own folder.
+    """Scalars and pictures, by optimiser step: for TensorBoard in the run's own folder, or wherever a tracker logs.
 
     Args:
-        accelerator: of the run; its project folder receives the events.
+        accelerator: of the run.
+        config: of the run.
         step: where the run stands; what an interrupted one wrote beyond it is hidden.
         preprocessing: the model's, to show images as they looked.
     """
 
-    def __init__(self, accelerator: Accelerator, step: int, preprocessing: Mapping[str, Any]) -> None:
+    def __init__(self, accelerator: Accelerator, config: Config, step: int, preprocessing: Mapping[str, Any]) -> None:
         self.accelerator = accelerator
         self.preprocessing = preprocessing
-        accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+        names = {"wandb": {"name": config.name}, "mlflow": {"run_name": config.name}}
+        if TENSORBOARD in config.train.trackers:  # in the run's folder itself, and not below a project's
+            accelerator.log_with.append(TensorBoardTracker("", str(config.run_dir), purge_step=step + 1))
+        accelerator.init_trackers(_PROJECT, init_kwargs=names)
+        for tracker in accelerator.trackers:
+            if tracker.name != TENSORBOARD:  # which would write a folder for them
+                tracker.store_init_configuration({key: _plain(value) for key, value in leaves(config)})
         self._since = time.perf_counter(), step
 
     def step(
@@ -69,10 +102,10 @@ class Logbook:
         mean, std = self.preprocessing["mean"], self.preprocessing["std"]
         pixels = [to_pixels(image, mean, std) for image in batch.flatten(0, -4)]
         picture = trace_grid(pixels, trace, model.adapter.grid_size)
-        tensor = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
         with self._writing():
-            writer.add_image("kept_tokens", tensor.reshape(picture.height, picture.width, 3), step, dataformats="HWC")
+            for tracker in self.accelerator.trackers:
+                if tracker.name in _PICTURES:
+                    tracker.log_images({"kept_tokens": np.asarray(picture)[None]}, step, **_PICTURES[tracker.name])
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -80,4 +113,8 @@ class Logbook:
         try:
             yield
         except OSError as error:
-            warnings.warn(f"the TensorBoard log could not be written: {error}", stacklevel=4)
+            warnings.warn(f"the log could not be written: {error}", stacklevel=4)
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

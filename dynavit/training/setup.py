@@ -26,6 +26,7 @@ from dynavit.tasks.lesson import check_score_distillation
 from dynavit.tasks.objective import Objective, Scheduled
 from dynavit.tasks.rewards import check_reward
 from dynavit.training.data_check import check_before_training
+from dynavit.training.logbook import TENSORBOARD, check_trackers
 from dynavit.training.optimization import create_optimizer
 from dynavit.training.schedules import KeepCounts, LearningRate, anneal
 
@@ -97,6 +98,7 @@ def create_accelerator(config: Config) -> Accelerator:
         InputError: a precision that this machine does not have, or another one than earlier in this process.
     """
     precision, has_gpu = config.train.mixed_precision, torch.cuda.is_available()
+    check_trackers(config.train.trackers)
     if precision == "fp16" and not has_gpu:
         raise InputError(
             "train.mixed_precision=fp16: there is no GPU here, and a CPU would train in full precision: use bf16 or no."
@@ -106,7 +108,7 @@ def create_accelerator(config: Config) -> Accelerator:
             cpu=not has_gpu,
             mixed_precision=precision,
             gradient_accumulation_steps=config.train.accumulation_steps,
-            log_with="tensorboard",
+            log_with=[name for name in config.train.trackers if name != TENSORBOARD] or None,
             project_config=ProjectConfiguration(project_dir=str(config.run_dir), logging_dir=str(config.run_dir)),
         )
     except ValueError as error:

@@ -18,7 +18,7 @@ from dynavit.errors import InputError
 from dynavit.models import PrunedViT, Trace
 from dynavit.training.announce import announce, warn_of_normalised_logits
 from dynavit.training.checkpoint import BEST, Progress, Stateful, begin_state, load_state, save_state, saving
-from dynavit.training.folder import check_folder, describe_changes, refuse_fewer_epochs
+from dynavit.training.folder import check_folder, describe_changes, is_out_of_patience, refuse_fewer_epochs
 from dynavit.training.lock import locked, refuse_if_held
 from dynavit.training.logbook import Logbook
 from dynavit.training.monitor import DivergenceGuard, MetricsFile
@@ -72,7 +72,7 @@ class Trainer:
         with self._alone():
             if self.state is not None:
                 self._restore(self.state)
-            if self.state is None or self.progress.epoch < self.config.train.epochs:
+            if self.state is None or not self._is_finished():
                 self._train()
         rows = self.metrics.rows()
         return {name: value for name, value in rows[-1].items() if name.startswith("val/")} if rows else {}
@@ -98,11 +98,11 @@ class Trainer:
         found = load_state(self.accelerator, state, self.about, self.parts, self.ema)
         self.guard.start = f"the state that it resumed from ({state})"
         refuse_fewer_epochs(config, progress)
-        if progress.epoch == config.train.epochs:
-            log(
-                f"{config.run_dir} is finished: its {progress.epoch} epochs are done. To train longer, give more "
-                f"epochs with train.epochs=N --resume."
-            )
+        if self._is_finished():
+            stopped = progress.epoch < config.train.epochs
+            more = "a larger or no train.patience" if stopped else "more epochs with train.epochs=N"
+            done = f"it stopped after {progress.epoch}" if stopped else f"its {progress.epoch} epochs are done"
+            log(f"{config.run_dir} is finished: {done}. To train longer, give {more} --resume.")
             return
         for line in describe_changes(config, self.schedules, progress.step):
             log(line)
@@ -114,15 +114,28 @@ class Trainer:
         if accelerator.is_main_process:
             save_config(config, config.run_dir / "config.yaml")
             self.metrics.cut_back(progress.step)
-        self.logbook = Logbook(accelerator, progress.step, self.setup.preprocessing)
+        self.logbook = Logbook(accelerator, config, progress.step, self.setup.preprocessing)
         # without a terminal there is no progress bar
         self.lines = None if sys.stderr.isatty() else self._step_lines()
         announce(config, self.setup, accelerator, self.state, progress.step)
-        while progress.epoch < config.train.epochs:
+        while not self._is_finished():
             self._train_epoch()
             metrics = self._validate()
             self._finish_epoch(metrics)
+        if progress.epoch < config.train.epochs:
+            accelerator.print(
+                f"Stopped: no better {self.setup.task.metric} for {config.train.patience} epochs. "
+                f"The best model is in {config.run_dir / BEST}."
+            )
         accelerator.end_training()
+
+    def _is_finished(self) -> bool:
+        progress, train = self.progress, self.config.train
+        if progress.epoch >= train.epochs or train.patience is None:
+            return progress.epoch >= train.epochs
+        rows = [row for row in self.metrics.rows() if row["step"] <= progress.step]
+        (stopped,) = broadcast_object_list([is_out_of_patience(rows, train.patience, self.setup.task.metric)])
+        return bool(stopped)
 
     def _step_lines(self) -> StepLines:
         train = self.config.train
