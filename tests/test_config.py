@@ -300,3 +300,12 @@ def test_what_yaml_cannot_hold_is_named(override: str, key: str, load: Callable[
     with pytest.raises(InputError, match=rf"^{key}=.*only UTF-8"):
         save_config(config, tmp_path / "config.yaml")
     assert not (tmp_path / "config.yaml").exists()
+
+
+def test_settings_of_version_0_1_are_read_by_their_new_names(load: Callable[..., Config]) -> None:
+    config = load("loss: {keep_ratio: 3.0, budget: decisions, logit_distillation: 0.25}\n", "loss.keep_ratio_weight=4")
+    assert config.loss.keep_ratio_weight == 4  # the command line replaces the file's
+    assert config.loss.keep_ratio_measure == "decisions"
+    assert config.loss.logit_distillation_weight == 0.25
+    with pytest.raises(InputError, match=r"loss\.budget"):
+        load("", "loss.budget=decisions")

@@ -28,6 +28,15 @@ from dynavit.files import refuse_special, write_text
 
 _MAX_BYTES = 1_000_000  # a configuration has a few thousand
 _SURROGATE = re.compile("[\ud800-\udfff]|\\\\ud[89a-f]")  # of a text, or inside of a list
+_BEFORE = {  # settings of loss as version 0.1 called them
+    "identity": "identity_weight",
+    "center": "center_weight",
+    "keep_ratio": "keep_ratio_weight",
+    "budget": "keep_ratio_measure",
+    "policy_gradient": "policy_gradient_weight",
+    "logit_distillation": "logit_distillation_weight",
+    "token_distillation": "token_distillation_weight",
+}
 _HEADER = "# Written by dynavit: every setting of this run.\n"
 
 
@@ -43,6 +52,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     path = None if path is None else find_config(path)
     given, named = parse_overrides(overrides)
     loaded = OmegaConf.create() if path is None else _read(path)
+    _rename(loaded)
     expand_names(loaded)
     _refuse_other_shapes(loaded, f"{path}: ")
     _refuse_other_shapes(given)
@@ -95,6 +105,14 @@ def _read(path: Path) -> DictConfig:
     if not isinstance(loaded, DictConfig):
         raise InputError(f"{path} holds no settings: expected 'key: value' lines.")
     return loaded
+
+
+def _rename(tree: DictConfig) -> None:
+    """Give settings of a file that version 0.1 wrote the names that they have now."""
+    loss = tree.get("loss")
+    if isinstance(loss, DictConfig):
+        for before in _BEFORE.keys() & loss.keys():
+            loss[_BEFORE[str(before)]] = loss.pop(before)
 
 
 def save_config(config: Config, path: str | Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynavit.errors import InputError
 from dynavit.files import replacing, require_folder, write_text
+from dynavit.models.card import write_card
 from dynavit.models.rebuild import Origin, describes_a_source, find_origin, structure
 from dynavit.models.same_outputs import check_own_code
 from dynavit.parts import with_module
@@ -26,15 +27,6 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_CARD = """---
-library_name: dynavit
-pipeline_tag: {task}
----
-
-# {architecture}, token-pruned
-
-Load with `dynavit.load("FOLDER_OR_HUB_NAME")`; any keep ratio: `dynavit.load(..., keep_ratio=0.5)`.
-"""
 
 
 def save_pretrained(
@@ -78,9 +70,7 @@ def save_pretrained(
     with replacing(folder / WEIGHTS) as partial:
         save_file(state, partial, metadata={"format": "pt"})
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    if not (folder / "README.md").exists():
-        task = "image-classification" if model.neck is None else "image-feature-extraction"
-        write_text(folder / "README.md", _CARD.format(architecture=config["architecture"], task=task))
+    write_card(folder, config)
     return model.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
@@ -37,6 +38,7 @@ _TYPES: dict[str, Any] = {
 }
 
 
+_BEFORE = re.compile(r"^predictors\.(?=\d)")  # what version 0.1 called scorers
 _LEAST = 1e-6  # of what pictures are divided by
 
 
@@ -122,6 +124,7 @@ def load_weights(model: Any, path: Path, device: str, strict: bool = True) -> No
         raise InputError(
             f"{path} cannot be loaded: it is truncated or damaged ({first_line(error)}). Fetch or save it again."
         ) from None
+    state = {_BEFORE.sub("scorers.", name): tensor for name, tensor in state.items()}
     own = model.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]

@@ -184,6 +184,9 @@ def _build_start(config: Config, task: Task, data: Any, preprocessing: dict[str,
     check_unguided(start.model, parts.get("spectra", 1))
     model = start.model
     model.metadata = {"preprocessing": preprocessing, "class_names": list(classes), **task.metadata(data)}
+    known = start.dense.pretrained_cfg if config.model.pretrained else start.dense.metadata
+    if license := known.get("license"):
+        model.metadata["license"] = license
     for key in ("camera_names", "view_names"):
         before = start.dense.metadata.get(key)
         if not start.side_is_new and before != model.metadata[key]:

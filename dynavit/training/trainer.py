@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dynavit.config import Config, save_config
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT, Trace
+from dynavit.tasks import Evaluation
 from dynavit.training.announce import announce, warn_of_normalised_logits
 from dynavit.training.checkpoint import BEST, Progress, Stateful, begin_state, load_state, save_state, saving
 from dynavit.training.folder import check_folder, describe_changes, is_out_of_patience, refuse_fewer_epochs
@@ -120,8 +121,7 @@ class Trainer:
         announce(config, self.setup, accelerator, self.state, progress.step)
         while not self._is_finished():
             self._train_epoch()
-            metrics = self._validate()
-            self._finish_epoch(metrics)
+            self._finish_epoch(self._validate())
         if progress.epoch < config.train.epochs:
             accelerator.print(
                 f"Stopped: no better {self.setup.task.metric} for {config.train.patience} epochs. "
@@ -232,7 +232,7 @@ class Trainer:
             self.progress.count += 1
         return sum(row["loss"] for row in rows) / len(rows)
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> Evaluation:
         setup = self.setup
         self._agree_on_buffers()
         with self._deployed() as model:
@@ -240,7 +240,7 @@ class Trainer:
                 (found,) = setup.task.evaluate([model], setup.validation, self.accelerator, setup.data, "validation")
             if self.accelerator.is_main_process and setup.examples and model.stages:
                 self.logbook.pictures(self.progress.step, model, setup.examples)
-        return found.metrics
+        return found
 
     def _agree_on_buffers(self) -> None:
         """Give all processes the first one's batch norm statistics, which are what is saved."""
@@ -250,7 +250,8 @@ class Trainer:
                 for buffer in model.buffers():
                     broadcast(buffer)
 
-    def _finish_epoch(self, metrics: dict[str, float]) -> None:
+    def _finish_epoch(self, found: Evaluation) -> None:
+        metrics = found.metrics
         progress, accelerator, run_dir = self.progress, self.accelerator, self.config.run_dir
         row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step}
         row |= {f"train/{name}": total / progress.count for name, total in progress.sums.items()}
@@ -267,11 +268,23 @@ class Trainer:
                 begin_state(run_dir)  # which tells a run that dies here from one whose state was removed
                 self.metrics.append(row)
                 with self._deployed() as model:
+                    model.metadata["training"] = self._described(found)
                     model.save_pretrained(run_dir)
                     if improved:
                         model.save_pretrained(run_dir / BEST)
             self._save_state()
         accelerator.print(f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  {task.describe(metrics)}")
+
+    def _described(self, found: Evaluation) -> dict[str, Any]:
+        """Return what the card of the model says of its training."""
+        return {
+            "run": self.config.name,
+            "data": self.config.data.name,
+            "images": self.about["images"],
+            "epochs": self.progress.epoch,
+            "result": self.setup.task.describe(found.metrics).replace("  ", ", "),
+            "validation_images": len(found.detail.values),
+        }
 
     def _save_state(self) -> None:
         save_state(self.accelerator, self.config.run_dir, self.about, self.parts, self.ema)

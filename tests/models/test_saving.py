@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import dynavit
@@ -141,11 +142,28 @@ def test_refused_or_interrupted_saves_leave_the_previous_files(
     assert dynavit.load(folder)(images_for(other)).shape == (3, 7)
 
 
-def test_readme_of_the_user_is_kept(folder: Path, model_of: Model) -> None:
-    assert "dynavit" in (folder / "README.md").read_text()
-    (folder / "README.md").write_text("mine")
-    model_of("vit").save_pretrained(folder)
-    assert (folder / "README.md").read_text() == "mine"
+def test_the_card_says_what_is_known_and_that_of_the_user_is_kept(folder: Path, model_of: Model) -> None:
+    card = folder / "README.md"
+    assert card.read_text().startswith("---\nlibrary_name: dynavit\npipeline_tag: image-classification\n---\n")
+    assert "| license | not stated |" in card.read_text()
+    assert "trained on" not in card.read_text()
+    model = model_of("vit")
+    model.metadata = {"class_names": ["cat", "a|b"], "license": "mit"}
+    model.metadata["training"] = {
+        "data": "folder", "images": 1200, "epochs": 3, "result": "top-1 98.35 %", "validation_images": 2000,
+    }  # fmt: skip
+    model.save_pretrained(folder)
+    for part in (
+        "license: mit\n---",
+        "| classes | 2: cat, a\\|b |",
+        "| trained on | folder, 1,200 images, 3 epochs |",
+        "| validation | top-1 98.35 % (2,000 images) |",
+        f"| pruned before blocks | {model.stages[0]}, ",
+    ):
+        assert part in card.read_text(), part
+    card.write_text("mine")
+    model.save_pretrained(folder)
+    assert card.read_text() == "mine"
 
 
 @pytest.mark.parametrize("path", ["missing", "runs/of/mine", "/no/where", "./x", "pyproject.toml", "a/b c"])
@@ -277,3 +295,12 @@ def test_configs_of_earlier_versions_load(folder: Path, images_for: Images, mode
     (folder / "config.json").write_text(json.dumps(config))
     model = dynavit.load(folder)
     assert torch.equal(model(images_for(model)), model_of("vit")(images_for(model)))
+
+
+def test_weights_of_version_0_1_load(folder: Path, images_for: Images, model_of: Model) -> None:
+    """It called scorers predictors."""
+    state = load_file(folder / "model.safetensors")
+    assert any(name.startswith("scorers.0.") for name in state)
+    before = {name.replace("scorers.", "predictors.", 1): tensor for name, tensor in state.items()}
+    save_file(before, folder / "model.safetensors")
+    assert torch.equal(dynavit.load(folder)(images_for(model_of("vit"))), model_of("vit")(images_for(model_of("vit"))))

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from dynavit.config import Config
+from dynavit.tasks import Evaluation
+from dynavit.tasks.base import Detail
 from dynavit.training.folder import is_out_of_patience
 from dynavit.training.trainer import Trainer
 
@@ -32,7 +35,8 @@ def scripted(config: Config, values: list[float], resume: bool = False) -> Train
     """A trainer whose validation finds these."""
     trainer = Trainer(config, resume)
     found: Iterator[float] = iter(values)
-    trainer._validate = lambda: {"top1": next(found)}
+    nothing = Detail(torch.zeros(1), torch.zeros(1))
+    trainer._validate = lambda: Evaluation({"top1": next(found)}, nothing, None)
     return trainer
 
 
