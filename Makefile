@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: setup quickstart quickstart-reid quickstart-multimodal test test-slow slow-readme slow-deployment \
-	slow-training slow-others test-fuzz gpu lint type imports check dense clean
+	slow-training slow-others test-fuzz gpu lint type imports docs check dense clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -69,7 +69,11 @@ type: $(READY)
 imports: $(READY)
 	$(BIN)/lint-imports --no-logo
 
-check: lint type imports
+# the site, in build/site; a broken link or an unknown name in a docstring is an error
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+check: lint type imports docs
 
 dense: $(READY)
 	$(BIN)/python tools/train.py --config configs/quickstart/dense.yaml --resume
