@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 PACKAGE = griffe.load("dynavit", search_paths=[ROOT])
 LINK = re.compile(r'(\]\(|src=")(?!\w+:|#)([^)\s"#]+)')
+EXTENDED = {f"dynavit.{name}" for name in ("adapters", "losses", "reducers", "scorers", "selectors")}
 AS_IT_IS = {".md", ".json", ".png"}
 
 
@@ -63,15 +64,17 @@ def reference_pages() -> dict[str, str]:
     public: dict[str, list[str]] = {}
     for name in PACKAGE.exports:
         public.setdefault(PACKAGE[name].target_path.split(".")[1], []).append(name)
-    text = "# dynavit\n\n"
-    for package, names in public.items():
-        text += f"## {modules[package].docstring.value.splitlines()[0].rstrip('.')}\n\n"
+    text = "# dynavit\n\nWhat `import dynavit` gives. The other pages hold what it is made of.\n\n"
+    for package, names in sorted(public.items(), key=lambda item: len(item[1]), reverse=True):
+        summary = modules[package].docstring.value.splitlines()[0]
+        text += f"## {summary.partition('. ')[0].rstrip('.')}\n\n"
         text += "".join(f"::: dynavit.{name}\n    options: {{heading_level: 3}}\n\n" for name in names)
     pages = {"dynavit": text}
-    for name, module in modules.items():
-        own = [name for name, member in module.members.items() if not (member.is_alias or member.is_module)]
+    for module in modules.values():
+        members = {name: member for name, member in module.members.items() if not name.startswith("_")}
+        own = [name for name, member in members.items() if not (member.is_alias or member.is_module)]
         text = f"::: {module.path}\n    options: {{members: {own}, heading_level: 1}}\n\n"
-        for inner in sorted(module.modules):
+        for inner in sorted(module.modules, key=lambda inner: (inner != "base", inner)):
             text += f"::: {module.path}.{inner}\n\n"
         pages[module.path] = text
     return pages
@@ -80,7 +83,10 @@ def reference_pages() -> dict[str, str]:
 def on_config(config: MkDocsConfig) -> None:
     """Put the API reference into the navigation, where it is empty."""
     (entry,) = (entry for entry in config.nav if "API reference" in entry)
-    entry["API reference"] = [{name: f"reference/{name}.md"} for name in reference_pages()]
+    first, *others = ({name: f"reference/{name}.md"} for name in reference_pages())
+    extended = [page for page in others if set(page) & EXTENDED]
+    inside = [page for page in others if page not in extended]
+    entry["API reference"] = [first, {"What can be extended": extended}, {"Everything else": inside}]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
