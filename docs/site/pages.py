@@ -1,23 +1,22 @@
-"""What the site consists of: README.md with all that it leads to, and a page for each package of the library.
+"""The pages of the site: README.md and all that it leads to.
 
 Files keep the places that they have in the repository, so that links in Markdown need not be changed. Source files and
 folders that are linked become pages that show them, at their own name with ``.md`` behind.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+logger = logging.getLogger("mkdocs.hooks.site")
 ROOT = Path(__file__).parents[2]
-PACKAGE = griffe.load("dynavit", search_paths=[ROOT])
 LINK = re.compile(r'(\]\(|src=")(?!\w+:|#)([^)\s"#]+)')
-EXTENDED = {f"dynavit.{name}" for name in ("adapters", "losses", "reducers", "scorers", "selectors")}
 AS_IT_IS = {".md", ".json", ".png"}
 
 
@@ -58,47 +57,14 @@ def cell_parts(cell: dict) -> Iterator[str]:
             yield "```text\n" + "".join(output.get("text") or data["text/plain"]).rstrip() + "\n```"
 
 
-def reference_pages() -> dict[str, str]:
-    """Return the pages of the API reference by name: what ``import dynavit`` gives, then each package's modules."""
-    modules = {name: module for name, module in sorted(PACKAGE.modules.items()) if not name.startswith("_")}
-    public: dict[str, list[str]] = {}
-    for name in PACKAGE.exports:
-        public.setdefault(PACKAGE[name].target_path.split(".")[1], []).append(name)
-    text = "# dynavit\n\nWhat `import dynavit` gives. The other pages hold what it is made of.\n\n"
-    for package, names in sorted(public.items(), key=lambda item: len(item[1]), reverse=True):
-        summary = modules[package].docstring.value.splitlines()[0]
-        text += f"## {summary.partition('. ')[0].rstrip('.')}\n\n"
-        text += "".join(f"::: dynavit.{name}\n    options: {{heading_level: 3}}\n\n" for name in names)
-    pages = {"dynavit": text}
-    for module in modules.values():
-        members = {name: member for name, member in module.members.items() if not name.startswith("_")}
-        own = [name for name, member in members.items() if not (member.is_alias or member.is_module)]
-        text = f"::: {module.path}\n    options: {{members: {own}, heading_level: 1}}\n\n"
-        for inner in sorted(module.modules, key=lambda inner: (inner != "base", inner)):
-            text += f"::: {module.path}.{inner}\n\n"
-        pages[module.path] = text
-    return pages
-
-
-def on_config(config: MkDocsConfig) -> None:
-    """Put the API reference into the navigation, where it is empty."""
-    (entry,) = (entry for entry in config.nav if "API reference" in entry)
-    first, *others = ({name: f"reference/{name}.md"} for name in reference_pages())
-    extended = [page for page in others if set(page) & EXTENDED]
-    inside = [page for page in others if page not in extended]
-    entry["API reference"] = [first, {"What can be extended": extended}, {"Everything else": inside}]
-
-
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add what the site consists of."""
+    """Add README.md and all that it leads to."""
     for path in linked_files():
         name = str(path.relative_to(ROOT))
         if path.suffix in AS_IT_IS:
             files.append(File.generated(config, name, abs_src_path=str(path)))
         else:
             files.append(File.generated(config, f"{name}.md", content=as_page(path)))
-    for name, text in reference_pages().items():
-        files.append(File.generated(config, f"reference/{name}.md", content=text))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -106,5 +72,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = page.file.abs_src_path
     if source is None:
         return markdown
-    shown = {target for target, path in leads_to(Path(source)).items() if path.suffix not in AS_IT_IS}
+    links = leads_to(Path(source))
+    for kind, target in LINK.findall(markdown):
+        if kind == 'src="' and target not in links:  # in HTML, which mkdocs does not look at
+            logger.warning(f"Doc file '{page.file.src_uri}' shows '{target}', which is not there.")
+    shown = {target for target, path in links.items() if path.suffix not in AS_IT_IS}
     return LINK.sub(lambda match: match.group() + ".md" * (match.group(2) in shown), markdown)
