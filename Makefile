@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: setup quickstart quickstart-reid quickstart-multimodal test test-slow slow-readme slow-deployment \
-	slow-training slow-others test-fuzz gpu lint type imports check dense clean
+	slow-training slow-others test-fuzz gpu lint type imports notebook docs check dense clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -69,7 +69,16 @@ type: $(READY)
 imports: $(READY)
 	$(BIN)/lint-imports --no-logo
 
-check: lint type imports
+# with its outputs
+notebook: $(READY)
+	rm -rf results/first-steps
+	OMP_NUM_THREADS=1 $(BIN)/jupyter execute --inplace notebooks/first_steps.ipynb
+
+# the site, in build/site; a broken link or an unknown name in a docstring is an error
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+check: lint type imports docs
 
 dense: $(READY)
 	$(BIN)/python tools/train.py --config configs/quickstart/dense.yaml --resume

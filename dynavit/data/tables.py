@@ -16,7 +16,9 @@ from dynavit.errors import InputError, did_you_mean
 from dynavit.text import listed
 
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "id", "image_id")
+"""Names that a column of images may have, whatever their case."""
 LABEL_COLUMNS = ("label", "class", "category", "target")
+"""Names that a column of labels may have, likewise."""
 SPLIT_COLUMN = "split"
 
 

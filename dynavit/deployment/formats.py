@@ -15,6 +15,7 @@ from dynavit.deployment.target import Target
 from dynavit.errors import InputError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""Of the blocks; not every format has each."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ FORMATS: Mapping[str, Format] = {
         cannot={"int8": "torch quantises with another package, torchao"},
     ),
 }
+"""Formats by the name that ``--format`` gives them."""
 
 
 def require_known(target: Target) -> Format:

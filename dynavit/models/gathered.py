@@ -35,7 +35,7 @@ class GatheredTokens(Tokens):
         Args:
             order: ``(B, n)`` all tokens, those to keep first.
             k: tokens to keep of every image, none of which is padding.
-            logits, reducer: as in :meth:`select`.
+            logits, reducer: as in :meth:`Tokens.select`.
         """
         index = order[:, :k].sort(dim=1).values
         others = order[:, k:].sort(dim=1).values if reducer.reads_dropped else None
@@ -108,7 +108,7 @@ class GatheredTokens(Tokens):
 
         Args:
             index, others: ascending.
-            logits, reducer: as in :meth:`select`.
+            logits, reducer: as in :meth:`Tokens.select`.
             mask: ``(B, k)`` of those that go on; None: all count.
             kept_mask: ``(B, k)`` likewise, as the reducer is told.
             dropped_mask: ``(B, q)`` which of the others count; None: all do.

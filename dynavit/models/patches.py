@@ -21,7 +21,7 @@ class OverlappingPatchEmbed(PatchEmbed):
     those of the plain embedding.
 
     Args:
-        args, kwargs: those of timm's class.
+        *args, **kwargs: those of timm's class.
         stride: pixels from one patch to the next, at most the patch size; one number or a pair.
 
     Attributes:

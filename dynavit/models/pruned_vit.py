@@ -151,7 +151,7 @@ class PrunedViT(nn.Module):
         """Return a copy of the model at another keep ratio; this one keeps its own.
 
         Attributes of the copy, such as ``neck``, ``metadata`` or ``training``, are its own. The parts behind them are
-        shared: their weights, whether they train, and what :meth:`reset_classifier` changes inside the backbone.
+        shared: their weights, whether they train, and what ``reset_classifier`` changes inside the backbone.
         """
         variant = copy(self)
         variant.set_keep_ratio(keep_ratio)
