@@ -4,16 +4,27 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: setup quickstart quickstart-reid quickstart-multimodal test test-slow slow-readme slow-deployment \
-	slow-training slow-others test-fuzz gpu lint type imports notebook docs check dense clean
+	slow-training slow-others test-fuzz gpu lint type imports notebook docs check dist dense clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
 
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# TORCH_INDEX: where to take torch from instead, such as the index of its CPU builds
 $(READY): setup.py
-	@echo "Setting up .venv (once; a few minutes) ..."
+	@echo "Setting up .venv (once; two to six minutes, up to 7 GB) ..."
+	@[ -n "$(TORCH_INDEX)" ] || [ "$$(uname)" != Linux ] || command -v nvidia-smi >/dev/null || echo "There is no \
+	NVIDIA GPU here, and most of that is CUDA. For a tenth of it stop and run: make setup TORCH_INDEX=ADDRESS, with the \
+	--index-url that pytorch.org (Get started, Compute Platform: CPU) shows."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) --editable ".[dev]"
 	@touch $(READY)
+
+# what a release is made of, in dist/
+dist: $(READY)
+	$(BIN)/python -m build
 
 quickstart: $(READY)
 	$(BIN)/python tools/train.py --config configs/quickstart/classify.yaml --resume

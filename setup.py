@@ -35,6 +35,7 @@ extras["dev"] = [
     *extras["openvino"],
     *extras["reid"],
     *extras["docs"],
+    "build>=1.2",
     "hypothesis>=6.100",
     "import-linter>=2.1",
     "ipykernel>=6.29",
@@ -59,7 +60,7 @@ class BuildWithConfigs(build_py):
 setup(
     name="dynavit",
     version=version.group(1) if version else "0",
-    description="Make Vision Transformers cheaper by dropping tokens while they run",
+    description="Make Vision Transformers cheaper by merging or dropping tokens while they run",
     long_description=(here / "README.md").read_text() if (here / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -105,10 +105,11 @@ def test_every_setting_is_listed_and_explained() -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_brings_the_library_and_the_configurations(photos: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True, timeout=300)
-    (wheel,) = tmp_path.glob("dynavit-*.whl")
+def test_what_is_released_brings_the_library_and_the_configurations(photos: Path, tmp_path: Path) -> None:
+    # the source distribution, and from that the wheel
+    subprocess.run([sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)], check=True, timeout=300)
+    assert (tmp_path / f"dynavit-{dynavit.__version__}.tar.gz").exists()
+    (wheel,) = tmp_path.glob(f"dynavit-{dynavit.__version__}-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"dynavit/configs/{name}.yaml" for name in recipes()} <= set(names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"dynavit"}
