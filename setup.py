@@ -27,18 +27,21 @@ extras = {
     "export": ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"],
     "openvino": ["openvino>=2026.0", "nncf>=3.0", "onnx>=1.17", "onnxscript>=0.7"],
     "reid": ["pytorch-metric-learning>=2.9"],
+    "examples": ["transformers>=5.0", "faiss-cpu>=1.10", "fastapi>=0.115", "httpx>=0.27", "uvicorn>=0.32"],
 }
 extras["dev"] = [
     *extras["train"],
     *extras["export"],
     *extras["openvino"],
     *extras["reid"],
+    *extras["examples"],
     "hypothesis>=6.100",
     "import-linter>=2.1",
     "mypy>=1.15",
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.11",
+    "setuptools>=70.1",  # builds the package in examples/own_selector
 ]
 
 
