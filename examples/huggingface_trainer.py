@@ -6,7 +6,7 @@ that the model inside is saved with `save_pretrained` and loaded again with `dyn
 Needs `pip install -e ".[train,examples]"`. From the repository's root, half a minute on a CPU:
 
     python examples/huggingface_trainer.py
-    python examples/huggingface_trainer.py --keep-ratio 0.5 --steps 400 --output checkpoints/my_digits
+    torchrun --nproc-per-node 2 examples/huggingface_trainer.py --steps 400 --output checkpoints/my_digits
 
 For your own data replace `digits` by any data set of (image, label), and `--model` by your own dense model.
 """
@@ -63,28 +63,28 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=options.batch_size,
         learning_rate=options.lr,
-        weight_decay=0.05,
+        use_cpu=not torch.cuda.is_available(),
         lr_scheduler_type="cosine",
         logging_steps=20,
         save_strategy="no",  # the model is saved below, as dynavit reads it
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
-        seed=0,
     )
-    trainer = create_trainer(model, arguments, options.validation_images)
-    found = [trainer.evaluate()["eval_accuracy"]]
-    print(f"keep ratio {options.keep_ratio:g}, before training: {found[0]:.1f} %")
-    trainer.train()
-    found.append(trainer.evaluate()["eval_accuracy"])
-    print(f"keep ratio {options.keep_ratio:g}, after training: {found[1]:.1f} %")
 
+    def judge(judged: dynavit.PrunedViT, when: str) -> float:
+        # by a Trainer of its own: one that has evaluated trains without DDP afterwards, on several processes
+        answers = create_trainer(judged, arguments, options.validation_images).evaluate()
+        print(f"keep ratio {options.keep_ratio:g}, {when}: {answers['eval_accuracy']:.1f} %")
+        return answers["eval_accuracy"]
+
+    found, trainer = [judge(model, "before training")], create_trainer(model, arguments, options.validation_images)
+    trainer.train()
+    found.append(judge(model, "after training"))
     if trainer.is_world_process_zero():
         model.save_pretrained(options.output)
-        loaded = dynavit.load(options.output)
-        found.append(create_trainer(loaded, arguments, options.validation_images).evaluate()["eval_accuracy"])
-        print(f"loaded from {options.output}: {found[2]:.1f} %")
-    return found
+    trainer.accelerator.wait_for_everyone()
+    return [*found, judge(dynavit.load(options.output), f"loaded from {options.output}")]
 
 
 def create_trainer(model: dynavit.PrunedViT, arguments: TrainingArguments, validation_images: int) -> Trainer:

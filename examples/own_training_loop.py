@@ -6,7 +6,7 @@ labels plus distillation from the dense model. What comes out is a folder that `
 Needs `pip install -e ".[train]"`. From the repository's root, half a minute on a CPU:
 
     python examples/own_training_loop.py
-    accelerate launch examples/own_training_loop.py --steps 400 --output checkpoints/my_digits
+    torchrun --nproc-per-node 2 examples/own_training_loop.py --steps 400 --output checkpoints/my_digits
 
 For your own data replace `digits` by any data set of (image, label), and `--model` by your own dense model.
 """
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--output", default="results/own_training_loop", help="folder for the trained model")
     options = parser.parse_args(argv)
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     set_seed(0, device_specific=True)
     teacher = dynavit.load(options.model)
     # a copy, because prune() shares the backbone that it is given, and the teacher is to stay as it is

@@ -235,7 +235,7 @@ def test_hugging_face_there_and_back(kind: str, tmp_path: Path, capsys: pytest.C
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected if "mask_token" not in name)
     assert model.keep_ratios == (0.5, 0.25)
-    found[next(name for name in found if name.endswith("1.mlp.fc1.weight"))] += 0.01
+    found[next(name for name in found if name.endswith("1.mlp.fc1.weight"))] *= 1.1
     with pytest.raises(AssertionError, match="not close"):
         example.compare(original, model, back)
 
