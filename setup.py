@@ -28,6 +28,7 @@ extras = {
     "openvino": ["openvino>=2026.0", "nncf>=3.0", "onnx>=1.17", "onnxscript>=0.7"],
     "reid": ["pytorch-metric-learning>=2.9"],
     "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
+    "examples": ["transformers>=5.0", "faiss-cpu>=1.10", "fastapi>=0.115", "httpx>=0.27", "uvicorn>=0.32"],
 }
 extras["dev"] = [
     *extras["train"],
@@ -36,6 +37,7 @@ extras["dev"] = [
     *extras["reid"],
     *extras["docs"],
     "build>=1.2",
+    *extras["examples"],
     "hypothesis>=6.100",
     "import-linter>=2.1",
     "ipykernel>=6.29",
@@ -45,6 +47,7 @@ extras["dev"] = [
     "pytest>=8.3",
     "pytest-xdist>=3.6",
     "ruff>=0.11",
+    "setuptools>=70.1",  # builds the package in examples/own_selector
 ]
 
 
