@@ -55,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     options = parser.parse_args(argv)
 
     dense = dynavit.load(options.model)
-    model = dynavit.prune(dense.backbone, keep_ratio=options.keep_ratio)
-    model.metadata = dict(dense.metadata)  # preprocessing and class names, for dynavit's tools
+    model = dynavit.prune(dense, keep_ratio=options.keep_ratio)
     arguments = TrainingArguments(
         output_dir=options.output,
         max_steps=options.steps,

@@ -97,7 +97,7 @@ def compare(theirs: Any, model: dynavit.PrunedViT, back: Any) -> None:
     images = torch.randn(4, model.adapter.in_chans, *model.adapter.image_size)
     answers = [one(images) for one in (theirs, back)]
     wanted, returned = [answer.logits if "logits" in answer else answer.last_hidden_state for answer in answers]
-    dense = dynavit.prune(model.backbone, stages=())
+    dense = dynavit.prune(model, stages=())
     ours = dense(images) if dense.num_classes else dense.forward_features(images)
     for what, found in (("in dynavit, without pruning", ours), ("back in transformers", returned)):
         print(f"{what}: largest difference {(found - wanted).abs().max():.1e}, values up to {wanted.abs().max():.1f}")

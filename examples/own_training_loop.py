@@ -45,9 +45,8 @@ def main(argv: Sequence[str] | None = None) -> tuple[float, float]:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     set_seed(0, device_specific=True)
     teacher = dynavit.load(options.model)
-    # a copy, because prune() shares the backbone that it is given, and the teacher is to stay as it is
-    student = dynavit.prune(deepcopy(teacher.backbone), keep_ratio=options.keep_ratio)
-    student.metadata = dict(teacher.metadata)  # preprocessing and class names, for dynavit's tools
+    # a copy, because prune() shares the model that it is given, and the teacher is to stay as it is
+    student = dynavit.prune(deepcopy(teacher), keep_ratio=options.keep_ratio)
 
     train_data = digits(teacher, train=True, size=options.steps * options.batch_size * accelerator.num_processes)
     val_data = digits(teacher, train=False, size=options.validation_images)

@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> list[tuple[str, float]]:
 
 def prune(source: str, keep_ratio: float, folder: Path) -> None:
     """Save a model at a keep ratio; a dense one starts to prune, by merging, which needs no training."""
-    dense = not dynavit.load(source).stages
-    by_default = dict.fromkeys(("stages", "selector", "scorer", "reducer")) if dense else {}
-    dynavit.load(source, keep_ratio=keep_ratio, **by_default).save_pretrained(folder)
+    model = dynavit.load(source)
+    pruned = model.at_ratio(keep_ratio) if model.stages else dynavit.prune(model, keep_ratio=keep_ratio)
+    pruned.save_pretrained(folder)
 
 
 def draw_people(folder: Path) -> tuple[Path, Path]:

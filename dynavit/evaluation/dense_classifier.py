@@ -19,8 +19,8 @@ from dynavit.data.transforms import create_transforms
 from dynavit.errors import InputError, did_you_mean
 from dynavit.evaluation.linear_head import dense_features, fit_linear_head, set_linear_head
 from dynavit.evaluation.rivals import smaller_images
-from dynavit.evaluation.variants import Variant, without_stages
-from dynavit.models import PrunedViT, load
+from dynavit.evaluation.variants import Variant
+from dynavit.models import PrunedViT, load, prune
 from dynavit.runs.build import build_outline, build_start, resolve_preprocessing
 from dynavit.runs.loading import make_loader, random_subset
 from dynavit.runs.open import Run, open_run
@@ -170,7 +170,7 @@ def open_dense(
                 raise InputError(f"--{name} {value}: {checkpoint} already says how its model is built; leave it out.")
         run = open_run(checkpoint, device=str(device))
         run.require_one_spectrum()
-        return replace(run, model=without_stages(run.model))
+        return replace(run, model=prune(run.model, stages=()).eval())
     config, _ = _describe(checkpoint, architecture, "", img_size)
     start = build_start(config, None)
     start.dense.architecture, start.dense.model_kwargs = start.model.architecture, start.model.model_kwargs

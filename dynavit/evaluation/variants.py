@@ -76,7 +76,7 @@ def run_variants(run: Run, task: Task, data: Any, ratios: Sequence[float], adapt
     dense = _dense_start(run)
     if dense is None and 1.0 not in ratios:
         ratios = [1.0, *ratios]  # something has to be there to compare with
-    variants = [Variant("dense", 1.0, dense or without_stages(run.model), trained=dense is not None)]
+    variants = [Variant("dense", 1.0, dense or prune(run.model, stages=()).eval(), trained=dense is not None)]
     pruned = [Variant("pruned", ratio, run.model.at_ratio(ratio)) for ratio in ratios]
     twins = iter(_adaptive_twins(run, task, data, [ratio for ratio in ratios if ratio < 1]) if adaptive else ())
     for variant, ratio in zip(pruned, ratios, strict=True):
@@ -154,10 +154,3 @@ def _dense_start(run: Run) -> PrunedViT | None:
         )
         return None
     return start.dense.to(run.device) if start.dense_is_trained else None
-
-
-def without_stages(model: PrunedViT) -> PrunedViT:
-    """Return a model's backbone and head, shared, without stages; in eval mode."""
-    dense = prune(model.backbone, stages=())
-    dense.neck, dense.side, dense.metadata = model.neck, model.side, model.metadata
-    return dense.eval()

@@ -96,12 +96,13 @@ def prune(
     model_kwargs: Mapping[str, Any] | None = None,
     **pruning: Any,
 ) -> PrunedViT:
-    """Wrap a timm model one already has. It is shared, not copied, and not edited.
+    """Wrap a model one already has. It is shared, not copied, and not edited: what trains or freezes one does both.
 
     What is made for it is put on its device; parts that are given stay where they are.
 
     Args:
-        backbone: a timm Vision Transformer.
+        backbone: a timm Vision Transformer; or a model of dynavit, dense or pruned, which shares all but how it prunes:
+            its backbone, neck, camera embedding and metadata.
         num_identities, embedding, side, spectra: as for :func:`create_model`.
         architecture: timm name of the backbone. Saving needs to know how to make it again; where this is left out,
             that is what timm wrote into the backbone.
@@ -114,6 +115,11 @@ def prune(
     """
     if unknown := sorted(pruning.keys() - set(PRUNING)):
         raise InputError(f"prune: unknown option {unknown[0]!r}.{did_you_mean(unknown[0], PRUNING)}")
+    if isinstance(backbone, PrunedViT):
+        given = {"num_identities": num_identities, "side": side, "spectra": spectra}
+        if named := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"prune: {named[0]}={given[named[0]]!r} is for a timm model; this one is made already.")
+        return _pruned_anew(backbone, pruning)
     adapter = create_adapter(backbone)
     neck = _created_neck(backbone, num_identities, embedding, spectra)
     model = PrunedViT(backbone, Pruning(**pruning), neck, _created_side(backbone, side))
@@ -127,6 +133,13 @@ def prune(
     model.architecture = architecture
     model.model_kwargs = dict(model_kwargs or {})
     return model.train(backbone.training)
+
+
+def _pruned_anew(source: PrunedViT, pruning: Mapping[str, Any]) -> PrunedViT:
+    model = prune(source.backbone, **pruning)
+    model.neck, model.side, model.metadata = source.neck, source.side, dict(source.metadata)
+    model.architecture, model.model_kwargs = source.architecture, dict(source.model_kwargs)
+    return model.train(source.training)
 
 
 def _tell_unused_pixels(backbone: Any) -> None:

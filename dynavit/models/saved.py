@@ -151,7 +151,7 @@ def _why(missing: list[str], unknown: list[str], shapes: list[str]) -> str:
     if parts <= {"scorers", "reducer", "selector"}:
         return (
             "These are parts that learned for the stages, scorer, selector and reducer saved in the folder: load it "
-            "with those, or give its backbone new ones: dynavit.prune(dynavit.load(FOLDER).backbone, stages=...), and "
+            "with those, or give its backbone new ones: dynavit.prune(dynavit.load(FOLDER), stages=...), and "
             "train them."
         )
     if all(name.startswith(("neck.classifier.", "neck.each.", "backbone.head.")) for name in names):

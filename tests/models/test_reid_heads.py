@@ -400,3 +400,22 @@ def test_a_classification_run_can_start_from_a_reid_model(trained: Path) -> None
         assert replaced
         assert backbone.num_classes == len(names)
         assert torch.equal(backbone.pos_embed, saved.backbone.pos_embed)
+
+
+@pytest.mark.parametrize("options", [{}, {"side": {"cameras": 3}}, {"spectra": 2}])
+@torch.no_grad()
+def test_a_model_pruned_anew_keeps_its_heads(
+    options: dict[str, Any], reid: Callable[..., PrunedViT], images_for: Images, tmp_path: Path
+) -> None:
+    pruning = {"keep_ratio": 0.5, "stages": (1,), "scorer": "key_norm", "reducer": "drop", "selector": "topk"}
+    model = reid(**pruning, **options).eval()
+    model.metadata = {"class_names": NAMES}
+    images = images_for(model)
+    images = torch.stack([images, images.flip(0)], dim=1) if "spectra" in options else images
+    told = {"cameras": torch.zeros(len(images), dtype=torch.int64)} if "side" in options else {}
+    again = dynavit.prune(dynavit.prune(model, stages=()), **pruning)
+    assert torch.equal(again(images, **told), model(images, **told))
+    assert not again.training
+    again.save_pretrained(tmp_path)
+    assert torch.equal(dynavit.load(tmp_path)(images, **told), model(images, **told))
+    assert dynavit.load(tmp_path).metadata == model.metadata
