@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,11 @@ def test_images_with_numbers_of_their_own(model_of: Make, images_for: Callable[.
         assert [stage["kept"] for stage in one["stages"]] == [stage["kept"] for stage in other["stages"]]
         for stage, expected in zip(one["stages"], other["stages"], strict=True):
             assert [score is None for score in stage["scores"]] == [score is None for score in expected["scores"]]
+
+
+def test_the_documented_example_has_what_a_file_has(pictures: Path, tmp_path: Path) -> None:
+    (shown,) = re.findall(r"(?ms)^```json\n(.*?)^```", (Path(__file__).parents[2] / "docs/images.md").read_text())
+    dynavit.predict(saved(tmp_path / "run"), pictures / "val/red/0.png", tokens=tmp_path / "x.json")
+    written = (tmp_path / "x.json").read_text()
+    assert json.loads(shown).keys() == json.loads(written).keys()
+    assert set(re.findall(r'"(\w+)":', shown)) == set(re.findall(r'"(\w+)":', written))
