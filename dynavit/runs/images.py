@@ -118,17 +118,12 @@ def _collate(items: Sequence[_Item]) -> Batch:
 
 def _batches(loader: DataLoader[_Item]) -> Iterator[Batch]:
     """Go through a loader; say what to do where the system ends its workers."""
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches, None)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise InputError(
-                "a process that reads images was ended, mostly for want of (shared) memory: use --workers 0, or a "
-                "smaller --batch-size."
-            ) from error
-        if batch is None:
-            return
-        yield batch
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise InputError(
+            "a process that reads images was ended, mostly for want of (shared) memory: use --workers 0, or a smaller "
+            "--batch-size."
+        ) from error

@@ -169,6 +169,7 @@ def test_a_failing_preparation_is_named_by_workers_too(
         dynavit.predict(saved, photos, batch_size=2, workers=workers, report=quiet)
 
 
+@pytest.mark.slow  # torch looks after them every 5 seconds
 def test_workers_that_are_ended(saved: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynavit.runs.images.read_picture", lambda *_: os._exit(1))
     with pytest.raises(InputError, match="use --workers 0, or a smaller --batch-size"):
@@ -231,6 +232,16 @@ def test_the_nearest_of_a_gallery(reid_saved: Path, photos: Path, gallery: Path)
     assert similarity[own, 3] > 0.9999  # it would find itself first
     similarity[own, 3] = -2
     check_ranking(rows, similarity, others, 2)
+
+
+def test_a_gallery_on_the_command_line(
+    reid_saved: Path, photos: Path, gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", str(reid_saved), "--images", str(photos / "3.png"), "--gallery", str(gallery), "--top", "2"]
+    assert main(command) == 0
+    (row,) = dynavit.predict(reid_saved, photos / "3.png", gallery=gallery, top=2, report=quiet)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [",".join(row), ",".join(map(str, row.values()))]
 
 
 def test_the_nearest_of_the_images_themselves(reid_saved: Path, photos: Path) -> None:
