@@ -11,7 +11,8 @@ from dynavit.version import __version__ as __version__
 if TYPE_CHECKING:
     from dynavit.checkpoints.convert import convert
     from dynavit.commands.comparisons import compare_methods, compare_runs
-    from dynavit.commands.models import embed, evaluate, export, export_all, predict, visualize
+    from dynavit.commands.models import evaluate, export, export_all
+    from dynavit.commands.prediction import embed, predict, visualize
     from dynavit.commands.speed import benchmark, benchmark_selectors, benchmark_suite
     from dynavit.commands.training import check_data, train
     from dynavit.commands.tuning import plan, tune
@@ -78,7 +79,8 @@ _MODULES = {
     "ratios_removing": "models.ratios",
     **dict.fromkeys(("compare_methods", "compare_runs"), "commands.comparisons"),
     **dict.fromkeys(("benchmark", "benchmark_selectors", "benchmark_suite"), "commands.speed"),
-    **dict.fromkeys(("embed", "evaluate", "export", "export_all", "predict", "visualize"), "commands.models"),
+    **dict.fromkeys(("evaluate", "export", "export_all"), "commands.models"),
+    **dict.fromkeys(("embed", "predict", "visualize"), "commands.prediction"),
     **dict.fromkeys(("check_data", "train"), "commands.training"),
     **dict.fromkeys(("plan", "tune"), "commands.tuning"),
     **dict.fromkeys(("PrunedViT", "Trace", "create_model", "load", "prune"), "models"),

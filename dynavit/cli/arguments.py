@@ -82,5 +82,7 @@ def refuse(options: argparse.Namespace, reason: str, *names: str) -> None:
 
 def report(problems: Sequence[str]) -> None:
     """Say on standard error what is left out."""
+    from tqdm import tqdm
+
     for problem in problems:
-        print(f"warning: {printable(problem)}", file=sys.stderr)
+        tqdm.write(f"warning: {printable(problem)}", file=sys.stderr)  # above a progress bar, not inside it

@@ -91,7 +91,7 @@ def add_visualize(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _visualize(options: argparse.Namespace) -> None:
-    from dynavit.commands.models import visualize
+    from dynavit.commands.prediction import visualize
 
     output: Path = options.output or Path(options.run_dir) / "kept_tokens"
     pages = visualize(
@@ -111,23 +111,51 @@ def add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("run_dir", metavar="RUN_DIR", help=RUN_HELP)
     parser.add_argument("--images", required=True, metavar="DIR", help="folder with images, or one image")
     parser.add_argument("--keep-ratio", type=float, metavar="R", help="(default: the one trained with)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    parser.add_argument("--top", type=int, metavar="K", help="name so many classes, or images (default: 1)")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help=".csv or .json; .npz for embeddings (default: the terminal)"
+        "--gallery", metavar="DIR", help="re-identification: find images of this folder, not of --images"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that read images (default: 2)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=".csv or .json; .npz for embeddings, or a classifier's probabilities and features (default: the terminal)",
+    )
+    parser.add_argument(
+        "--tokens", type=Path, metavar="FILE.json", help="write which patches were kept, and all scores"
     )
     add_device(parser)
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from dynavit.commands.models import embed, predict
+    from dynavit.commands.prediction import embed, predict
 
     output: Path | None = options.output
-    settings = {"keep_ratio": options.keep_ratio, "batch_size": options.batch_size, "device": options.device}
+    settings = {
+        "keep_ratio": options.keep_ratio,
+        "batch_size": options.batch_size,
+        "workers": options.workers,
+        "device": options.device,
+        "report": report,
+    }
     if output is not None and output.suffix.lower() == ".npz":
-        names, embeddings = embed(options.run_dir, options.images, output, report=report, **settings)
-        print(f"{len(names)} embeddings of {embeddings.shape[1]} numbers in {printable(output)}")
+        refuse(options, "a file .npz holds arrays, and no such rows", "top", "gallery")
+        refuse(options, "a file .npz is written without them", "tokens")
+        names, features = embed(options.run_dir, options.images, output, **settings)
+        print(f"{len(names)} images, {features.shape[1]} numbers each, in {printable(output)}")
         return
-    rows = predict(options.run_dir, options.images, output, report=report, **settings)
+    top = 1 if options.top is None else options.top
+    rows = predict(
+        options.run_dir,
+        options.images,
+        output,
+        top=top,
+        gallery=options.gallery,
+        tokens=options.tokens,
+        **settings,
+    )
     if output is None:
         print(csv_text(rows, terminal=True), end="")
     else:

@@ -1,9 +1,8 @@
-"""What is done with a trained model, as functions: evaluate, export, visualize, predict, embed."""
+"""What is done with a trained model, as functions: evaluate and export."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,25 +18,11 @@ from dynavit.commands.settings import (
     require_suffix,
 )
 from dynavit.errors import InputError
-from dynavit.files import replacing, require_folder, require_writable
+from dynavit.files import require_folder, require_writable
 from dynavit.tables import Row
-from dynavit.text import printable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dynavit.deployment.export import Exported, Exporter
-
-Report = Callable[[Sequence[str]], None]
-"""Receives a line for each picture that cannot be read."""
-
-_PAGE = 8  # images in a picture
-
-
-def _warn(problems: Sequence[str]) -> None:
-    """Warn of each picture that cannot be read."""
-    for problem in problems:
-        warnings.warn(problem, stacklevel=3)
 
 
 def evaluate(
@@ -232,139 +217,3 @@ def _exporter(
     require_counts(batch=batch, rounds=rounds)
     run = open_run(run_dir, keep_ratio, "cpu", words)
     return Exporter(run, None if images is None else str(images), bounded=bounded)
-
-
-def visualize(
-    run_dir: str | Path,
-    images: str | Path,
-    output: str | Path | None = None,
-    *,
-    keep_ratio: float | None = None,
-    device: str | None = None,
-    report: Report = _warn,
-) -> list[Path]:
-    """Draw which tokens a trained model keeps after each stage, or merges, eight images to a picture.
-
-    Args:
-        run_dir: folder of the model.
-        images: folder with images, or one image.
-        output: folder for the pictures; ``run_dir/kept_tokens`` if None.
-        keep_ratio: in place of the one trained with.
-        device: name for torch; CUDA if there is one and None is given.
-        report: receives a line for each image that cannot be read.
-
-    Returns:
-        The pictures written.
-
-    Raises:
-        InputError: no such model, one without stages, or not one image that can be read.
-    """
-    from dynavit.evaluation.drawings import draw_kept_tokens
-    from dynavit.runs.open import list_images, open_run, read_images
-
-    folder = Path(output or Path(run_dir) / "kept_tokens")
-    if output is not None or Path(run_dir).is_dir():
-        require_folder(folder)
-    run = open_run(run_dir, keep_ratio, device)
-    if not run.model.stages:
-        raise InputError(f"{run.path} holds a dense model: every token is kept, so there is nothing to draw.")
-    pages: list[Path] = []
-    for paths, batch, problems in read_images(run, list_images(images), _PAGE):
-        report(problems)
-        if paths:
-            picture = draw_kept_tokens(run, batch, [printable(path.name) for path in paths])
-            pages.append(folder / f"kept_tokens_{len(pages) + 1:03}.png")
-            with replacing(pages[-1]) as partial:
-                picture.save(partial)
-    return pages
-
-
-def predict(
-    run_dir: str | Path,
-    images: str | Path,
-    output: str | Path | None = None,
-    *,
-    keep_ratio: float | None = None,
-    batch_size: int = 32,
-    device: str | None = None,
-    report: Report = _warn,
-) -> list[Row]:
-    """Label images; or, with a re-identification model, find for each the one most like it.
-
-    Args:
-        run_dir: folder of the model.
-        images: folder with images, or one image.
-        output: file to write the rows to, ``.csv`` or ``.json``.
-        keep_ratio: in place of the one trained with.
-        batch_size: images at a time.
-        device: name for torch; CUDA if there is one and None is given.
-        report: receives a line for each image that cannot be read.
-
-    Returns:
-        A row for each image: ``image``, ``label`` and ``probability``; or ``image``, ``nearest`` and ``similarity``,
-        the cosine of their embeddings.
-
-    Raises:
-        InputError: no such model, not one image that can be read, or a file that cannot be written.
-    """
-    from dynavit.deployment.predict import embed_images, label_images, nearest_images, write_rows
-    from dynavit.runs.open import open_run
-
-    require_counts(batch_size=batch_size)
-    if output is not None:
-        if Path(output).suffix.lower() not in (".csv", ".json"):
-            raise InputError(f"--output {output}: the name must end in .csv or .json, or in .npz for embeddings.")
-        require_writable(Path(output))
-    run = open_run(run_dir, keep_ratio, device)
-    if run.is_reid:
-        rows = nearest_images(*embed_images(run, images, batch_size, report))
-    else:
-        rows = label_images(run, images, batch_size, report)
-    if output is not None:
-        write_rows(Path(output), rows)
-    return rows
-
-
-def embed(
-    run_dir: str | Path,
-    images: str | Path,
-    output: str | Path | None = None,
-    *,
-    keep_ratio: float | None = None,
-    batch_size: int = 32,
-    device: str | None = None,
-    report: Report = _warn,
-) -> tuple[list[str], Tensor]:
-    """Embed images with a re-identification model.
-
-    Args:
-        run_dir: folder of the model.
-        images: folder with images, or one image.
-        output: file that ends in ``.npz``, to which arrays ``images`` and ``embeddings`` are written.
-        keep_ratio: in place of the one trained with.
-        batch_size: images at a time.
-        device: name for torch; CUDA if there is one and None is given.
-        report: receives a line for each image that cannot be read.
-
-    Returns:
-        The paths of M images and their embeddings ``(M, D)`` fp32, of length 1.
-
-    Raises:
-        InputError: no such model, one that classifies, not one image that can be read, or a file that cannot be
-            written.
-    """
-    from dynavit.deployment.predict import embed_images, write_embeddings
-    from dynavit.runs.open import open_run
-
-    require_counts(batch_size=batch_size)
-    if output is not None:
-        require_suffix(Path(output), ".npz")
-        require_writable(Path(output))
-    run = open_run(run_dir, keep_ratio, device)
-    if not run.is_reid:
-        asked = f"--output {output}" if output is not None else run.path
-        raise InputError(f"{asked}: a classifier gives no embeddings; the name must end in .csv or .json.")
-    names, embeddings = embed_images(run, images, batch_size, report)
-    if output is not None:
-        write_embeddings(Path(output), names, embeddings)
-    return names, embeddings

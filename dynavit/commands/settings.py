@@ -50,8 +50,8 @@ def _as_yaml(key: str, value: object) -> str:
         raise InputError(f"{key}={value!r}: a setting is text, a number, true or false, a list or a mapping.") from None
 
 
-def require_counts(**counts: int | Iterable[int] | None) -> None:
-    """Refuse numbers of things, one or several, below 1.
+def require_counts(least: int = 1, /, **counts: int | Iterable[int] | None) -> None:
+    """Refuse numbers of things, one or several, below 1 or another least one.
 
     Raises:
         InputError: naming the first of them as the option that it is on the command line.
@@ -59,8 +59,8 @@ def require_counts(**counts: int | Iterable[int] | None) -> None:
     for name, asked in counts.items():
         several = list(asked) if isinstance(asked, Iterable) and not isinstance(asked, str) else [asked]
         for count in several:
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise InputError(f"--{name.replace('_', '-')}={count!r}: give a whole number of 1 or more.")
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
+                raise InputError(f"--{name.replace('_', '-')}={count!r}: give a whole number of {least} or more.")
 
 
 def require_lists(**values: object) -> None:
@@ -74,14 +74,14 @@ def require_lists(**values: object) -> None:
             raise InputError(f"{name}={value!r}: give a list, such as [{value!r}].")
 
 
-def require_suffix(output: Path, *suffixes: str) -> None:
+def require_suffix(output: Path, *suffixes: str, option: str = "--output") -> None:
     """Refuse a name of a result with another ending.
 
     Raises:
         InputError: naming those that are possible.
     """
     if output.suffix.lower() not in suffixes:
-        raise InputError(f"--output {output}: the name must end in {' or '.join(suffixes)}.")
+        raise InputError(f"{option} {output}: the name must end in {' or '.join(suffixes)}.")
 
 
 def honour(overrides: Sequence[str], honoured: Sequence[str], idle: Mapping[str, str] | None = None) -> None:

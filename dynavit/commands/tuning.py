@@ -79,8 +79,9 @@ def tune(
     from dynavit.evaluation.methods import read_methods
     from dynavit.evaluation.tuning import Target, tune_model, winner
     from dynavit.evaluation.tuning_results import write_tuning
+    from dynavit.runs.images import list_images
     from dynavit.runs.loading import random_subset
-    from dynavit.runs.open import choose_device, list_images
+    from dynavit.runs.open import choose_device
 
     require_counts(batch_size=batch_size, limit=limit, rounds=rounds, img_size=img_size)
     require_lists(methods=methods)

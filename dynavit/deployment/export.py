@@ -24,8 +24,9 @@ from dynavit.deployment.target import Target
 from dynavit.deployment.verify import Verification, clear_choices
 from dynavit.errors import InputError
 from dynavit.models.guides import check_unguided
+from dynavit.runs.images import list_images, read_images
 from dynavit.runs.loading import first_images, random_samples
-from dynavit.runs.open import Run, list_images, read_images
+from dynavit.runs.open import Run
 from dynavit.tables import Row
 from dynavit.tasks import create_task
 from dynavit.tasks.reid import check_spectra

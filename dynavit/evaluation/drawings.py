@@ -56,7 +56,7 @@ def draw_kept_tokens(run: Run, images: Tensor, captions: Sequence[str] | None = 
 
     Of samples ``(B, M, 3, H, W)`` each spectrum is drawn as an image, under the caption of its sample.
     """
-    _, trace = run.model(images.to(run.device), return_trace=True, **run.model.unknown_cameras(len(images)))
+    _, trace = run.answer(images.to(run.device), return_trace=True)
     pixels = [run.pixels(image) for image in images.flatten(0, -4)]
     if captions is not None:
         captions = [caption for caption in captions for _ in range(run.model.num_spectra)]

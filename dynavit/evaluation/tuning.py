@@ -25,7 +25,8 @@ from dynavit.evaluation.equal_macs import largest_keep_ratio
 from dynavit.evaluation.methods import Method
 from dynavit.evaluation.rivals import all_smaller_images, at_size
 from dynavit.models import PrunedViT
-from dynavit.runs.open import Run, read_images
+from dynavit.runs.images import read_images
+from dynavit.runs.open import Run
 from dynavit.tables import Row
 
 Log = Callable[[str], None]
@@ -201,7 +202,7 @@ def _answers(
     sizes = sorted({one.image_size for one in settings})
     for size in sizes:
         preparation = create_transforms(**{**run.preprocessing, "image_size": size})[1]
-        for good, images, problems in read_images(replace(run, preparation=preparation), list(paths), batch_size):
+        for good, images, problems in read_images(replace(run, preparation=preparation), paths, batch_size):
             for problem in problems if size == sizes[0] else ():
                 log(problem)
             for one in settings if good else ():

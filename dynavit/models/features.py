@@ -42,6 +42,21 @@ def forward_features(
     return (x, model.record(x, tokens)) if return_trace else x
 
 
+def features_and_logits(
+    model: PrunedViT, images: Tensor, cameras: Tensor | None = None, views: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the pooled features before the classifier, ``(B, D)``, and the logits, of one forward.
+
+    Args:
+        model: a classifier.
+        images, cameras, views: as in the forward.
+    """
+    tokens = model.embed(images, cameras, views, follow=False)
+    model.run(tokens, model.request(tokens))
+    x = model.adapter.norm(tokens.x)
+    return model.pool(x, tokens.weight, pre_logits=True), model.pool(x, tokens.weight)
+
+
 def forward_head(
     model: PrunedViT, x: Tensor, pre_logits: bool = False, weight: Tensor | None = None, present: Tensor | None = None
 ) -> Any:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,14 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from dynavit.checkpoints.state_dicts import check_numbers
 from dynavit.config import Config, load_config, named_settings
-from dynavit.data.files import NO_FILE, describe_skipped, find_images, image_endings
-from dynavit.data.pictures import UNREADABLE, convert_picture, read_picture
-from dynavit.data.transforms import Preparation, apply_transform, create_transforms, image_size_of, to_pixels
+from dynavit.data.pictures import convert_picture
+from dynavit.data.transforms import Preparation, create_transforms, image_size_of, to_pixels
 from dynavit.errors import InputError, did_you_mean
 from dynavit.models import PrunedViT, load
-from dynavit.models.guides import check_unguided
+from dynavit.models.features import features_and_logits
 from dynavit.models.hub import WEIGHTS
 from dynavit.runs.build import resolve_preprocessing
 from dynavit.runs.processes import num_processes
@@ -81,10 +78,13 @@ class Run:
                 f"evaluate and export it on its own data (without --images), or use dynavit.load and tensors."
             )
 
-    def answer(self, images: Tensor) -> Tensor:
+    def answer(self, images: Tensor, return_trace: bool = False) -> Any:
         """Run the model on images ``(B, C, H, W)`` of which no camera is known."""
-        answer: Tensor = self.model(images, **self.model.unknown_cameras(len(images)))
-        return answer
+        return self.model(images, return_trace=return_trace, **self.model.unknown_cameras(len(images)))
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the classifier receives, and what it answers, of one forward; as :meth:`answer` otherwise."""
+        return features_and_logits(self.model, images, **self.model.unknown_cameras(len(images)))
 
     def transform(self, image: Image.Image) -> Tensor:
         """Turn any picture into the ``(C, H, W)`` tensor that the model expects."""
@@ -171,58 +171,6 @@ def _check_preprocessing(preprocessing: Any, model: PrunedViT, file: Path) -> No
             raise InputError(f"image_size={list(size)}: the model takes {list(model.adapter.image_size or ())} alone.")
     except InputError as error:
         raise InputError(f"{file}, metadata.preprocessing: {error} Correct it, or save the model again.") from None
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """Return all image files below a folder, or the one file given, whatever its ending.
-
-    What is passed over is said in one line on the error stream; see :func:`dynavit.data.files.find_images`.
-
-    Raises:
-        InputError: no such folder, no images in it, or the file is a pipe or device.
-    """
-    if not str(folder):
-        raise InputError("--images is empty: give a folder with pictures, or one picture.")
-    folder = Path(folder)
-    if folder.is_file():
-        return [folder]
-    if not folder.is_dir():
-        if folder.exists():
-            raise InputError(f"{folder} is {NO_FILE}: --images takes a folder with pictures, or one picture.")
-        raise InputError(f"{folder} does not exist: --images takes a folder with pictures, or one picture.")
-    listing = find_images(folder)
-    note = describe_skipped(listing.skipped)
-    if not listing.paths:
-        endings = ", ".join(sorted(image_endings()))
-        raise InputError(f"{folder} holds no images ({endings}). Passed over: {note or 'nothing, it is empty'}.")
-    if note:
-        print(f"note: passed over in {folder}: {note}.", file=sys.stderr)
-    return list(listing.paths)
-
-
-def read_images(run: Run, paths: list[Path], batch_size: int) -> Iterator[tuple[list[Path], Tensor, list[str]]]:
-    """Yield batches of paths and images ``(B, C, H, W)``, with a message for each that cannot be read.
-
-    Raises:
-        InputError: not one image can be read, or single pictures are not what the model sees.
-    """
-    run.require_one_spectrum()
-    check_unguided(run.model)
-    readable = 0
-    for first in tqdm(range(0, len(paths), batch_size), desc="images", leave=False, disable=None):
-        good, images, problems = [], [], []
-        for path in paths[first : first + batch_size]:
-            try:
-                picture = read_picture(path, run.preparation.channels)
-            except UNREADABLE as error:
-                problems.append(f"{path} cannot be read and is left out: {error}")
-                continue
-            images.append(apply_transform(run.preparation, picture, str(path), "preparing it for the model"))
-            good.append(path)
-        readable += len(good)
-        yield good, torch.stack(images).to(run.device) if images else torch.empty(0), problems
-    if not readable:
-        raise InputError(f"none of the {len(paths)} image files can be read; the first is {paths[0]}.")
 
 
 def choose_device(name: str | None) -> torch.device:

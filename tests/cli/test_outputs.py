@@ -188,7 +188,11 @@ def test_embeddings_and_endings_in_capitals(saved: Path, images: Path, tmp_path:
     predict = ["predict", str(saved), "--images", str(images), "--output"]
     assert main([*predict, str(tmp_path / "X.CSV")]) == 0
     assert len(read_csv(tmp_path / "X.CSV")) == len(NAMES)
-    assert main([*predict, str(tmp_path / "x.npz")]) == 2
+    assert main([*predict, str(tmp_path / "x.NPZ")]) == 0
+    with np.load(tmp_path / "x.NPZ") as arrays:
+        assert set(arrays["images"]) == {str(images / name) for name in NAMES}
+        assert arrays["class_names"].tolist() == CLASSES
+        assert arrays["probabilities"].shape == (len(NAMES), len(CLASSES))
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from dynavit.data.samples import Samples
 from dynavit.evaluation.sweep import evaluate_run
 from dynavit.models.thresholds import calibrate
 from dynavit.runs.build import build_start
+from dynavit.runs.images import list_images, read_images
 from dynavit.runs.loading import first_images, make_loader, random_samples
-from dynavit.runs.open import list_images, open_run, read_images
+from dynavit.runs.open import open_run
 from dynavit.tasks import create_task
 from dynavit.training.trainer import Trainer
 

@@ -106,7 +106,7 @@ def test_names_of_classes_follow_the_classifier(tmp_path: Path) -> None:
     model.reset_classifier(0)
     model.save_pretrained(tmp_path / "none")
     with pytest.raises(InputError, match="has no classifier"):
-        label_images(open_run(tmp_path / "none"), str(tmp_path), 2, print)
+        label_images(open_run(tmp_path / "none"), iter(()))
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from dynavit.cli import main
 from dynavit.config import Config
 from dynavit.data.transforms import Preparation
 from dynavit.evaluation.sweep import evaluate_run
-from dynavit.runs.open import choose_device, list_images, open_run, read_images
+from dynavit.runs.images import list_images, read_images
+from dynavit.runs.open import choose_device, open_run
 from dynavit.training.trainer import Trainer
 
 Make = Callable[..., Config]
