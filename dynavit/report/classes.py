@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -105,10 +106,12 @@ def plot_confusions(classes: Classes, path: Target) -> None:
     figure = new_figure(size, size)
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    names = [
-        name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}" for name in classes.names
-    ]
-    style: dict[str, Any] = {"fontproperties": FontProperties(fname=font_file("".join(names)), size=8), "color": INK}
+    names = [_short(printable(name)) for name in classes.names]
+    style: dict[str, Any] = {
+        "fontproperties": FontProperties(fname=font_file("".join(names)), size=8),
+        "color": INK,
+        "parse_math": False,  # a dollar in a name is one
+    }
     axes.set_xticks(range(count), names, rotation=90, **style)
     axes.set_yticks(range(count), names, **style)
     axes.set_xlabel("taken for", color=INK)
@@ -120,7 +123,13 @@ def plot_confusions(classes: Classes, path: Target) -> None:
             colour = "white" if shares[row, column] > 50 else INK
             label = f"{shares[row, column]:.0f}" if shares[row, column] >= 0.5 else "<1"
             axes.text(column, row, label, ha="center", va="center", fontsize=7.5, color=colour)
-    save_figure(figure, path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of signs that no font has
+        save_figure(figure, path)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _confused(classes: Classes) -> list[Column]:

@@ -94,3 +94,11 @@ def test_examples_are_of_classes_far_apart(classes: int, expected: list[int]) ->
     assert labels[places].tolist() == expected
     assert len(set(places)) == 4
     assert len(spread_over_classes(Predicted(torch.arange(1), labels[:1], labels[:1]), 4)) == 1
+
+
+def test_names_of_any_letters_are_drawn(recwarn: pytest.WarningsRecorder) -> None:
+    names = ["US$ and $x_{", "\N{CJK UNIFIED IDEOGRAPH-72AC}", "\x1b[31m", "a" * 60]
+    section, *_ = class_sections(Classes(names, class_rows(names, predicted(PRUNED)), np.diag([4, 40, 1, 0]), "it"))
+    assert len(section.images) == 1
+    assert "\x1b" not in section.columns[0].cells[0] + section.columns[0].cells[1]
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
