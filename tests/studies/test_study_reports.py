@@ -86,6 +86,7 @@ def test_the_command_writes_a_study(
     assert stored["settings"]["steps"] == 10
 
 
+@pytest.mark.slow
 def test_three_spectra_have_a_figure_of_their_own(tmp_path: Path) -> None:
     arguments = ["stability", "--variants", "spectra_1e10,spectra_guided", "--seeds", "3", "--steps", "10"]
     assert main([*arguments, "--output", str(tmp_path)]) == 0

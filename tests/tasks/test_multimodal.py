@@ -89,6 +89,7 @@ def test_guided_training_does_not_diverge_with_any_selector_as_it_is(selector: s
     assert all(torch.isfinite(value).all() for value in dynavit.load(config.run_dir).state_dict().values())
 
 
+@pytest.mark.slow
 def test_evaluation_says_what_is_left_where_spectra_are_missing(
     run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +171,7 @@ def test_with_what_else_can_be_trained(
     assert 0 <= result["val/map"] <= 100
 
 
+@pytest.mark.slow
 def test_missing_spectra_of_own_data_are_evaluated(tmp_path: Path, run_folder: Path) -> None:
     data = SyntheticSpectra(False, 4, gallery_per_camera=1)
     for index in range(len(data)):
