@@ -37,9 +37,6 @@ def _parser() -> argparse.ArgumentParser:
         "--split", default="choose", choices=["choose", "val"], help="images to evaluate on (default: %(default)s)"
     )
     add_device(method)
-    method.add_argument(
-        "--times", action="store_true", help="measure speed instead of training; nothing else should run meanwhile"
-    )
     flat = experiments.add_parser("flat-patches", help="whether flat patches can be merged for nothing")
     flat.set_defaults(run=_flat_patches, output=Path("checkpoints/default-method"), seeds="0")
     for experiment in (method, flat):
@@ -55,12 +52,26 @@ def _parser() -> argparse.ArgumentParser:
     removal.add_argument(
         "--keep-ratios", type=numbers(float), default="0.7,0.5,0.3", metavar="R,R", help="(default: %(default)s)"
     )
+    clock = experiments.add_parser("wall-clock", help="how long each way of training takes to an accuracy")
+    clock.set_defaults(run=_wall_clock, output=Path("checkpoints/wall-clock"))
+    clock.add_argument("--keep-ratio", type=float, default=0.3, metavar="R", help="(default: %(default)s)")
+    clock.add_argument(
+        "--targets",
+        type=numbers(float),
+        default="85,90",
+        metavar="85,90",
+        help="top-1 in percent (default: %(default)s)",
+    )
     guides = experiments.add_parser("multimodal", help="whether other spectra help to choose tokens")
     guides.set_defaults(run=_multimodal, output=Path("checkpoints/multimodal"))
-    for experiment, seeds in ((method, "0,1,2"), (removal, "0,1,2,3,4"), (guides, "0,1,2")):
+    for experiment in (method, clock):
+        experiment.add_argument(
+            "--times", action="store_true", help="measure speed instead of training; nothing else should run meanwhile"
+        )
+    for experiment, seeds in ((method, "0,1,2"), (removal, "0,1,2,3,4"), (clock, "0,1,2"), (guides, "0,1,2")):
         experiment.add_argument("--seeds", default=seeds, metavar=seeds, help="(default: %(default)s)")
         experiment.add_argument("--workers", type=int, default=2, metavar="N", help="(default: %(default)s)")
-    for experiment in (method, flat, removal, guides):
+    for experiment in (method, flat, removal, clock, guides):
         experiment.add_argument("--output", type=Path, metavar="DIR", help="(default: %(default)s)")
     return parser
 
@@ -80,7 +91,8 @@ def _default_method(options: argparse.Namespace) -> None:
     from studies.default_method.experiment import DENSE, run_cells
     from studies.default_method.parts import PARTS, Sources, compare_training_free, make_student
     from studies.default_method.report import tables
-    from studies.default_method.times import measure_times, require_quiet
+    from studies.default_method.times import measure_times
+    from studies.quiet import require_quiet
     from studies.runner import check
 
     device = str(choose_device(options.device))
@@ -111,6 +123,17 @@ def _training_by_removal(options: argparse.Namespace) -> None:
     from studies.training_by_removal import compare_executions
 
     print(compare_executions(options.problem, options.keep_ratios, options.seeds, options.output, options.workers))
+
+
+def _wall_clock(options: argparse.Namespace) -> None:
+    from studies.quiet import require_quiet
+    from studies.wall_clock import compare_ways, measure_steps
+
+    if options.times:
+        require_quiet()
+        measure_steps(options.keep_ratio, options.output)
+    else:
+        print(compare_ways(options.keep_ratio, options.targets, options.seeds, options.output, options.workers))
 
 
 def _multimodal(options: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,17 +21,6 @@ from studies.default_method.parts import Part
 
 BATCH = 8
 ROUNDS = 15
-_BUSY = 0.5  # cores; this process had to start, too
-
-
-def require_quiet() -> None:
-    """Look at the machine before anything of one's own runs.
-
-    Raises:
-        InputError: other processes keep it busy.
-    """
-    if (busy := os.getloadavg()[0]) > _BUSY:
-        raise InputError(f"--times: other processes keep {busy:.1f} cores busy; measure when nothing else runs.")
 
 
 def measure_times(part: Part, dense: PrunedViT, path: Path) -> str:

@@ -20,6 +20,7 @@ from dynavit.errors import InputError
 from dynavit.evaluation.equal_macs import plain_dropping_macs
 from dynavit.models import PrunedViT, prune
 from dynavit.tasks.objective import Scheduled
+from studies import quiet
 from studies.default_method import images, teacher, times
 from studies.default_method.candidates import CANDIDATES, Candidate
 from studies.default_method.experiment import DENSE, Cell, Problem, build, read_rows, run_cells
@@ -141,11 +142,11 @@ def test_the_speed_of_every_row_is_measured_while_nothing_else_runs(
     expected = ["dense at 32 px", "dense at 16 px", "random, drop at 0.7", "random, drop at 0.35", "ToMe at 0.7"]
     assert list(found["seconds"]) == expected
     assert table == times.speed_table(found)
-    monkeypatch.setattr(times.os, "getloadavg", lambda: (1.5, 0.0, 0.0))
+    monkeypatch.setattr(quiet.os, "getloadavg", lambda: (1.5, 0.0, 0.0))
     with pytest.raises(InputError, match=r"keep 1\.5 cores busy"):
-        times.require_quiet()
-    monkeypatch.setattr(times.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
-    times.require_quiet()
+        quiet.require_quiet()
+    monkeypatch.setattr(quiet.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    quiet.require_quiet()
 
 
 @pytest.mark.slow
