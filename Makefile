@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 $(READY): setup.py
 	@echo "Setting up .venv (once; two to six minutes, up to 7 GB) ..."
 	@[ -n "$(TORCH_INDEX)" ] || [ "$$(uname)" != Linux ] || command -v nvidia-smi >/dev/null || echo "There is no \
-	NVIDIA GPU here, and most of that is CUDA. For a tenth of it stop and run: make setup TORCH_INDEX=ADDRESS, with the \
+	NVIDIA GPU here, and most of that is CUDA. For a third of it stop and run: make setup TORCH_INDEX=ADDRESS, with the \
 	--index-url that pytorch.org (Get started, Compute Platform: CPU) shows."
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
