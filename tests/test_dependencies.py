@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, req
 
 NEEDED = ("torch", "timm", "safetensors", "huggingface_hub")
 
+import pytest
+
 SCRIPT = """
 import sys
 for name in {others!r}:
@@ -47,6 +49,7 @@ def needed_packages() -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_inference_needs_four_packages() -> None:
     """A process that finds no other package creates, runs, saves, loads, calibrates and converts a model."""
     needed = needed_packages()

@@ -156,7 +156,8 @@ def test_workers_change_nothing(saved: Path, photos: Path, tmp_path: Path, capsy
     assert [line.split(" cannot")[0] for line in reports] == [f"warning: {photos}/{number}.png" for number in (2, 7)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# torch waits 5 seconds for each worker of a loader that failed
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_failing_preparation_is_named_by_workers_too(
     workers: int, saved: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

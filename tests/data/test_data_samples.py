@@ -339,7 +339,10 @@ def failing(image: Image.Image) -> torch.Tensor:
     raise OSError("of the code, not of the file")
 
 
-@pytest.mark.parametrize(("workers", "corrupt"), [(0, "stop"), (0, "skip"), (1, "skip")])
+# torch waits 5 seconds for the worker of a loader that failed
+@pytest.mark.parametrize(
+    ("workers", "corrupt"), [(0, "stop"), (0, "skip"), pytest.param(1, "skip", marks=pytest.mark.slow)]
+)
 def test_a_transform_that_fails_is_not_taken_for_a_broken_file(broken: Path, workers: int, corrupt: str):
     for train, what in ((True, r"the augmentation \(data\.augmentation\)"), (False, "preparing it for the model")):
         samples = Samples(ImageFolder(str(broken)), failing, 0, train, corrupt)

@@ -50,6 +50,7 @@ def test_inside_the_network_the_factor_compounds_over_stages() -> None:
     assert first_step("identity").losses == pytest.approx(first_step("key").losses, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_of_three_spectra_the_port_inflates_gradients_and_guidance_does_not() -> None:
     control, ported, guided = (first_step(f"spectra_{name}") for name in ("control", "1e10", "guided"))
     assert ported.backbone_gradients[0] > 1e4 * control.backbone_gradients[0]

@@ -237,6 +237,7 @@ def test_spectra_of_another_number_or_order_are_refused(run_folder: Path, tmp_pa
         check_spectra(model, replace(data, spectra=data.spectra[::-1]))
 
 
+@pytest.mark.slow
 def test_thresholds_of_a_run_are_calibrated_and_evaluated(run_folder: Path, tmp_path: Path) -> None:
     rows = evaluate_run(open_run(run_folder), [0.6], [], tmp_path, adaptive=True, rivals="none")
     (adaptive,) = [row for row in rows if row["model"] == "adaptive"]
