@@ -7,9 +7,9 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
-NEEDED = ("torch", "timm", "safetensors", "huggingface_hub")
-
 import pytest
+
+NEEDED = ("torch", "timm", "safetensors", "huggingface_hub")
 
 SCRIPT = """
 import sys
