@@ -140,7 +140,7 @@ def table(curves: dict[str, list[list[float]]], targets: Sequence[float], times:
         cells = []
         for way, mean in means.items():
             first = next((number for number, value in enumerate(mean, start=1) if value >= target), None)
-            steps = None if first is None or len(mean) == 1 else first * STEPS // LOOKS
+            steps = None if first is None else first * STEPS // len(mean)
             each = float(np.median(seconds[way]))
             cells.append("never" if steps is None else f"{steps * each:.0f} s ({steps} steps)")
         columns.append(Column(f"to {target:g} %", cells))

@@ -302,10 +302,22 @@ def test_what_yaml_cannot_hold_is_named(override: str, key: str, load: Callable[
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_settings_of_version_0_1_are_read_by_their_new_names(load: Callable[..., Config]) -> None:
-    config = load("loss: {keep_ratio: 3.0, budget: decisions, logit_distillation: 0.25}\n", "loss.keep_ratio_weight=4")
-    assert config.loss.keep_ratio_weight == 4  # the command line replaces the file's
-    assert config.loss.keep_ratio_measure == "decisions"
-    assert config.loss.logit_distillation_weight == 0.25
-    with pytest.raises(InputError, match=r"loss\.budget"):
-        load("", "loss.budget=decisions")
+def test_settings_of_version_0_1_are_read_by_their_new_names(tmp_path: Path) -> None:
+    save_config(Config(model=ModelConfig(architecture="vit_tiny_patch16_224")), tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    for name, value in {
+        "keep_ratio_weight: 2.0": "keep_ratio: 3.0",
+        "keep_ratio_measure: .*": "budget: decisions",
+    }.items():
+        text, count = re.subn(name, value, text)
+        assert count == 1
+    (tmp_path / "config.yaml").write_text(text)
+    config = load_config(tmp_path / "config.yaml")
+    assert (config.loss.keep_ratio_weight, config.loss.keep_ratio_measure) == (3.0, "decisions")
+    assert load_config(tmp_path / "config.yaml", ["loss.keep_ratio_weight=4"]).loss.keep_ratio_weight == 4
+
+
+@pytest.mark.parametrize("text", ["{keep_ratio: 0.5}", "{budget: '???'}", "'${oc.env:NOPE}'", "{identity: '${nope}'}"])
+def test_they_are_unknown_in_a_file_that_somebody_wrote(text: str, load: Callable[..., Config]) -> None:
+    with pytest.raises(InputError, match="loss"):
+        load(f"loss: {text}\n")

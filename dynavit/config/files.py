@@ -52,7 +52,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     path = None if path is None else find_config(path)
     given, named = parse_overrides(overrides)
     loaded = OmegaConf.create() if path is None else _read(path)
-    _rename(loaded)
+    loaded = _rename(loaded)
     expand_names(loaded)
     _refuse_other_shapes(loaded, f"{path}: ")
     _refuse_other_shapes(given)
@@ -107,12 +107,14 @@ def _read(path: Path) -> DictConfig:
     return loaded
 
 
-def _rename(tree: DictConfig) -> None:
-    """Give settings of a file that version 0.1 wrote the names that they have now."""
-    loss = tree.get("loss")
-    if isinstance(loss, DictConfig):
-        for before in _BEFORE.keys() & loss.keys():
-            loss[_BEFORE[str(before)]] = loss.pop(before)
+def _rename(tree: DictConfig) -> DictConfig:
+    """Give settings of a configuration that version 0.1 saved the names that they have now."""
+    plain: Any = OmegaConf.to_container(tree, resolve=False)
+    sections = {entry.name for entry in fields(Config) if is_dataclass(getattr(Config(), entry.name))}
+    if not sections <= plain.keys() or not isinstance(plain["loss"], dict):
+        return tree  # written by hand
+    loss = {_BEFORE.get(name, name): value for name, value in plain["loss"].items()}
+    return OmegaConf.create({**plain, "loss": loss}) if len(loss) == len(plain["loss"]) else tree
 
 
 def save_config(config: Config, path: str | Path) -> None:

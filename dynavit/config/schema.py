@@ -161,7 +161,7 @@ class TrainConfig:
     """Where losses and metrics are logged beside metrics.jsonl: any of Accelerate's trackers that are installed, such
     as [tensorboard, wandb, mlflow]."""
     patience: int | None = setting(None, within="(0, inf)")
-    """Stop after so many epochs without a better validation metric; the best model is in the run's folder best/."""
+    """Stop after so many epochs without a better validation metric, with the model of the best one."""
 
 
 @dataclass

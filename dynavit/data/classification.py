@@ -48,7 +48,7 @@ class ClassificationData:
         if not isinstance(self.train, Samples):
             raise InputError("classes of training images that can only be read in order cannot be counted before.")
         labels = _labels(_source(self.train.dataset))
-        if labels is None:
+        if labels is None or len(labels) != len(self.train):
             raise InputError("this data set does not say which class each image has.")
         return np.bincount(labels, minlength=len(self.class_names)).tolist()
 

@@ -26,6 +26,7 @@ from dynavit.tables import Row, write_csv
 
 Batches = Iterator[tuple[list[Path], Tensor]]
 """Paths and images ``(B, channels, H, W)``."""
+_ALONE = "there is one image only, so nothing to compare it with: give --images, or --gallery, a folder with several."
 Embedded = tuple[list[str], Tensor]
 """Paths of M images and their embeddings ``(M, D)``, of length 1."""
 
@@ -93,14 +94,14 @@ def own_places(names: Iterable[str | Path], gallery: Iterable[str | Path]) -> li
 
 
 def check_top(top: int, paths: Sequence[Path], gallery: Sequence[Path]) -> None:
-    """Refuse to find more images than there are beside the one that is asked about.
+    """Refuse to find more images than there are for any of those that are asked about, beside itself.
 
     Raises:
         InputError: there are fewer, or none.
     """
-    others = len(gallery) - (max(own_places(paths, gallery)) >= 0)
+    others = len(gallery) - (min(own_places(paths, gallery)) >= 0)
     if not others:
-        raise InputError("there is one image only, so nothing to compare it with: give a folder with several.")
+        raise InputError(_ALONE)
     if top > others:
         raise InputError(f"--top={top}: there are {others} other images to find; give as many or fewer.")
 
@@ -115,8 +116,8 @@ def nearest_images(queries: Embedded, gallery: Embedded, top: int = 1) -> list[R
     """
     (names, embeddings), (others, features) = queries, gallery
     own = own_places(names, others)
-    if len(others) == 1 and max(own) == 0:
-        raise InputError("there is one image only, so nothing to compare it with: give a folder with several.")
+    if len(others) == 1 and min(own) == 0:
+        raise InputError(_ALONE)
     unknown = [torch.zeros(len(found), dtype=torch.int64) for found in (names, others)]
     nearest = rank_gallery(embeddings, features, *unknown, metric="cosine", exclude=own, top=top)
     nearest = pad(nearest, (0, top - nearest.shape[1]), value=-1)

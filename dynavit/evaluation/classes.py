@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
+import torch
+from scipy.stats import binomtest
 
 from dynavit.metrics.accuracy import accuracy_interval
-from dynavit.metrics.bootstrap import bootstrap_interval
 from dynavit.report.classes import Classes
 from dynavit.report.rows import accuracy_base, first_ratio, is_dense, is_rival, row_name
 from dynavit.tables import Row
@@ -34,11 +35,10 @@ def compare_classes(
     if compared is None or compared.predicted is None or found is None or found.predicted is None:
         return None
     against = compared.predicted if chosen != base else None
-    confusions = confusion_matrix(found.predicted.labels, found.predicted.answers, labels=range(len(class_names)))
     return Classes(
         class_names,
         class_rows(class_names, found.predicted, against),
-        confusions,
+        confusions(found.predicted),
         row_name(rows[chosen]),
         None if against is None else row_name(rows[base]),
     )
@@ -48,8 +48,8 @@ def class_rows(class_names: Sequence[str], model: Predicted, base: Predicted | N
     """Return a row for each class that has images, those that lose most, or are told worst, first.
 
     A row has ``class``, ``images``, and in percent ``top1`` with its 95 % interval ``top1_low`` to ``top1_high``; with
-    a model to compare with ``base_top1`` likewise and, in points, ``delta_top1`` with its paired interval, where there
-    are two images or more.
+    a model to compare with ``base_top1`` likewise, ``delta_top1`` in points, and ``p``: how often images that only one
+    of the models gets right would be shared out at least as unevenly by chance (the exact sign test; McNemar 1947).
 
     Args:
         class_names: in the order of the labels.
@@ -67,10 +67,14 @@ def class_rows(class_names: Sequence[str], model: Predicted, base: Predicted | N
             low, high = accuracy_interval(int(hit.sum()), len(hit))
             row |= {name: 100 * float(hit.mean()), f"{name}_low": low, f"{name}_high": high}
         if base is not None:
-            change = 100.0 * (hits["top1"].astype(np.float64) - hits["base_top1"])
-            row["delta_top1"] = float(change.mean())
-            if len(change) > 1:
-                _, low, high = bootstrap_interval(change, np.arange(len(change)), samples=2000)
-                row |= {"delta_top1_low": low, "delta_top1_high": high}
+            gained, lost = (int((one & ~other).sum()) for one, other in permutations(hits.values()))
+            row["delta_top1"] = row["top1"] - row["base_top1"]
+            row["p"] = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
         rows.append(row)
     return sorted(rows, key=lambda row: (row.get("delta_top1", 0), row["top1"]))
+
+
+def confusions(predicted: Predicted) -> dict[tuple[int, int], int]:
+    """Return how many images of a class are taken for a class, by the two, where there are any."""
+    pairs, counts = torch.stack([predicted.labels, predicted.answers], dim=1).unique(dim=0, return_counts=True)
+    return {(true, said): count for (true, said), count in zip(pairs.tolist(), counts.tolist(), strict=True)}

@@ -9,6 +9,7 @@ from typing import Any
 from dynavit.files import write_text
 from dynavit.text import listed, printable
 
+_OF_TRAINING = {"data", "images", "epochs", "result", "stages", "keep_ratios"}
 _MARK = "<!-- Written by dynavit at every save. Take this line out, and your own text stays. -->"
 
 
@@ -28,14 +29,23 @@ def model_card(config: Mapping[str, Any]) -> str:
 
     Args:
         config: of :func:`~dynavit.models.hub.model_config`. Its metadata may hold ``class_names``; ``license``, of the
-            weights that it started from; and ``training``, with ``data``, ``images``, ``epochs``, and of the
-            validation ``result`` and ``validation_images``.
+            weights that it started from; and ``training``: ``data``, ``images``, ``epochs``, the ``result`` of
+            validation, and ``stages`` and ``keep_ratios`` at which that was found.
     """
     reid, metadata = "num_identities" in config, config["metadata"]
     head = ["library_name: dynavit", f"pipeline_tag: image-{'feature-extraction' if reid else 'classification'}"]
     if license := metadata.get("license"):
         head.append(f"license: {license}")
-    lines = ["---", *head, "---", "", _MARK, "", f"# {config['architecture']}, token-pruned", ""]
+    lines = [
+        "---",
+        *head,
+        "---",
+        "",
+        _MARK,
+        "",
+        f"# {config['architecture']}{', token-pruned' * bool(config['stages'])}",
+        "",
+    ]
     lines += ["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in _facts(config).items())]
     lines += [
         "",
@@ -45,7 +55,7 @@ def model_card(config: Mapping[str, Any]) -> str:
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, str]:
-    metadata, training = config["metadata"], config["metadata"].get("training", {})
+    metadata, training = config["metadata"], config["metadata"].get("training")
     facts = {}
     if config["stages"]:
         ratios = ", ".join(f"{ratio:.3g}" for ratio in config["keep_ratios"])
@@ -55,13 +65,15 @@ def _facts(config: Mapping[str, Any]) -> dict[str, str]:
         facts["pruned"] = "nowhere: a dense model"
     if size := config["model_kwargs"].get("img_size"):
         facts["images"] = f"{size if isinstance(size, int) else ' x '.join(map(str, size))} px"
-    if names := metadata.get("class_names"):
-        kind = "identities" if "num_identities" in config else "classes"
-        facts[kind] = f"{len(names):,}" if kind == "identities" else f"{len(names):,}: {listed(names, 20)}"
-    if training:
-        images = "a stream of" if training["images"] is None else f"{training['images']:,}"
-        facts["trained on"] = f"{training['data']}, {images} images, {training['epochs']} epochs"
-        facts["validation"] = f"{training['result']} ({training['validation_images']:,} images)"
+    names = metadata.get("class_names")
+    if isinstance(names, list) and names:
+        reid = "num_identities" in config
+        facts["identities" if reid else "classes"] = f"{len(names):,}" + f": {listed(names, 20)}" * (not reid)
+    # what somebody else calls so, and what was found of the model as it was, is left out
+    if isinstance(training, dict) and training.keys() >= _OF_TRAINING and training["stages"] == config["stages"]:
+        facts["trained on"] = f"{training['data']}, {training['images']} images, {training['epochs']} epochs"
+        kept = ", ".join(f"{ratio:.3g}" for ratio in training["keep_ratios"])
+        facts["validation"] = f"{training['result']}" + f", at {kept} of the patches" * bool(kept)
     facts["license"] = metadata.get("license") or "not stated"
     return facts
 

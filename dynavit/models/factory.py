@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from inspect import signature
 from typing import Any
 
@@ -116,7 +117,14 @@ def prune(
     if unknown := sorted(pruning.keys() - set(PRUNING)):
         raise InputError(f"prune: unknown option {unknown[0]!r}.{did_you_mean(unknown[0], PRUNING)}")
     if isinstance(backbone, PrunedViT):
-        given = {"num_identities": num_identities, "side": side, "spectra": spectra}
+        given: dict[str, Any] = {
+            "num_identities": num_identities,
+            "embedding": None if embedding == "after" else embedding,
+            "side": side,
+            "spectra": spectra,
+            "architecture": architecture,
+            "model_kwargs": model_kwargs,
+        }
         if named := [name for name, value in given.items() if value is not None]:
             raise InputError(f"prune: {named[0]}={given[named[0]]!r} is for a timm model; this one is made already.")
         return _pruned_anew(backbone, pruning)
@@ -137,7 +145,8 @@ def prune(
 
 def _pruned_anew(source: PrunedViT, pruning: Mapping[str, Any]) -> PrunedViT:
     model = prune(source.backbone, **pruning)
-    model.neck, model.side, model.metadata = source.neck, source.side, dict(source.metadata)
+    model.neck, model.side = source.neck, source.side
+    model.metadata = {name: deepcopy(value) for name, value in source.metadata.items() if name != "training"}
     model.architecture, model.model_kwargs = source.architecture, dict(source.model_kwargs)
     return model.train(source.training)
 

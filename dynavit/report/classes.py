@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dynavit.report.figures import Target, png, save_figure
 from dynavit.report.html import Section
@@ -18,6 +17,7 @@ from dynavit.report.table import Column, interval_column, signed
 from dynavit.tables import Row
 from dynavit.text import printable
 
+_CHANCE = 0.05
 _MOST = 20  # classes in a table of the page; all are in the file beside it
 _PAIRS = 10
 _NAMED = 5  # classes in a sentence
@@ -33,31 +33,30 @@ class Classes:
     Attributes:
         names: of C classes, in the order of labels.
         rows: of those that have images; see :func:`dynavit.evaluation.classes.class_rows`.
-        confusions: ``(C, C)`` int64, how many images of each class, row by row, the model takes for each.
+        confusions: how many images of a class the model takes for a class, by the numbers of the two.
         model: what it is called.
         base: what the model is compared with is called; None if with nothing.
     """
 
     names: Sequence[str]
     rows: Sequence[Row]
-    confusions: NDArray[np.int64]
+    confusions: Mapping[tuple[int, int], int]
     model: str
     base: str | None = None
 
     def confusion_rows(self) -> list[Row]:
         """Return a row for each pair of classes of which images were taken for each other, right ones included."""
-        pairs = np.argwhere(self.confusions > 0).tolist()
         return [
-            {"class": self.names[true], "taken_for": self.names[said], "images": int(self.confusions[true, said])}
-            for true, said in pairs
+            {"class": self.names[true], "taken_for": self.names[said], "images": count}
+            for (true, said), count in sorted(self.confusions.items())
         ]
 
     def summary(self) -> str:
-        """Say which classes lose by pruning, beyond what their few images leave open."""
+        """Say which classes lose by pruning, beyond chance."""
         if self.base is None:
             return f"Classes of {self.model}, those told worst first."
-        losing = [row for row in self.rows if row.get("delta_top1_high", 0) < 0]
-        where = f"at {self.model} than by {self.base}, beyond chance (95 %, each class by itself)"
+        losing = [row for row in self.rows if row["delta_top1"] < 0 and row["p"] < _CHANCE]
+        where = f"at {self.model} than by {self.base}, beyond chance (p below 5 %, each class by itself)"
         if not losing:
             return f"No class is told worse {where}."
         worst = ", ".join(f"{printable(row['class'])} ({signed(row['delta_top1'], 1)})" for row in losing[:_NAMED])
@@ -92,7 +91,7 @@ def class_columns(rows: Sequence[Row], classes: Classes) -> list[Column]:
             columns += interval_column(rows, name, lambda value: f"{value:.1f}", title)
     if classes.base is not None:
         columns.append(Column("points", [signed(row["delta_top1"], 1) for row in rows], "change"))
-        columns += interval_column(rows, "delta_top1", lambda value: signed(value, 1), "change")
+        columns.append(Column("p (%)", [f"{100 * row['p']:.0f}" for row in rows], "change"))
     return columns
 
 
@@ -100,7 +99,10 @@ def plot_confusions(classes: Classes, path: Target) -> None:
     """Draw the shares of each class's images that are taken for each class, one class a row."""
     from matplotlib.font_manager import FontProperties  # a large import, needed here alone
 
-    count, counts = len(classes.names), classes.confusions
+    count = len(classes.names)
+    counts = np.zeros((count, count))
+    for pair, images in classes.confusions.items():
+        counts[pair] = images
     shares = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     size = 1.8 + 0.26 * max(count, 8)
     figure = new_figure(size, size)
@@ -134,15 +136,15 @@ def _short(name: str) -> str:
 
 def _confused(classes: Classes) -> list[Column]:
     """Return the columns of the pairs of classes that are confused most; none if all is right."""
-    wrong = classes.confusions.copy()
-    np.fill_diagonal(wrong, 0)
-    order = [divmod(int(place), len(wrong)) for place in np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]]
-    pairs = [(true, said) for true, said in order if wrong[true, said]]
+    wrong = {pair: count for pair, count in sorted(classes.confusions.items()) if pair[0] != pair[1]}
+    pairs = sorted(wrong, key=lambda pair: -wrong[pair])[:_PAIRS]
+    images = {row["class"]: row["images"] for row in classes.rows}
     if not pairs:
         return []
+    true, said = ([classes.names[pair[place]] for pair in pairs] for place in (0, 1))
     return [
-        Column("class", [printable(classes.names[true]) for true, _ in pairs], left=True),
-        Column("taken for", [printable(classes.names[said]) for _, said in pairs], left=True),
+        Column("class", [printable(name) for name in true], left=True),
+        Column("taken for", [printable(name) for name in said], left=True),
         Column("images", [f"{wrong[pair]:,}" for pair in pairs]),
-        Column("of", [f"{classes.confusions[true].sum():,}" for true, _ in pairs]),
+        Column("of", [f"{images[name]:,}" for name in true]),
     ]

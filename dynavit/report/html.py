@@ -106,7 +106,7 @@ def _section(section: Section) -> dict[str, Any]:
     return {
         "title": section.title,
         "table": _table(section.columns),
-        "note": _typeset(section.note),
+        "note": section.note,
         "images": [{"caption": caption, **_embedded(image)} for caption, image in section.images.items()],
     }
 
@@ -117,7 +117,10 @@ def _table(columns: Sequence[Column]) -> dict[str, Any]:
     first = [bool(column.group) and begins_group(columns, n) for n, column in enumerate(columns)]
     cells = zip(*(column.cells for column in columns), strict=True)
     lines = [
-        [(_typeset(cell), left, column.left) for cell, left, column in zip(line, first, columns, strict=True)]
+        [
+            (cell if column.left else _typeset(cell), starts, column.left)
+            for cell, starts, column in zip(line, first, columns, strict=True)
+        ]
         for line in cells
     ]
     return {"groups": groups, "grouped": any(name for name, _ in groups), "lines": lines}

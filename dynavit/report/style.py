@@ -62,7 +62,8 @@ def font_file(text: str) -> str:
     needed = {ord(character) for character in text if not character.isspace()}
     if needed <= _ASCII or needed <= _characters(usual):
         return usual
-    installed = sorted({entry.fname for entry in fontManager.ttflist})
+    # matplotlib's LastResort has a box for every character
+    installed = sorted({entry.fname for entry in fontManager.ttflist if "LastResort" not in entry.fname})
     return min((usual, *installed), key=lambda name: len(needed - _characters(name)))
 
 

@@ -129,8 +129,9 @@ class ClassificationObjective(Objective):
         # probabilities come from mixup, which has smoothed them already
         smoothing = self.settings.label_smoothing if targets.ndim == 1 else 0.0
         weights = None if self.weights is None else self.weights.to(output.device)
-        loss = F.cross_entropy(output.float(), targets, weights, label_smoothing=smoothing)
-        return {"task": (loss, 1.0)}
+        # over images: torch's mean of weighted losses divides by the weights in the batch, which differ by process
+        each = F.cross_entropy(output.float(), targets, weights, reduction="none", label_smoothing=smoothing)
+        return {"task": (each.mean(), 1.0)}
 
 
 def _balanced(data: ClassificationData) -> Tensor:

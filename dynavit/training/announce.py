@@ -47,6 +47,8 @@ def announce(config: Config, setup: Setup, accelerator: Accelerator, state: Path
             f"The selector learns from a reward: {config.loss.reward}, compared over {setup.objective.samples} "
             f"selections of every image, so a step costs as many forwards."
         )
+    if config.train.compile:
+        log("The model is compiled (train.compile): until the first steps are done nothing is said for minutes.")
     if state is not None:
         log(f"Resuming from {state} at step {step} of {setup.schedules.total_steps}.")
 

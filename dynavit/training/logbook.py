@@ -107,13 +107,19 @@ class Logbook:
                 if tracker.name in _PICTURES:
                     tracker.log_images({"kept_tokens": np.asarray(picture)[None]}, step, **_PICTURES[tracker.name])
 
+    def close(self) -> None:
+        """End what trackers have begun, where a training breaks off."""
+        for tracker in self.accelerator.trackers:
+            with self._writing():
+                tracker.finish()
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Go on without a log where it cannot be written; what matters is saved elsewhere."""
         try:
             yield
-        except OSError as error:
-            warnings.warn(f"the log could not be written: {error}", stacklevel=4)
+        except Exception as error:  # trackers have types of their own for a lost connection
+            warnings.warn(f"the log could not be written: {type(error).__name__}: {error}", stacklevel=4)
 
 
 def _plain(value: Any) -> Any:

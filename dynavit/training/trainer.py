@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dynavit.config import Config, save_config
 from dynavit.errors import InputError
-from dynavit.models import PrunedViT, Trace
+from dynavit.models import PrunedViT, Trace, load
 from dynavit.tasks import Evaluation
 from dynavit.training.announce import announce, warn_of_normalised_logits
 from dynavit.training.checkpoint import BEST, Progress, Stateful, begin_state, load_state, save_state, saving
@@ -75,6 +75,8 @@ class Trainer:
                 self._restore(self.state)
             if self.state is None or not self._is_finished():
                 self._train()
+            if self.progress.epoch < self.config.train.epochs:
+                self._keep_the_best()
         rows = self.metrics.rows()
         return {name: value for name, value in rows[-1].items() if name.startswith("val/")} if rows else {}
 
@@ -119,15 +121,25 @@ class Trainer:
         # without a terminal there is no progress bar
         self.lines = None if sys.stderr.isatty() else self._step_lines()
         announce(config, self.setup, accelerator, self.state, progress.step)
-        while not self._is_finished():
-            self._train_epoch()
-            self._finish_epoch(self._validate())
-        if progress.epoch < config.train.epochs:
-            accelerator.print(
-                f"Stopped: no better {self.setup.task.metric} for {config.train.patience} epochs. "
-                f"The best model is in {config.run_dir / BEST}."
-            )
+        try:
+            while not self._is_finished():
+                self._train_epoch()
+                self._finish_epoch(self._validate())
+        except BaseException:
+            self.logbook.close()
+            raise
         accelerator.end_training()
+
+    def _keep_the_best(self) -> None:
+        """Let the run's folder hold the best model, as it is what all commands take, where it stopped being better."""
+        run_dir, accelerator = self.config.run_dir, self.accelerator
+        if accelerator.is_main_process:
+            load(run_dir / BEST).save_pretrained(run_dir)
+        accelerator.wait_for_everyone()
+        accelerator.print(
+            f"Stopped: no better {self.setup.task.metric} for train.patience={self.config.train.patience} epochs. "
+            f"{run_dir} holds the model of the best one."
+        )
 
     def _is_finished(self) -> bool:
         progress, train = self.progress, self.config.train
@@ -268,22 +280,23 @@ class Trainer:
                 begin_state(run_dir)  # which tells a run that dies here from one whose state was removed
                 self.metrics.append(row)
                 with self._deployed() as model:
-                    model.metadata["training"] = self._described(found)
+                    model.metadata["training"] = self._described(model, found)
                     model.save_pretrained(run_dir)
                     if improved:
                         model.save_pretrained(run_dir / BEST)
             self._save_state()
         accelerator.print(f"epoch {row['epoch']:>3}  loss {row['train/loss']:.4f}  {task.describe(metrics)}")
 
-    def _described(self, found: Evaluation) -> dict[str, Any]:
+    def _described(self, model: PrunedViT, found: Evaluation) -> dict[str, Any]:
         """Return what the card of the model says of its training."""
+        judged, of = len(found.detail.values), "queries" if model.neck is not None else "images"
         return {
-            "run": self.config.name,
             "data": self.config.data.name,
-            "images": self.about["images"],
+            "images": "a stream of" if self.about["images"] is None else f"{self.about['images']:,}",
             "epochs": self.progress.epoch,
-            "result": self.setup.task.describe(found.metrics).replace("  ", ", "),
-            "validation_images": len(found.detail.values),
+            "result": f"{self.setup.task.describe(found.metrics).replace('  ', ', ')} on {judged:,} {of}",
+            "stages": list(model.stages),
+            "keep_ratios": list(model.keep_ratios),
         }
 
     def _save_state(self) -> None:

@@ -262,8 +262,10 @@ def test_cells_stay_empty_where_a_gallery_cannot_be_read(
     alone.mkdir()
     (alone / "0.png").symlink_to(photos / "0.png")
     (alone / "1.png").write_bytes(b"nothing")
+    rows = dynavit.predict(reid_saved, photos, gallery=alone, report=quiet)
+    assert [row["image"] for row in rows if row["nearest"] is None] == [str(photos / "0.png")]
     with pytest.raises(InputError, match="one image only"):
-        dynavit.predict(reid_saved, photos, gallery=alone, report=quiet)
+        dynavit.predict(reid_saved, photos / "0.png", gallery=alone, report=quiet)
 
 
 # what is refused
@@ -276,7 +278,7 @@ def test_cells_stay_empty_where_a_gallery_cannot_be_read(
         ("saved", {"top": 0}, "--top=0: give a whole number of 1 or more"),
         ("saved", {"top": True}, "--top=True"),
         ("reid_saved", {"top": 9}, "--top=9: there are 8 other images to find; give as many or fewer"),
-        ("reid_saved", {"top": 5, "gallery": "gallery"}, "--top=5: there are 4 other images"),
+        ("reid_saved", {"top": 6, "gallery": "gallery"}, "--top=6: there are 5 other images"),
         ("reid_saved", {"gallery": "nowhere"}, "nowhere does not exist: --gallery takes a folder"),
         ("reid_saved", {"gallery": ""}, "--gallery is empty"),
         ("saved", {"gallery": "gallery"}, "--gallery .*: .* is a classifier; .* Leave it out"),

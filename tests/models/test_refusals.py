@@ -158,6 +158,12 @@ def test_timm_names_are_found_in_any_letters() -> None:
     refuse("Did you mean 'deit_small_patch16_224'", dynavit.create_model, "DeiT_small")
 
 
-@pytest.mark.parametrize("option", [{"num_identities": 5}, {"side": {"cameras": 2}}, {"spectra": 2}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"num_identities": 5}, {"side": {"cameras": 2}}, {"spectra": 2}),
+        *({"embedding": "before"}, {"architecture": "test_vit"}, {"model_kwargs": {}}),
+    ],
+)
 def test_what_a_model_has_already_is_not_given_to_it_again(option: dict[str, Any]) -> None:
     refuse("this one is made already", dynavit.prune, dynavit.create_model("test_vit", **SIZE), **option)

@@ -409,7 +409,7 @@ def test_a_model_pruned_anew_keeps_its_heads(
 ) -> None:
     pruning = {"keep_ratio": 0.5, "stages": (1,), "scorer": "key_norm", "reducer": "drop", "selector": "topk"}
     model = reid(**pruning, **options).eval()
-    model.metadata = {"class_names": NAMES}
+    model.metadata = {"class_names": list(NAMES)}
     images = images_for(model)
     images = torch.stack([images, images.flip(0)], dim=1) if "spectra" in options else images
     told = {"cameras": torch.zeros(len(images), dtype=torch.int64)} if "side" in options else {}
@@ -419,3 +419,5 @@ def test_a_model_pruned_anew_keeps_its_heads(
     again.save_pretrained(tmp_path)
     assert torch.equal(dynavit.load(tmp_path)(images, **told), model(images, **told))
     assert dynavit.load(tmp_path).metadata == model.metadata
+    again.metadata["class_names"].append("another")
+    assert model.metadata["class_names"] == NAMES

@@ -149,18 +149,27 @@ def test_the_card_says_what_is_known_and_that_of_the_user_is_kept(folder: Path, 
     assert "trained on" not in card.read_text()
     model = model_of("vit")
     model.metadata = {"class_names": ["cat", "a|b"], "license": "mit"}
+    found = {"stages": list(model.stages), "keep_ratios": [0.5, 0.25]}
     model.metadata["training"] = {
-        "data": "folder", "images": 1200, "epochs": 3, "result": "top-1 98.35 %", "validation_images": 2000,
+        "data": "folder", "images": "1,200", "epochs": 3, "result": "top-1 98.35 % on 2,000 images", **found,
     }  # fmt: skip
     model.save_pretrained(folder)
     for part in (
         "license: mit\n---",
         "| classes | 2: cat, a\\|b |",
         "| trained on | folder, 1,200 images, 3 epochs |",
-        "| validation | top-1 98.35 % (2,000 images) |",
+        "| validation | top-1 98.35 % on 2,000 images, at 0.5, 0.25 of the patches |",
         f"| pruned before blocks | {model.stages[0]}, ",
     ):
         assert part in card.read_text(), part
+    # that is not what another model was found to be
+    dynavit.prune(model, stages=(0,), keep_ratio=0.1).save_pretrained(folder)
+    assert "98.35" not in card.read_text()
+    # what somebody else calls training is none of this
+    for metadata in ({"training": {"lr": 1e-3}}, {"training": "text"}, {"class_names": 5}):
+        model.metadata = metadata
+        model.save_pretrained(folder)
+        assert "trained on" not in card.read_text()
     card.write_text("mine")
     model.save_pretrained(folder)
     assert card.read_text() == "mine"

@@ -69,7 +69,7 @@ def page(tmp_path: Path) -> Page:
         "R&D <script>alert(1)</script>",
         ROWS,
         [
-            Section("Classes", [Column("class <i>", ["<b>a</b>"], left=True), Column("top-1", ["-1.5"], "x")], "n <u>"),
+            Section("Classes", [Column("class <i>", ["-1 <b>4x"], left=True), Column("top-1", ["-1.5"], "x")], "n <u>"),
             Section("Pictures", images={"in memory": picture, "a file <b>": tmp_path / "photo.jpg"}),
         ],
         {"data": "<img src=x>", "model": {"stages": [3, 6, 9], "selector": {"name": "topk"}}, "notes": None},
@@ -127,7 +127,7 @@ def test_table_and_headline(page: Page) -> None:
 
 def test_sections_have_their_table_note_and_pictures(page: Page) -> None:
     start = page.rows.index(["class <i>", "x"])
-    assert page.rows[start + 1 : start + 3] == [["top-1"], ["<b>a</b>", "\N{MINUS SIGN}1.5"]]
+    assert page.rows[start + 1 : start + 3] == [["top-1"], ["-1 <b>4x", "\N{MINUS SIGN}1.5"]]
     assert "n <u>" in page.text
     assert page.text.index("Classes") < page.text.index("Pictures") < page.text.index("a file <b>")
 

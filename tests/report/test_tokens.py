@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from dynavit import InputError
@@ -213,3 +214,9 @@ def test_captions_are_in_a_font_that_has_their_signs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("matplotlib.font_manager.fontManager.ttflist", entries)
     expected = {"dog": "DejaVuSans.ttf", "é": "DejaVuSans.ttf", "犬 が": "B.ttf", "犬": "A.ttf", "ж": "DejaVuSans.ttf"}
     assert {text: Path(style.font_file(text)).name for text in expected} == expected
+
+
+def test_the_font_of_last_resort_is_none() -> None:
+    """Matplotlib brings one with a box for every character, which would take the place of all letters."""
+    assert any("LastResort" in entry.fname for entry in fontManager.ttflist)
+    assert "LastResort" not in style.font_file("cat \N{CJK UNIFIED IDEOGRAPH-72AC} \U0001f9ff")

@@ -55,15 +55,20 @@ def test_weights_are_balanced_and_those_of_absent_classes_do_not_matter() -> Non
     assert made.weights[LABELS].mean() == pytest.approx(1)
 
 
-def test_every_class_counts_alike() -> None:
+def test_every_class_counts_alike_over_batches_of_any_size() -> None:
     torch.manual_seed(0)
-    logits, labels = torch.randn(len(LABELS), 4, dtype=torch.float64), torch.tensor(LABELS)
-    loss, _ = objective(Labelled()).task_losses(logits, labels)["task"]
-    each = F.cross_entropy(logits.float(), labels, reduction="none")
+    logits, labels = torch.randn(len(LABELS), 4), torch.tensor(LABELS)
+    balanced, plain = objective(Labelled()), objective(Labelled(), "none")
+    each = F.cross_entropy(logits, labels, reduction="none")
     by_class = torch.stack([each[labels == label].mean() for label in (0, 1, 3)])
-    torch.testing.assert_close(loss, by_class.mean())
-    plain, _ = objective(Labelled(), "none").task_losses(logits, labels)["task"]
-    torch.testing.assert_close(plain, each.mean())
+    for size in (1, 3, len(LABELS)):
+        batches = zip(logits.split(size), labels.split(size), strict=True)
+        parts = [balanced.task_losses(some, of)["task"][0] * len(of) for some, of in batches]
+        torch.testing.assert_close(sum(parts) / len(LABELS), by_class.mean())
+    torch.testing.assert_close(plain.task_losses(logits, labels)["task"][0], each.mean())
+    # and of mixed targets
+    mixed = F.one_hot(labels, 4).float()
+    torch.testing.assert_close(balanced.task_losses(logits, mixed)["task"][0], by_class.mean())
 
 
 @pytest.mark.parametrize(("source", "why"), [(Silent(), "does not say"), (Stream(), "read in order")])

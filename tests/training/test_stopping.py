@@ -1,14 +1,18 @@
 """Training stops when validation does not get better, and goes on when it is given more patience."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 
+import dynavit
 from dynavit.config import Config
 from dynavit.tasks import Evaluation
 from dynavit.tasks.base import Detail
 from dynavit.training.folder import is_out_of_patience
+from dynavit.training.monitor import MetricsFile
 from dynavit.training.trainer import Trainer
 
 Make = Callable[..., Config]
@@ -44,8 +48,10 @@ def test_a_run_stops_keeps_its_best_and_may_go_on(tiny: Make, capsys: pytest.Cap
     change = ["train.epochs=8", "train.steps_per_epoch=1"]
     config = tiny(*change, "train.patience=2")
     assert scripted(config, [10.0, 30.0, 20.0, 30.0]).fit() == {"val/top1": 30.0}
-    assert f"no better top1 for 2 epochs. The best model is in {config.run_dir / 'best'}" in capsys.readouterr().out
+    assert f"for train.patience=2 epochs. {config.run_dir} holds the model of the best one." in capsys.readouterr().out
     best = (config.run_dir / "best/model.safetensors").read_bytes()
+    assert (config.run_dir / "model.safetensors").read_bytes() == best
+    assert "30.00 %" in (config.run_dir / "README.md").read_text()
 
     again = scripted(config, [], resume=True)
     assert again.fit() == {"val/top1": 30.0}
@@ -54,9 +60,27 @@ def test_a_run_stops_keeps_its_best_and_may_go_on(tiny: Make, capsys: pytest.Cap
         capsys.readouterr().out
     )
 
+    # from the last state, not from the best model
     scripted(tiny(*change, "train.patience=3"), [25.0], resume=True).fit()
     assert len(again.metrics.rows()) == 5
     assert (config.run_dir / "best/model.safetensors").read_bytes() == best
     scripted(tiny(*change), [25.0, 40.0, 10.0], resume=True).fit()
     assert again.metrics.rows()[-1]["epoch"] == 8
     assert (config.run_dir / "best/model.safetensors").read_bytes() != best
+
+
+def test_what_a_pruned_run_starts_from_is_the_best_dense_model(pictures: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_vit", img_size=32).state_dict(), weights)
+    change = {"train.patience": 1, "train.epochs": 6, "optimizer.lr": 1e-9, "data.workers": 0, "data.batch_size": 4}
+    change |= {"model.checkpoint": str(weights), "model.architecture": "test_vit", "model.kwargs": {"img_size": 32}}
+    change |= {"model.stages": [1], "output_dir": str(tmp_path / "run")}  # nothing learns: every epoch is as good
+    dynavit.train(None, change, images=pictures)
+    dense = tmp_path / "run-dense"
+    assert len(MetricsFile(dense / "metrics.jsonl").rows()) == 2
+    assert (dense / "model.safetensors").read_bytes() == (dense / "best/model.safetensors").read_bytes()
+    # one that stopped so is taken as finished by the next run
+    before = (dense / "model.safetensors").stat().st_mtime_ns
+    dynavit.train(None, change | {"output_dir": str(tmp_path / "other")}, images=pictures)
+    assert not (tmp_path / "other-dense").exists()
+    assert (dense / "model.safetensors").stat().st_mtime_ns == before
