@@ -32,7 +32,7 @@ from dynavit.training.optimization import clip_by_part, set_learning_rates
 from dynavit.training.setup import Setup, create_accelerator, create_setup
 from studies.runner import run_all
 
-STEPS, LOOKS = 400, 20  # optimiser steps, and how often the accuracy is looked at
+STEPS, LOOKS = 400, 10  # optimiser steps, and how often the accuracy is looked at
 ROUNDS = 15
 _LEARNED, _DEFAULT = "quickstart/learned", "quickstart/classify"
 
