@@ -56,7 +56,8 @@ _SELECTORS = [selector_config(create_selector(name)) for name in list_selectors(
 _SCORERS = [scorer_config(create_scorer(name, dim=24)) for name in list_scorers()]
 _REDUCERS = [reducer_config(create_reducer(name, dim=24)) for name in list_reducers()]
 # what needs another package or a GPU
-_OPTIMIZERS = [name for name in list_optimizers() if not name.startswith(("bnb", "fused", "adahessian"))]
+# kron compiles itself for every shape, which takes longer than an attempt may
+_OPTIMIZERS = [name for name in list_optimizers() if not name.startswith(("bnb", "fused", "adahessian", "kron"))]
 
 
 def _parts(configs: Iterable[Mapping[str, Any]]) -> list[Value]:
