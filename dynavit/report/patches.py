@@ -15,10 +15,10 @@ from dynavit.errors import InputError
 
 Picture = NDArray[np.uint8]
 
-_VEIL, _VEIL_STRENGTH = 226.0, 0.85  # what dropped patches fade to, and how far
+_VEIL = 226.0  # what dropped patches fade to
 
 
-def draw_kept(image: ArrayLike, kept: ArrayLike, grid_size: tuple[int, int]) -> Picture:
+def draw_kept(image: ArrayLike, kept: ArrayLike, grid_size: tuple[int, int], strength: float = 0.85) -> Picture:
     """Fade the dropped patches of a picture to light grey; kept ones stay as they are.
 
     Patches share the picture evenly, also where the model's own overlap or leave a border.
@@ -27,6 +27,7 @@ def draw_kept(image: ArrayLike, kept: ArrayLike, grid_size: tuple[int, int]) -> 
         image: ``(H, W, 3)`` uint8.
         kept: ``(N,)`` bool, row by row.
         grid_size: rows and columns of patches.
+        strength: how far they fade, from 0, where they lose their colours alone, to 1.
 
     Returns:
         ``(H, W, 3)`` uint8, a new array.
@@ -37,7 +38,7 @@ def draw_kept(image: ArrayLike, kept: ArrayLike, grid_size: tuple[int, int]) -> 
     pixels, mask = as_array(image), as_array(kept).astype(bool)
     shown = mask[_patches_of("draw_kept", pixels, mask, grid_size)][..., None]
     grey = pixels.mean(axis=2, keepdims=True)  # without colour, so that nothing dropped looks kept
-    veiled = _VEIL_STRENGTH * _VEIL + (1 - _VEIL_STRENGTH) * grey
+    veiled = strength * _VEIL + (1 - strength) * grey
     return np.where(shown, pixels, veiled.round().astype(np.uint8))
 
 

@@ -18,6 +18,7 @@ from dynavit.report.style import GAP, INK, MARGIN, QUIET, font, shortened
 
 _RIGHT, _WRONG = (26, 127, 55), (207, 34, 46)
 _FRAME, _BADGE = 4, 22  # pixels
+_FADED = 0.5  # so that one still sees who it is where few patches are kept
 _LINE = 15  # pixels of a caption's line
 
 
@@ -98,7 +99,7 @@ def _picture(image: ArrayLike, kept: ArrayLike | None, grid_size: tuple[int, int
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise InputError(f"ranked_list_figure needs (H, W, 3) uint8 pictures, not {pixels.shape} {pixels.dtype}.")
     if kept is not None and grid_size is not None:
-        pixels = draw_kept(pixels, kept, grid_size)
+        pixels = draw_kept(pixels, kept, grid_size, _FADED)
     width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
 

@@ -89,12 +89,12 @@ def test_dropped_patches_are_faded(pictures: list[np.ndarray]) -> None:
         height=HEIGHT,
     )
     for picture, mask in zip(pictures, masks, strict=True):
-        place(canvas, draw_kept(picture, mask, (4, 2)))
+        place(canvas, draw_kept(picture, mask, (4, 2), 0.5))
     only_results = ranked_list_figure(
         pictures[:1], [pictures[1:2]], [[True]], result_kept=[masks[1:2]], grid_size=(4, 2), height=HEIGHT
     )
     place(only_results, pictures[0])
-    place(only_results, draw_kept(pictures[1], masks[1], (4, 2)))
+    place(only_results, draw_kept(pictures[1], masks[1], (4, 2), 0.5))
 
 
 def test_pictures_of_any_size_get_one_height() -> None:
