@@ -45,7 +45,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 # with --jobs 2 two at a time, the longest first
-test-slow: slow-readme slow-deployment slow-training slow-others
+test-slow: slow-others slow-deployment slow-readme slow-training
 
 SLOW := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
 
