@@ -189,8 +189,9 @@ def visualize(
     Raises:
         InputError: no such model, one without stages, or not one image that can be read.
     """
+    from dynavit.deployment.predict import readable
     from dynavit.evaluation.drawings import draw_kept_tokens
-    from dynavit.runs.images import list_images, read_images
+    from dynavit.runs.images import list_images
     from dynavit.runs.open import open_run
 
     folder = Path(output or Path(run_dir) / "kept_tokens")
@@ -200,11 +201,9 @@ def visualize(
     if not run.model.stages:
         raise InputError(f"{run.path} holds a dense model: every token is kept, so there is nothing to draw.")
     pages: list[Path] = []
-    for paths, batch, problems in read_images(run, list_images(images), _PAGE):
-        report(problems)
-        if paths:
-            picture = draw_kept_tokens(run, batch, [printable(path.name) for path in paths])
-            pages.append(folder / f"kept_tokens_{len(pages) + 1:03}.png")
-            with replacing(pages[-1]) as partial:
-                picture.save(partial)
+    for paths, batch in readable(run, list_images(images), _PAGE, 0, report):
+        picture = draw_kept_tokens(run, batch, [printable(path.name) for path in paths])
+        pages.append(folder / f"kept_tokens_{len(pages) + 1:03}.png")
+        with replacing(pages[-1]) as partial:
+            picture.save(partial)
     return pages

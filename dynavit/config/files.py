@@ -107,11 +107,15 @@ def _read(path: Path) -> DictConfig:
     return loaded
 
 
+def _sections() -> set[str]:
+    """Return the names of the parts that a configuration is made of."""
+    return {entry.name for entry in fields(Config()) if is_dataclass(getattr(Config(), entry.name))}
+
+
 def _rename(tree: DictConfig) -> DictConfig:
     """Give settings of a configuration that version 0.1 saved the names that they have now."""
     plain: Any = OmegaConf.to_container(tree, resolve=False)
-    sections = {entry.name for entry in fields(Config) if is_dataclass(getattr(Config(), entry.name))}
-    if not sections <= plain.keys() or not isinstance(plain["loss"], dict):
+    if not _sections() <= plain.keys() or not isinstance(plain["loss"], dict):
         return tree  # written by hand
     loss = {_BEFORE.get(name, name): value for name, value in plain["loss"].items()}
     return OmegaConf.create({**plain, "loss": loss}) if len(loss) == len(plain["loss"]) else tree
@@ -157,8 +161,7 @@ def _refuse_other_shapes(tree: DictConfig, where: str = "") -> None:
         for key, part in parts(str(name), value):
             if part == "???":
                 raise InputError(f"{where}{key}='???': this stands for a value that is missing; give one.")
-    sections = {entry.name for entry in fields(Config()) if is_dataclass(getattr(Config(), entry.name))}
-    for section in sections & given.keys():
+    for section in _sections() & given.keys():
         if not isinstance(given[section], dict) and not _stands_in(given[section]):
             raise InputError(f"{where}{section}={given[section]!r}: Expected a section of key: value pairs.")
     for entry in settings(Config()):

@@ -52,7 +52,10 @@ class Recorder(GeneralTracker):
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Recorder)
-    available = lambda: [LoggerType.TENSORBOARD, LoggerType.WANDB]  # noqa: E731
+
+    def available() -> list[LoggerType]:
+        return [LoggerType.TENSORBOARD, LoggerType.WANDB]
+
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", available)
     monkeypatch.setattr("dynavit.training.logbook.get_available_trackers", available)
     monkeypatch.setattr(Recorder, "made", [])
