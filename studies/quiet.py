@@ -14,4 +14,4 @@ def require_quiet() -> None:
         InputError: other processes keep it busy.
     """
     if (busy := os.getloadavg()[0]) > _BUSY:
-        raise InputError(f"--times: other processes keep {busy:.1f} cores busy; measure when nothing else runs.")
+        raise InputError(f"other processes keep {busy:.1f} cores busy: measure speed when nothing else runs.")

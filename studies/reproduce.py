@@ -36,7 +36,6 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--split", default="choose", choices=["choose", "val"], help="images to evaluate on (default: %(default)s)"
     )
-    add_device(method)
     flat = experiments.add_parser("flat-patches", help="whether flat patches can be merged for nothing")
     flat.set_defaults(run=_flat_patches, output=Path("checkpoints/default-method"), seeds="0")
     for experiment in (method, flat):
@@ -62,16 +61,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="85,90",
         help="top-1 in percent (default: %(default)s)",
     )
+    foretold = experiments.add_parser("plan", help="how far tools/plan.py is off, for random stages and keep ratios")
+    foretold.set_defaults(run=_plan, output=Path("checkpoints/plan"), seeds="0")
+    foretold.add_argument("--backbone", default="deit_small_patch16_224", metavar="NAME", help="(default: %(default)s)")
+    foretold.add_argument(
+        "--batch-sizes", type=numbers(int), default="1,8", metavar="1,8", help="(default: %(default)s)"
+    )
     guides = experiments.add_parser("multimodal", help="whether other spectra help to choose tokens")
     guides.set_defaults(run=_multimodal, output=Path("checkpoints/multimodal"))
     for experiment in (method, clock):
         experiment.add_argument(
             "--times", action="store_true", help="measure speed instead of training; nothing else should run meanwhile"
         )
+    for experiment in (method, foretold):
+        add_device(experiment)
     for experiment, seeds in ((method, "0,1,2"), (removal, "0,1,2,3,4"), (clock, "0,1,2"), (guides, "0,1,2")):
         experiment.add_argument("--seeds", default=seeds, metavar=seeds, help="(default: %(default)s)")
         experiment.add_argument("--workers", type=int, default=2, metavar="N", help="(default: %(default)s)")
-    for experiment in (method, flat, removal, clock, guides):
+    for experiment in (method, flat, removal, clock, foretold, guides):
         experiment.add_argument("--output", type=Path, metavar="DIR", help="(default: %(default)s)")
     return parser
 
@@ -134,6 +141,16 @@ def _wall_clock(options: argparse.Namespace) -> None:
         measure_steps(options.keep_ratio, options.output)
     else:
         print(compare_ways(options.keep_ratio, options.targets, options.seeds, options.output, options.workers))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from dynavit.runs.open import choose_device
+    from studies.plan_accuracy import compare_with_plan
+    from studies.quiet import require_quiet
+
+    require_quiet()
+    (seed,) = options.seeds
+    print(compare_with_plan(options.backbone, options.batch_sizes, seed, options.output, choose_device(options.device)))
 
 
 def _multimodal(options: argparse.Namespace) -> None:

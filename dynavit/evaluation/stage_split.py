@@ -42,7 +42,7 @@ def stage_calls(model: PrunedViT, images: Tensor) -> dict[tuple[str, int], Calla
             continue
         if model.placement == "inside":
             tokens.attention(number)
-        found = copy(tokens)  # what a step changes are the attributes, not the tensors in them
+        found = copy(tokens)
         if isinstance(step, SelectStep):
             k, logits = int(request.counts[step.stage]), step.score(found, request)
             selector = step.selector.at(step.stage, found.positions)
@@ -51,7 +51,7 @@ def stage_calls(model: PrunedViT, images: Tensor) -> dict[tuple[str, int], Calla
             calls["select", step.stage] = partial(selector.order, logits, k)
             calls["gather", step.stage] = partial(_shorten, found, order, k, logits, step)
         else:
-            calls["gather", step.stage] = partial(_run, step, found, request)
+            calls["gather", step.stage] = partial(run_step, step, found, request)
         step(tokens, request)
         if model.placement == "inside":
             tokens.mlp(number)
@@ -77,5 +77,6 @@ def _shorten(tokens: GatheredTokens, order: Tensor, k: int, logits: Tensor, step
     copy(tokens).shorten(order, k, logits, step.reducer)
 
 
-def _run(step: Callable[..., object], tokens: GatheredTokens, request: object) -> None:
+def run_step(step: Callable[..., object], tokens: GatheredTokens, request: object) -> None:
+    """Run a stage on tokens, and leave these as they are: what it changes are attributes, not the tensors in them."""
     step(copy(tokens), request)

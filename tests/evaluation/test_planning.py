@@ -14,12 +14,13 @@ import dynavit
 from dynavit.cli import main
 from dynavit.config import load_config
 from dynavit.cost.macs import closed_form_macs
-from dynavit.cost.oracle import oracle
 from dynavit.cost.timing import measure
 from dynavit.errors import InputError
-from dynavit.evaluation import cost_cache, planning
+from dynavit.evaluation import cost_cache, part_costs, planning
 from dynavit.evaluation.cost_cache import cached_costs
-from dynavit.evaluation.planning import Costs, measure_costs, planned, verdict
+from dynavit.evaluation.methods import read_methods
+from dynavit.evaluation.part_costs import Costs, Parts, measure_costs
+from dynavit.evaluation.planning import planned, verdict
 from dynavit.runs.build import build_start
 
 TINY = {"img_size": 64, "patch_size": 8, "embed_dim": 24, "depth": 6, "num_heads": 3, "num_classes": 5}  # 64 patches
@@ -41,22 +42,24 @@ def linear(choosing: float = 0.0, per_patch: float = 1.0) -> Costs:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Time that is proportional to MACs, and a second to choose; names of what was timed."""
+    """Time that is proportional to tokens, and a second to choose or to embed; names of what was timed."""
     timed: list[str] = []
 
-    def macs(call: Any) -> float:
-        if call.func is planning._blocks:
-            dense, x, _ = call.args
-            return 1e-6 * len(x) * x.shape[1] * dense.adapter.depth
-        model, images = (call.func, call.args[0]) if call.func is not oracle else call.args
-        chooses = bool(model.stages) and call.func is not oracle
-        return 1e-9 * len(images) * closed_form_macs(model, image_size=tuple(images.shape[-2:])) + chooses
+    def taken(call: Any) -> float:
+        if call.func is part_costs._run_blocks:
+            (tokens,) = call.args
+            return 1e-6 * len(tokens.x) * tokens.x.shape[1] * tokens.adapter.depth
+        if call.func in (part_costs.run_step, part_costs._run_rest):
+            return 1.0
+        model, (images,) = call.func, call.args
+        return 1e-9 * len(images) * closed_form_macs(model, image_size=tuple(images.shape[-2:])) + len(model.stages)
 
     def fake(calls: Mapping[str, partial[object]], rounds: int, min_seconds: float = 0.0) -> dict[str, list[float]]:
         timed.extend(calls)
-        return {name: [macs(call)] * rounds for name, call in calls.items()}
+        return {name: [taken(call)] * rounds for name, call in calls.items()}
 
-    monkeypatch.setattr(planning, "measure", fake)
+    for module in (part_costs, planning):
+        monkeypatch.setattr(module, "measure", fake)
     return timed
 
 
@@ -93,6 +96,8 @@ def test_ratios_are_at_the_edges_of_a_staircase() -> None:
 def test_what_no_ratio_reaches_says_what_can_be_had() -> None:
     with pytest.raises(InputError, match=r"from 3\.94e\+05 down to .* up to 4\.\d\dx as fast"):
         planned(pruned_vit(), linear(choosing=1.0), 10.0)
+    with pytest.raises(InputError, match=r"do not prune: .* which takes 1\.38e\+04 ms .* 1\.4\de\+04 ms at least"):
+        planned(pruned_vit(), linear(choosing=2.0, per_patch=0.01), 10.0)
 
 
 @pytest.mark.usefixtures("clock")
@@ -102,10 +107,26 @@ def test_costs_are_what_was_measured() -> None:
     assert costs.blocks[64] == pytest.approx(1e-6 * 2 * 65)  # with the class token
     assert costs.blocks[20] == pytest.approx(1e-6 * 2 * 21)
     assert costs.blocks[0] == costs.blocks[4]  # not measured below
-    assert [patches for patches, _ in costs.stage] == [16, 64]
-    assert all(seconds == pytest.approx(1.0, abs=0.01) for _, seconds in costs.stage)
-    whole = 1e-9 * 2 * closed_form_macs(dense_vit())
-    assert costs.predict(pruned_vit(keep_ratio=1.0)) == pytest.approx(whole)
+    assert costs.stage == [(32, 1.0), (64, 1.0)]
+    assert costs.predict(pruned_vit(keep_ratio=1.0)) == pytest.approx(1.0 + 6 * costs.blocks[64])
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes"),
+    [("default", True), ("tome", True), ("evit", False), ("class_attention", False)],
+)
+def test_blocks_are_timed_on_tokens_as_the_method_leaves_them(method: str, sizes: bool) -> None:
+    (chosen,) = read_methods([f"methods/{method}"])
+    parts = Parts.of(dense_vit(), chosen.parts, batch_size=2)
+    for count, call in parts.blocks.items():
+        (tokens,) = call.args  # type: ignore[attr-defined]
+        assert tokens.positions.shape == (2, count)
+        assert (tokens.size is not None) == (sizes and count < 64)  # what is whole has no sizes
+    assert 64 in parts.blocks
+    with torch.inference_mode():
+        for call in parts.calls().values():
+            call(), call()  # each leaves what it works on as it was
+    assert all(call.args[0].x.shape[1] == 1 + count for count, call in parts.blocks.items())  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("clock")
@@ -113,7 +134,7 @@ def test_patches_that_overlap_are_counted() -> None:
     dense = dynavit.create_model("vit_tiny_patch16_224", stages=(), patch_stride=4, **TINY).eval()
     costs = measure_costs(dense, PARTS, batch_size=1)
     assert len(costs.blocks) == 15 * 15 + 1
-    assert [patches for patches, _ in costs.stage] == [7 * 7, 15 * 15]
+    assert [patches for patches, _ in costs.stage] == [15 * 15 // 2, 15 * 15]
 
 
 def test_costs_are_measured_once_for_a_machine(
@@ -152,7 +173,8 @@ def test_the_tool_plans_and_its_settings_train(
 ) -> None:
     """With real times, of a model that is large enough for tokens to count."""
     quick = partial(measure, min_seconds=0.0)
-    monkeypatch.setattr(planning, "measure", lambda calls, rounds, min_seconds=0.0: quick(calls, rounds))
+    for module in (part_costs, planning):
+        monkeypatch.setattr(module, "measure", lambda calls, rounds, min_seconds=0.0: quick(calls, rounds))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     words = ["plan", "vit_tiny_patch16_224", "--batch-size", "2", "--rounds", "3"]
     assert main([*words, "--speedup", "1.5"]) == 0
