@@ -14,6 +14,8 @@ import timm
 import torch
 from PIL import Image
 
+from tests.warm_python import run_python
+
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -57,7 +59,9 @@ def command_lines() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("source", blocks("python"))
 def test_python_examples_run(source: str) -> None:
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", source], cwd=ROOT, check=True, timeout=120)
+    strict = f"import warnings\nwarnings.simplefilter('error', UserWarning)\n{source}"
+    done = run_python(["-c", strict], ROOT, os.environ, seconds=120)
+    assert done.returncode == 0, f"{source}\n{done.stdout}"
 
 
 def headings(path: Path) -> set[str]:
@@ -146,8 +150,15 @@ def expand(line: str, folder: Path) -> list[list[str]]:
             words += ["--rounds", "1"]
         if "tools/benchmark.py" in words:
             words += ["--rounds", "1", "--backbone", "test_vit", "--batch-sizes", "2"]
-        commands.append([sys.executable if word in ("python", ".venv/bin/python") else word for word in words])
+        commands.append(["python" if word == ".venv/bin/python" else word for word in words])
     return commands
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    name, *words = command
+    if name == "python" and words[0] != "-m":
+        return run_python(words, folder, environment, seconds=600)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
@@ -162,8 +173,8 @@ def test_commands_run_in_the_order_given(checkout: Path) -> None:
         for command in expand(line, checkout):
             if command in ran:
                 continue
-            done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, f"{line}\n{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+            done = run(command, checkout, environment)
+            assert done.returncode == 0, f"{line}\n{shlex.join(command)}\n{done.stdout}\n{done.stderr or ''}"
             ran.append(command)
     assert len(ran) > 5
     assert (checkout / "checkpoints/quickstart/report.html").exists()
