@@ -101,7 +101,4 @@ def verdict(rows: Sequence[Row], costs: Costs, batch_size: int) -> str | None:
         f"a block takes {1e3 * whole:.3g} ms a batch with {patches} patches and {1e3 * half:.3g} ms with half of them, "
         f"and choosing them takes {1e3 * costs.choosing(patches):.3g} ms a stage"
     )
-    return (
-        f"do not prune: the model would be {gain:.2f}x as fast. At batch size {batch_size} {reason}. "
-        f"{_ELSEWHERE}"
-    )
+    return f"do not prune: the model would be {gain:.2f}x as fast. At batch size {batch_size} {reason}. {_ELSEWHERE}"
