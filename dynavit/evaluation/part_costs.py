@@ -99,10 +99,8 @@ class Parts:
         patches = embedded[0].shape[1] - adapter.num_prefix_tokens
         blocks = {patches: partial(_run_blocks, _first(model, embedded, patches))}
         for rung in {round(patches * number / _RUNGS) for number in range(1, _RUNGS)} | {patches - 1}:
-            if rung > 0:
-                tokens = _first(model, embedded, rung + 1)
-                step(tokens, model.request(tokens, keep_counts=[rung]))
-                blocks.setdefault(tokens.positions.shape[1], partial(_run_blocks, tokens))
+            if 0 < rung < patches:
+                blocks[rung] = partial(_run_blocks, _shortened(model, embedded, rung))
         stage = {}
         for found in {max(patches // 2, 1), patches}:
             tokens = _first(model, embedded, found)
@@ -121,7 +119,7 @@ class Parts:
         # more tokens are never faster, but for all of them, which have no sizes
         steps = [*np.maximum.accumulate([taken[count] for count in rungs]), taken[patches]]
         blocks = np.interp(np.arange(patches + 1), [*rungs, patches], steps).tolist()
-        stage = [(count, median(seconds[f"stage {count}"])) for count in sorted(self.stage)]
+        stage = [(count, median(seconds[f"stage {count}"])) for count in (min(self.stage), max(self.stage))]
         return Costs(blocks, stage, median(seconds["rest"]))
 
 
@@ -138,6 +136,13 @@ def _first(model: PrunedViT, embedded: tuple[Tensor, Any], count: int) -> Gather
     context = adapter.gather(context, torch.arange(count, device=x.device).expand(x.shape[0], -1))
     x = x[:, : adapter.num_prefix_tokens + count].contiguous()
     return GatheredTokens(x, context, adapter, training=False, form=model.mask_form)
+
+
+def _shortened(model: PrunedViT, embedded: tuple[Tensor, Any], count: int) -> GatheredTokens:
+    """Return so many tokens as a stage leaves them, with their sizes; where it makes others, the first patches."""
+    tokens = _first(model, embedded, count + 1)
+    model.steps()[0](tokens, model.request(tokens, keep_counts=[count]))
+    return tokens if tokens.positions.shape[1] == count else _first(model, embedded, count)
 
 
 def _run_blocks(tokens: GatheredTokens) -> None:

@@ -113,7 +113,7 @@ def test_costs_are_what_was_measured() -> None:
 
 @pytest.mark.parametrize(
     ("method", "sizes"),
-    [("default", True), ("tome", True), ("evit", False), ("class_attention", False)],
+    [("default", True), ("tome", True), ("evit", False), ("evit_fuse", False), ("seps", False)],
 )
 def test_blocks_are_timed_on_tokens_as_the_method_leaves_them(method: str, sizes: bool) -> None:
     (chosen,) = read_methods([f"methods/{method}"])
@@ -122,11 +122,21 @@ def test_blocks_are_timed_on_tokens_as_the_method_leaves_them(method: str, sizes
         (tokens,) = call.args  # type: ignore[attr-defined]
         assert tokens.positions.shape == (2, count)
         assert (tokens.size is not None) == (sizes and count < 64)  # what is whole has no sizes
-    assert 64 in parts.blocks
+    assert sorted(parts.blocks) == [*range(4, 64, 4), 63, 64]
     with torch.inference_mode():
         for call in parts.calls().values():
             call(), call()  # each leaves what it works on as it was
     assert all(call.args[0].x.shape[1] == 1 + count for count, call in parts.blocks.items())  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("side", [1, 2])
+def test_images_of_few_patches_can_be_measured(side: int) -> None:
+    dense = dynavit.create_model("vit_tiny_patch16_224", stages=(), **TINY | {"img_size": 8 * side}).eval()
+    costs = measure_costs(dense, PARTS, batch_size=2)
+    assert costs.blocks[1:] == pytest.approx([1e-6 * 2 * (1 + count) for count in range(1, side**2 + 1)])
+    pruned = dynavit.prune(dense.backbone, **{"stages": (1, 3), **PARTS, "keep_ratio": 0.5}).eval()
+    assert costs.predict(pruned) > 0
 
 
 @pytest.mark.usefixtures("clock")
