@@ -32,22 +32,18 @@ _LEAST, _MOST = 0.2, 0.95  # share of the patches that a stage keeps
 _STAGES = 4  # at most
 
 
-def compare_with_plan(
-    backbone: str, batch_sizes: Sequence[int], seed: int, folder: Path, device: torch.device, **model_kwargs: Any
-) -> str:
+def compare_with_plan(backbone: str, batch_sizes: Sequence[int], folder: Path, device: torch.device) -> str:
     """Foretell and time :data:`CONFIGURATIONS` models at each batch size; return tables.
 
     Args:
         backbone: timm name; weights are random.
         batch_sizes: images at once.
-        seed: of the configurations.
         folder: gets ``plan.json``, every round.
         device: where they run.
-        model_kwargs: further arguments of ``timm.create_model``.
     """
-    dense = create_model(backbone, stages=(), **model_kwargs).to(device).eval()
+    dense = create_model(backbone, stages=()).to(device).eval()
     (method,) = read_methods(["methods/default"])
-    drawn = random_configurations(dense.adapter.depth, seed)
+    drawn = random_configurations(dense.adapter.depth, seed=0)
     models = [
         prune(dense.backbone, **method.parts, stages=tuple(kept), keep_ratios=[*kept.values()]).eval() for kept in drawn
     ]
@@ -68,27 +64,29 @@ def random_configurations(depth: int, seed: int) -> list[dict[int, float]]:
 
 
 @torch.inference_mode()
-def _compare(dense: PrunedViT, parts: dict[str, Any], models: Sequence[PrunedViT], batch_size: int) -> list[Row]:
-    whole_parts, images = Parts.of(dense, parts, batch_size), random_images(dense, batch_size)
-    calls: dict[str, Callable[[], object]] = {"dense": partial(dense, images)}
-    calls |= {str(number): partial(model, images) for number, model in enumerate(models)}
-    seconds = measure(calls | whole_parts.calls(), ROUNDS)
-    costs = whole_parts.costs(seconds)
-    whole = costs.predict(dense)
+def _compare(dense: PrunedViT, pruning: dict[str, Any], models: Sequence[PrunedViT], batch_size: int) -> list[Row]:
+    """Return a row of the dense model, then one of each of the others."""
+    parts, images = Parts.of(dense, pruning, batch_size), random_images(dense, batch_size)
+    names = {f"model {number}": model for number, model in enumerate([dense, *models])}
+    calls: dict[str, Callable[[], object]] = {name: partial(model, images) for name, model in names.items()}
+    seconds = measure(calls | parts.calls(), ROUNDS)
+    costs = parts.costs(seconds)
+    foretold = {name: costs.predict(model) for name, model in names.items()}
+    whole = next(iter(names))
     rows: list[Row] = [
         {
             "stages": list(model.stages),
             "keep_ratios": [round(ratio, 3) for ratio in model.keep_ratios],
-            "foretold_ms": 1e3 * costs.predict(model) / batch_size,
+            "foretold_ms": 1e3 * foretold[name] / batch_size,
             "ms": 1e3 * median(seconds[name]) / batch_size,
-            "foretold_speedup": whole / costs.predict(model),
-            "speedup": list(median_interval(seconds["dense"], seconds[name])),
+            "foretold_speedup": foretold[whole] / foretold[name],
+            "speedup": list(median_interval(seconds[whole], seconds[name])),
             "seconds": seconds[name],
         }
-        for name, model in ((str(number), model) for number, model in enumerate(models))
+        for name, model in names.items()
     ]
-    about = {"stages": [], "foretold_ms": 1e3 * whole / batch_size, "ms": 1e3 * median(seconds["dense"]) / batch_size}
-    return [{**about, "seconds": seconds["dense"], "costs": asdict(costs)}, *rows]
+    rows[0]["costs"] = asdict(costs)
+    return rows
 
 
 def table(batch_size: int, rows: Sequence[Row]) -> str:

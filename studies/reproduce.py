@@ -149,8 +149,7 @@ def _plan(options: argparse.Namespace) -> None:
     from studies.quiet import require_quiet
 
     require_quiet()
-    (seed,) = options.seeds
-    print(compare_with_plan(options.backbone, options.batch_sizes, seed, options.output, choose_device(options.device)))
+    print(compare_with_plan(options.backbone, options.batch_sizes, options.output, choose_device(options.device)))
 
 
 def _multimodal(options: argparse.Namespace) -> None:

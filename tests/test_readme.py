@@ -174,7 +174,7 @@ def test_commands_run_in_the_order_given(checkout: Path) -> None:
             if command in ran:
                 continue
             done = run(command, checkout, environment)
-            assert done.returncode == 0, f"{line}\n{shlex.join(command)}\n{done.stdout}\n{done.stderr or ''}"
+            assert done.returncode == 0, f"{line}\n{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
             ran.append(command)
     assert len(ran) > 5
     assert (checkout / "checkpoints/quickstart/report.html").exists()

@@ -26,6 +26,9 @@ def run_python(
         environment: all variables that it has.
         seconds: that it may take.
 
+    Returns:
+        As of :func:`subprocess.run`, with both streams in ``stdout``.
+
     Raises:
         subprocess.TimeoutExpired: it takes longer.
     """
@@ -39,7 +42,7 @@ def run_python(
             process.join()
             raise subprocess.TimeoutExpired(words, seconds, output.read_text())
         assert process.exitcode is not None
-        return subprocess.CompletedProcess(words, process.exitcode, output.read_text())
+        return subprocess.CompletedProcess(words, process.exitcode, output.read_text(), stderr="")
 
 
 def _program(words: list[str], folder: str, environment: dict[str, str], output: str) -> None:

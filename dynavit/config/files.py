@@ -109,7 +109,8 @@ def _read(path: Path) -> DictConfig:
 
 def _sections() -> set[str]:
     """Return the names of the parts that a configuration is made of."""
-    return {entry.name for entry in fields(Config()) if is_dataclass(getattr(Config(), entry.name))}
+    config = Config()
+    return {entry.name for entry in fields(config) if is_dataclass(getattr(config, entry.name))}
 
 
 def _rename(tree: DictConfig) -> DictConfig:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dynavit.cost.images import random_images
 from dynavit.cost.macs import plain_inference
+from dynavit.cost.oracle import first_patches
 from dynavit.cost.timing import measure
 from dynavit.errors import InputError
 from dynavit.models import PrunedViT
@@ -63,9 +64,8 @@ def block_latency(
         block = model.adapter.depth // 2
         runs = {}
         for n in measured:
-            index = torch.arange(n, device=x.device).expand(batch_size, n)
-            tokens, rest = x[:, : num_prefix + n].contiguous(), model.adapter.gather(context, index)
-            runs[str(n)] = partial(model.adapter.block, block, tokens, rest, None)
+            tokens, rest = first_patches(model.adapter, x, context, n)
+            runs[str(n)] = partial(model.adapter.block, block, tokens.contiguous(), rest, None)
         seconds = measure(runs, rounds=rounds)
     medians = np.maximum.accumulate([median(seconds[str(n)]) for n in measured])
     everywhere = np.interp(np.arange(num_patches + 1), measured, medians)

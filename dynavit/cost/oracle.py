@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynavit.adapters import BackboneAdapter
 from dynavit.cost.macs import tokens_per_stage
 from dynavit.models import PrunedViT
 
@@ -20,7 +21,12 @@ def oracle(model: PrunedViT, images: Tensor) -> Any:
         if step is not None and step.keep_ratio < 1:
             present = x.shape[1] - adapter.num_prefix_tokens
             left = min(step.leaves(present, counts[step.stage]), present)
-            x = x[:, : adapter.num_prefix_tokens + left]
-            context = adapter.gather(context, torch.arange(left, device=x.device).expand(x.shape[0], -1))
+            x, context = first_patches(adapter, x, context, left)
         x = adapter.block(number, x, context, None)
     return adapter.head(adapter.norm(x), None, model.training, pre_logits=False)
+
+
+def first_patches(adapter: BackboneAdapter, x: Tensor, context: Any, count: int) -> tuple[Tensor, Any]:
+    """Return tokens ``(B, P + count, D)`` and their context: the prefix and the first patches, whatever they show."""
+    index = torch.arange(count, device=x.device).expand(x.shape[0], -1)
+    return x[:, : adapter.num_prefix_tokens + count], adapter.gather(context, index)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dynavit.cost.images import random_images
 from dynavit.cost.macs import tokens_per_stage
+from dynavit.cost.oracle import first_patches
 from dynavit.cost.timing import measure
 from dynavit.evaluation.stage_split import run_step
 from dynavit.models import PrunedViT, prune
@@ -77,9 +78,9 @@ class Parts:
         depth: number of blocks.
     """
 
-    blocks: Mapping[int, Callable[[], object]]
-    stage: Mapping[int, Callable[[], object]]
-    rest: Callable[[], object]
+    blocks: Mapping[int, partial[None]]
+    stage: Mapping[int, partial[None]]
+    rest: partial[None]
     depth: int
 
     @classmethod
@@ -132,10 +133,8 @@ def measure_costs(dense: PrunedViT, pruning: dict[str, Any], batch_size: int) ->
 
 def _first(model: PrunedViT, embedded: tuple[Tensor, Any], count: int) -> GatheredTokens:
     """Return the first patches of images, as if there were no others."""
-    (x, context), adapter = embedded, model.adapter
-    context = adapter.gather(context, torch.arange(count, device=x.device).expand(x.shape[0], -1))
-    x = x[:, : adapter.num_prefix_tokens + count].contiguous()
-    return GatheredTokens(x, context, adapter, training=False, form=model.mask_form)
+    x, context = first_patches(model.adapter, *embedded, count)
+    return GatheredTokens(x.contiguous(), context, model.adapter, training=False, form=model.mask_form)
 
 
 def _shortened(model: PrunedViT, embedded: tuple[Tensor, Any], count: int) -> GatheredTokens:

@@ -36,7 +36,8 @@ def planned(model: PrunedViT, costs: Costs, seconds: float) -> PrunedViT:
     Raises:
         InputError: no ratio is fast enough, with what is attainable.
     """
-    foretold = {ratio: costs.predict(model.at_ratio(ratio)) for ratio in (number / 1000 for number in range(1, 1001))}
+    ratios = [number / 1000 for number in range(1, 1001)]
+    foretold = {ratio: costs.predict(model.at_ratio(ratio)) for ratio in ratios}
     fits = [ratio for ratio, taken in foretold.items() if taken <= seconds]
     if not fits:
         dense, fastest = foretold.pop(1.0), min(foretold.values())

@@ -119,14 +119,14 @@ def test_blocks_are_timed_on_tokens_as_the_method_leaves_them(method: str, sizes
     (chosen,) = read_methods([f"methods/{method}"])
     parts = Parts.of(dense_vit(), chosen.parts, batch_size=2)
     for count, call in parts.blocks.items():
-        (tokens,) = call.args  # type: ignore[attr-defined]
+        (tokens,) = call.args
         assert tokens.positions.shape == (2, count)
         assert (tokens.size is not None) == (sizes and count < 64)  # what is whole has no sizes
     assert sorted(parts.blocks) == [*range(4, 64, 4), 63, 64]
     with torch.inference_mode():
         for call in parts.calls().values():
             call(), call()  # each leaves what it works on as it was
-    assert all(call.args[0].x.shape[1] == 1 + count for count, call in parts.blocks.items())  # type: ignore[attr-defined]
+    assert all(call.args[0].x.shape[1] == 1 + count for count, call in parts.blocks.items())
 
 
 @pytest.mark.usefixtures("clock")
